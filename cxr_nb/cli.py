@@ -120,6 +120,12 @@ def cxr_prepare(
     _say(f'cache: {len(cache.usable):,} films at {size}x{size} in {cache.path}')
     _skipped(cache)
 
+# %% ../nbs/api/15_cli.ipynb #d198e3e8
+def _run_folder(run):
+    "The run folder, which every command but the first three needs"
+    if not run: raise CxrError('--run is missing; give the folder that cxr-train or cxr-demo wrote, as in: --run runs/demo')
+    return Path(run)
+
 # %% ../nbs/api/15_cli.ipynb #eaadbf65
 def make_recipe(
     recipe:str='staged', # 'staged' or 'single'
@@ -190,7 +196,7 @@ def finish(
     write_model_card(run.path)
     _say(f'report: {write_report(run.path)}')
 
-# %% ../nbs/api/15_cli.ipynb #c83e911d
+# %% ../nbs/api/15_cli.ipynb #3c897090
 @command('''cxr-eval --run runs/first
             cxr-eval --run runs/first --subset 2000
             cxr-eval --run runs/first --weights runs/first/checkpoints/frozen_head.safetensors
@@ -222,7 +228,7 @@ def cxr_eval(
 def _run_findings(run):
     "The findings of a trained run, known before its data are read"
     from cxr_nb.models import read_config
-    return read_config(run)['findings']
+    return read_config(_run_folder(run))['findings']
 
 # %% ../nbs/api/15_cli.ipynb #db687f09
 @command('''cxr-gradcam --run runs/first --samples 8
@@ -257,7 +263,7 @@ def _localisation(scores):
     _say(f'pointing game: peak in the box on {a.hit:.2f} of {int(a.films)} findings ({a.low:.2f} to {a.high:.2f}), '
          f'a location prior that sees no image {a.prior:.2f} ({a.prior_low:.2f} to {a.prior_high:.2f})')
 
-# %% ../nbs/api/15_cli.ipynb #955830f2
+# %% ../nbs/api/15_cli.ipynb #ebcc6578
 @command('''cxr-predict --run runs/first film.png
             cxr-predict --run runs/first /path/to/films --out predictions.csv''')
 def cxr_predict(
@@ -271,7 +277,7 @@ def cxr_predict(
     import time
     from cxr_nb.predict import load_classifier, predict_files
     if not files: raise CxrError('no files given; name image files or folders, as in: cxr-predict --run RUN film.png')
-    clf, began = load_classifier(run, device), time.perf_counter()
+    clf, began = load_classifier(_run_folder(run), device), time.perf_counter()
     df = predict_files(clf, files, batch_size, progress=True)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     df.to_csv(out, index=False)

@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data.html.md"""
 
 # %% auto #0
 __all__ = ['LABEL_FILES', 'SUFFIXES', 'PHANTOM_CAVEAT', 'NIH_IMAGES', 'DataError', 'ChestData', 'label_file', 'kaggle_mount',
-           'cache_home', 'download_nih', 'find_root', 'index_images', 'load_nih', 'phantom_data', 'load_data',
+           'cache_home', 'download_nih', 'find_root', 'index_images', 'load_nih', 'fast', 'phantom_data', 'load_data',
            'own_data']
 
 # %% ../nbs/api/02_data.ipynb #c746a3ef
@@ -20,7 +20,7 @@ from .labels import *
 from .labels import _read_csv
 from .phantom import make_phantom
 
-# %% ../nbs/api/02_data.ipynb #d7b06130
+# %% ../nbs/api/02_data.ipynb #74d99bc9
 class DataError(CxrError):
     "Data that cannot be found or used"
 
@@ -38,6 +38,7 @@ class ChestData:
     @property
     def missing(self): return [o for o in self.table.index if o not in self.files]
 
+    def __repr__(self): return f'ChestData({self.name}: {len(self.table):,} films of {self.table.patient.nunique():,} patients)'
     def _repr_markdown_(self):
         t = self.table
         rows = [('films in the table', f'{len(t):,}'), ('films on disk', f'{len(t) - len(self.missing):,}'), ('patients', f'{t.patient.nunique():,}'),
@@ -139,16 +140,23 @@ def load_nih(
         raise DataError(f'{root}: none of the {len(table):,} images of {label_file(root).name} lies below it; unpack the image archives there')
     return ChestData(root, root.resolve().name, table, files, _boxes(root), _lists(root), _caveat(root, n))
 
-# %% ../nbs/api/02_data.ipynb #493e00a5
+# %% ../nbs/api/02_data.ipynb #daeb376a
+def fast()->bool: # Is this a quick run?
+    "`CXR_FAST` if it is set, else whether this is a test without real data"
+    said = os.environ.get('CXR_FAST')
+    return said not in ('', '0') if said is not None else bool(os.environ.get('IN_TEST')) and not os.environ.get('CXR_DATA')
+
+# %% ../nbs/api/02_data.ipynb #fc8baf38
 def phantom_data(
-    n_images:int=1500, # Films, about
-    size:int=256, # Side in pixels
+    n_images:int=None, # Films; 1,500, or 300 in a quick run
+    size:int=None, # Side in pixels; 256, or 64 in a quick run
     seed:int=0, # Which phantom
     findings:list=FINDINGS, # Which findings get a column
     progress:bool=True, # Show a progress bar while it is made?
     **kwargs # More for `make_phantom`
 )->ChestData: # As of `load_nih`
     "Phantom films from the cache folder, made there if needed"
+    n_images, size = n_images or (300 if fast() else 1500), size or (64 if fast() else 256)
     more = ''.join(f'-{k}{v}' for k, v in sorted(kwargs.items()))
     dest = cache_home()/f'phantom-{n_images}-{size}-{seed}{more}'
     make_phantom(dest, n_images=n_images, size=size, seed=seed, progress=progress, **kwargs)

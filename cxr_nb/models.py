@@ -8,8 +8,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/models.html.md"""
 __all__ = ['ModelError', 'ChestModel', 'read_weights', 'load_backbone', 'make_model', 'splitter', 'fix_batchnorm',
            'probabilities', 'features', 'save_bundle', 'save_weights', 'read_config', 'load_bundle']
 
-# %% ../nbs/api/07_models.ipynb #5d1c0526
-import json, pickle
+# %% ../nbs/api/07_models.ipynb #e6ed3d0c
+import json, pickle, warnings
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -57,14 +57,17 @@ def _width(backbone, size):
     backbone.train(was)
     return n
 
-# %% ../nbs/api/07_models.ipynb #92ab95d6
+# %% ../nbs/api/07_models.ipynb #c46e92a9
 def read_weights(
     path # `.safetensors`, or a `.pth`/`.pt`/`.bin` state dict
 )->dict: # Name to tensor
     "Tensors of a weight file; no code in it can run. Raises `ModelError` if it is missing or anything but tensors"
     path = Path(path)
     if not path.is_file(): raise ModelError(f'{path}: no such weight file; check --weights')
-    try: sd = load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        with warnings.catch_warnings(): # torch remarks on the age of a pickle before it refuses it
+            warnings.simplefilter('ignore')
+            sd = load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, OSError) as e:
         raise ModelError(f'{path}: not a file of plain tensors, refused ({type(e).__name__}); save it as .safetensors') from None
     sd = sd.get('state_dict', sd.get('model', sd)) if isinstance(sd, dict) else sd

@@ -7,10 +7,11 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/phantom.html.md"""
 # %% auto #0
 __all__ = ['VERSION', 'Canvas', 'anatomy', 'film', 'phantom_table', 'make_phantom']
 
-# %% ../nbs/api/01_phantom.ipynb #c824a7d9
-import json, shutil
+# %% ../nbs/api/01_phantom.ipynb #81e93786
+import json, os, shutil, sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import cycle
 from multiprocessing import get_context
@@ -373,7 +374,7 @@ def _ring(at, r, rng, rough=.08, n=40):
     w = 1 + rough*(rng.normal(0, 1, (4,1))/k**.5*np.cos(k*th + rng.uniform(0, 6.3, (4,1)))).sum(0)
     return np.asarray(at) + (r*w)[:,None]*np.stack([np.cos(th), np.sin(th)], 1)
 
-# %% ../nbs/api/01_phantom.ipynb #92cf9834
+# %% ../nbs/api/01_phantom.ipynb #3ed50dd5
 def _lobe(sc, r, at, rx, ry, power=2., rough=.5):
     "Ill-defined patch inside the lung: a bump broken up by clouds"
     c = sc.c
@@ -388,7 +389,7 @@ def _Infiltration(sc, r, sev):
     s, out = _side(r), []
     for i in range(r.integers(1, 3)):
         at = _at(sc.g, s, r.uniform(.3, .8), r.uniform(.15, .92))
-        out.append(_add(sc, _lobe(sc, r, at, r.uniform(.03, .07), r.uniform(.03, .08), 1., .8), .05 + .15*sev))
+        out.append(_add(sc, _lobe(sc, r, at, r.uniform(.04, .08), r.uniform(.04, .085), 1., .7), .06 + .16*sev))
         s = -s if r.random() < .5 else s
     return out
 
@@ -412,7 +413,7 @@ def _Pneumonia(sc, r, sev):
     sc.extra -= .55*air*d
     return [d]
 
-# %% ../nbs/api/01_phantom.ipynb #c467d928
+# %% ../nbs/api/01_phantom.ipynb #643d8f1f
 def _risen(sc, s):
     "What the raised hemidiaphragm on side `s` took from the lung"
     if not sc.g.rise: return 0.
@@ -439,7 +440,7 @@ def _Atelectasis(sc, r, sev):
 def _Effusion(sc, r, sev):
     "Fluid: a blunted angle or a layer with a meniscus that climbs the chest wall"
     g, c, out = sc.g, sc.c, []
-    sides = [_side(r)] if r.random() < .7 else [-1, 1]
+    sides = [_side(r)] if r.random() < .85 else [-1, 1]
     for s in sides:
         k = sev*r.uniform(.6, 1) if len(sides) > 1 else sev
         d = g.dome[s]
@@ -453,11 +454,11 @@ def _Effusion(sc, r, sev):
 
 @_finding
 def _Edema(sc, r, sev):
-    "Perihilar batwing haze, fuller vessels and Kerley lines at the bases"
+    "Perihilar haze, often lopsided, fuller vessels and Kerley lines at the bases"
     out, g = [], sc.g
-    lean = r.uniform(.5, 1, 2) if r.random() < .5 else np.array([1., .12])[::r.choice([-1, 1])]
+    lean = r.uniform(.5, 1, 2) if r.random() < .35 else np.array([1., .12])[::r.choice([-1, 1])]
     for s, k in zip((-1, 1), lean):
-        m = _lobe(sc, r, _at(g, s, r.uniform(.3, .5), r.uniform(.45, .75)), r.uniform(.06, .10), r.uniform(.09, .16), 1.2, .45)
+        m = _lobe(sc, r, _at(g, s, r.uniform(.25, .6), r.uniform(.3, .8)), r.uniform(.05, .085), r.uniform(.07, .13), 1.2, .45)
         y = r.uniform(.75, .97, 9)
         lines = [_at(g, s, np.array([.82, .97]), np.array([v, v + .004])) for v in y]
         sc.extra += .04*sev*k*sc.c.stroke(lines, .0025, .0006)*sc.side[s]
@@ -466,7 +467,7 @@ def _Edema(sc, r, sev):
     sc.vessel_gain = sc.vessel_gain*(1 + .35*sev)
     return out
 
-# %% ../nbs/api/01_phantom.ipynb #6b0493b2
+# %% ../nbs/api/01_phantom.ipynb #9ca5cf62
 def _spot(sc, r, lo, hi):
     "Where and how large a round lesion is: place, radius"
     rad = r.uniform(lo, hi)
@@ -484,38 +485,38 @@ def _Nodule(sc, r, sev):
     "Round opacities of less than 3 cm, one to three"
     out = []
     for i in range(r.choice([1, 1, 1, 2, 3])):
-        at, rad = _spot(sc, r, .011, .035)
-        out.append(_add(sc, sc.c.fill([_ring(at, rad, r, .05)]), .06 + .13*sev))
+        at, rad = _spot(sc, r, .014, .035)
+        out.append(_add(sc, sc.c.fill([_ring(at, rad, r, .05)]), .10 + .17*sev))
     return out
 
 @_finding
 def _Pneumothorax(sc, r, sev):
-    "Air beside the lung: a fine pleural line, nothing but black beyond it"
+    "Air beside the lung, over the apex or at the base: a fine pleural line, nothing but black beyond it"
     g, c, s = sc.g, sc.c, _side(r)
     y0, y1 = g.apex, g.dome[s].angle
     v = np.linspace(0, 1, 16)
-    gap = (.014 + .15*sev)*(1 - .75*v**r.uniform(.4, 1.5))
-    if r.random() < .2: gap = gap[::-1]*.8
+    far = np.clip(1 - v/r.uniform(.45, 1.2), 0, 1)**r.uniform(.3, .9)
+    gap = (.03 + .15*sev)*(far if r.random() < .7 else .8*far[::-1]) - .012*(v > 0)
     x, y = np.maximum(_outer(g, v) - gap, .04), y0 + gap[0]*.9 + v*(y1 - y0 - gap[0]*.9)
     edge = np.stack([s*x + g.turn*.3, y], 1)
     rest = np.vstack([edge, [(s*.01, y1), (s*.01, y0 + gap[0])]])
     inside = c.fill([rest], soft=.002)
     free = sc.lung[s]*(1 - inside)
     sc.vessel_gain = sc.vessel_gain*(1 - free)
-    line = c.stroke([_curve(np.vstack([[(s*.05, y0 + gap[0]*1.25)], edge[:13]]))], .0035, .0008)*sc.lung[s]
+    line = c.stroke([_curve(np.vstack([[(s*.05, y0 + gap[0]*1.25)], edge]))], .0035, .0008)*sc.lung[s]
     sc.extra += (.045 + .05*sev)*line + .05*sev*sc.lung[s]*inside*.6
     return [_add(sc, -free, .05 + .05*sev)]
 
-# %% ../nbs/api/01_phantom.ipynb #f893f24f
+# %% ../nbs/api/01_phantom.ipynb #5611f435
 @_finding
 def _Emphysema(sc, r, sev):
-    "Overinflated: darker lungs with thin vessels, flat diaphragm, at times a bulla"
+    "Overinflated: dark areas with thin vessels, the lower or the upper part of one lung or both, flat diaphragm, at times a bulla"
     c, g, out = sc.c, sc.g, []
-    centre, both = r.choice([.15, .35, .85]), r.random() < .7
+    centre, both = r.uniform(.12, .88), r.random() < .3
     for s in ([-1, 1] if both else [_side(r)]):
         k = r.uniform(.5, 1)
-        m = c.up(_bump(c, _at(g, s, .6, centre), .2, r.uniform(.10, .22)))*sc.lung[s]
-        out.append(_add(sc, -m, (.03 + .10*sev)*k))
+        m = c.up(_bump(c, _at(g, s, r.uniform(.35, .75), centre), r.uniform(.07, .12), r.uniform(.07, .13), 0, 1.5))*sc.lung[s]
+        out.append(_add(sc, -m, (.06 + .13*sev)*k))
         sc.vessel_gain = sc.vessel_gain*(1 - .7*sev*m)
     if r.random() < .5:
         ring = _ring(_at(g, s, r.uniform(.6, .85), np.clip(centre + r.normal(0, .08), .1, .9)), r.uniform(.03, .06), r, .04)
@@ -526,15 +527,15 @@ def _Emphysema(sc, r, sev):
 def _Fibrosis(sc, r, sev):
     "Net of fine lines and small cysts at the bases or the periphery, at times at the apex"
     c, g, out = sc.c, sc.g, []
-    v, u = (r.uniform(.7, .95), r.uniform(.5, .85)) if r.random() < .65 else (r.uniform(.08, .4), r.uniform(.4, .8))
-    for s in ([-1, 1] if r.random() < .6 else [_side(r)]):
-        at = _at(g, s, u, v) + r.normal(0, .012, 2)
-        env = c.up(_bump(c, at, r.uniform(.05, .085), r.uniform(.05, .09), 0, 1.5))*sc.lung[s]
+    v, u = (r.uniform(.6, .95), r.uniform(.35, .85)) if r.random() < .6 else (r.uniform(.08, .45), r.uniform(.4, .8))
+    for s in ([-1, 1] if r.random() < .25 else [_side(r)]):
+        at = _at(g, s, u, v) + r.normal(0, .02, 2)
+        env = c.up(_bump(c, at, r.uniform(.055, .09), r.uniform(.055, .10), 0, 1.5))*sc.lung[s]
         p0 = at + r.normal(0, .06, (130, 2))
         th = r.uniform(0, 6.3, 130)
         step = np.stack([np.cos(th), np.sin(th)], 1)*r.uniform(.008, .02, (130, 1))
         net = c.stroke(list(np.stack([p0 - step, p0 + r.normal(0, .003, (130, 2)), p0 + step], 1)), .003, .0006)
-        out.append(_add(sc, env*(.35 + net), (.05 + .12*sev)*r.uniform(.6, 1)))
+        out.append(_add(sc, env*(.35 + net), (.10 + .16*sev)*r.uniform(.7, 1)))
     return out
 
 @_finding
@@ -542,31 +543,31 @@ def _Pleural_Thickening(sc, r, sev):
     "A rind along the chest wall or over the apex"
     g, c, s = sc.g, sc.c, _side(r, .5)
     v0 = r.choice([0., r.uniform(.1, .65)])
-    v, w = np.linspace(v0, min(v0 + r.uniform(.2, .45), 1), 14), .012 + .022*sev
+    v, w = np.linspace(v0, min(v0 + r.uniform(.22, .45), 1), 14), .020 + .024*sev
     x, y = _outer(g, v), g.apex + v*(g.dome[s].angle - g.apex)
     wave = w*np.sin(np.linspace(.25, np.pi - .25, 14))*(1 + .25*r.normal(0, 1, 14))
     inner = np.stack([x - wave, y + wave*(.9 if v0 == 0 else 0)], 1)
     rind = np.vstack([np.stack([x + .01, y - .01*(v0 == 0)], 1), inner[::-1]])*[s, 1] + [g.turn*.3, 0]
     if v0 == 0: rind = np.vstack([[(s*.05, g.apex)], rind, [(s*.05, g.apex + .6*w)]])
-    return [_add(sc, c.fill([rind], soft=.002)*sc.side[s], .10 + .20*sev)]
+    return [_add(sc, c.fill([rind], soft=.002)*sc.side[s], .16 + .22*sev)]
 
 @_finding
 def _Hernia(sc, r, sev):
     "Stomach behind the heart: a round shadow with gas over a fluid level"
     g, c = sc.g, sc.c
-    rad = .035 + .045*sev
-    at = np.array([r.normal(.02, .05), g.apex + g.height - r.uniform(-.015, .09)])
+    rad = .045 + .04*sev
+    at = np.array([_side(r, .35)*r.uniform(0, .12), g.apex + g.height - r.uniform(-.01, .15)])
     ring = _ring(at, rad, r, .04)
     ball, wall = c.fill([ring], soft=.004), c.stroke([np.vstack([ring, ring[:1]])], .006, .0015)
     gas = ball*c.up(1/(1 + np.exp(np.clip((c.y - at[1] + r.uniform(-.3, .5)*rad)/.002, -30, 30))).astype(np.float32))
-    return [np.abs(_add(sc, .10*ball + .08*wall - .22*gas, .45 + .55*sev))]
+    return [np.abs(_add(sc, .12*ball + .10*wall - .32*gas, .55 + .45*sev))]
 
 @_finding
 def _Cardiomegaly(sc, r, sev):
     "The heart itself, wider than half of the chest"
     return [sc.c.fill([sc.g.heart], soft=.001)]
 
-# %% ../nbs/api/01_phantom.ipynb #33753bae
+# %% ../nbs/api/01_phantom.ipynb #989d954a
 def _reshape(
     findings:list, # of this film
     rngs:dict, # finding -> generator of its place
@@ -575,7 +576,7 @@ def _reshape(
     "What the findings do to the shape of heart and diaphragm"
     change, lost, rise = {}, -1, 0.
     if 'Cardiomegaly' in findings: change['ctr'] = 1.05 + .33*sev['Cardiomegaly']
-    if 'Emphysema' in findings: change['flat'] = .7*sev['Emphysema']
+    if 'Emphysema' in findings: change['flat'] = .5*sev['Emphysema']
     if 'Atelectasis' in findings:
         r = rngs['Atelectasis']
         lost, low = _side(r), r.random() < .7
@@ -738,8 +739,8 @@ def phantom_table(
     out.index = pd.Index([f'{p:08d}_{f:03d}.png' for p, f in zip(out.patient, out.follow_up)], name='image')
     return out
 
-# %% ../nbs/api/01_phantom.ipynb #8c29b546
-VERSION = 2 # raise it when films change for the same seed
+# %% ../nbs/api/01_phantom.ipynb #0129581a
+VERSION = 3 # raise it when films change for the same seed
 
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 
@@ -755,19 +756,30 @@ def _write_film(
 
 def _one_thread(): cv2.setNumThreads(1)
 
+@contextmanager
+def _alone():
+    "New processes do not run the caller's script again: they need nothing of it"
+    main = vars(sys.modules['__main__'])
+    kept = {k: main[k] for k in ('__spec__', '__file__') if k in main}
+    main.pop('__file__', None)
+    main['__spec__'] = None
+    try: yield
+    finally: main.update(kept)
+
 def _write_films(
     jobs:list, # as for `_write_film`
     size:int, # pixels a side
-    workers:int, # processes; 0 draws in this one
+    workers:int|None, # processes; 0 draws in this one, None chooses
     progress:bool, # show a bar?
 )->list: # boxes of each film, in order
     "Draw all films. Raises `CxrError` where processes cannot be started"
+    if workers is None: workers = 0 if len(jobs) < 1000 else min(os.cpu_count() or 1, 4)
     f, bar = partial(_write_film, size=size), partial(tqdm, total=len(jobs), desc='phantom', disable=not progress)
-    if not workers: return list(bar(map(f, jobs)))
+    if workers < 2: return list(bar(map(f, jobs)))
     try:
-        with ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=_one_thread) as ex:
+        with _alone(), ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=_one_thread) as ex:
             return list(bar(ex.map(f, jobs, chunksize=max(1, min(64, len(jobs)//(4*workers))))))
-    except BrokenProcessPool: raise CxrError('make_phantom: its processes died; in a script call it under `if __name__ == "__main__":`, or give workers=0') from None
+    except BrokenProcessPool: raise CxrError('make_phantom: its processes died, for want of memory or the right to start any; give workers=0') from None
 
 # %% ../nbs/api/01_phantom.ipynb #8c041fe7
 def _write_lists(dest, df, rng, share=.22):
@@ -801,7 +813,7 @@ No patient was imaged: the label rows are real ones under new patient numbers, t
 For running and testing software only; never for clinical use, and no figure from them is a result.
 """
 
-# %% ../nbs/api/01_phantom.ipynb #45fa5ed5
+# %% ../nbs/api/01_phantom.ipynb #6f0b6954
 def _is_done(dest, params):
     "Is exactly this phantom there, and whole? Raises `CxrError` if the folder belongs to something else"
     note = dest/'phantom.json'
@@ -826,7 +838,7 @@ def make_phantom(
     n_patients:int|None=None, # patients instead of films
     max_films:int=12, # films a patient at most
     first_patient:int=1, # number of the first patient
-    workers:int=0, # processes; 0 draws in this one
+    workers:int|None=None, # processes; 0 draws in this one; if not given, up to 4 for 1,000 films or more
     progress:bool=True, # show a bar?
 )->Path: # the folder
     "Write synthetic films in the layout of ChestX-ray14. Raises `CxrError` if `dest` holds anything else"

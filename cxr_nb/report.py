@@ -7,7 +7,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/report.html.md"""
 # %% auto #0
 __all__ = ['SCORES', 'INK', 'BLUE', 'ORANGE', 'GREEN', 'GRAY', 'NOT_CLINICAL', 'LIMITS', 'SECTIONS', 'ReportError', 'RunFiles',
            'read_run', 'pretty', 'score_table', 'threshold_table', 'split_table', 'localisation_table',
-           'no_finding_table', 'plot_history', 'plot_auroc', 'plot_roc', 'plot_pr', 'plot_thresholds', 'plot_confusion',
+           'no_finding_table', 'plot_history', 'plot_lr_find', 'changes', 'plot_changes', 'film_loss',
+           'plot_top_losses', 'plot_auroc', 'plot_roc', 'plot_pr', 'plot_thresholds', 'plot_confusion',
            'plot_label_counts', 'plot_cooccurrence', 'html_table', 'write_report', 'md_table', 'write_model_card']
 
 # %% ../nbs/api/12_report.ipynb #4f815824
@@ -20,9 +21,9 @@ from fastcore.xml import Safe, ft, to_xml
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-# %% ../nbs/api/12_report.ipynb #87801ee2
+# %% ../nbs/api/12_report.ipynb #9a134072
 from .labels import CxrError, findings_of, label_counts, no_finding
-from .metrics import align, auroc, average_precision, confusion, roc_points, threshold_array, with_interval
+from .metrics import Bootstrap, align, auroc, average_precision, bootstrap, confusion, macro, roc_points, threshold_array, with_interval
 from .thresholds import apply_thresholds, no_finding as none_called
 
 # %% ../nbs/api/12_report.ipynb #3651650a
@@ -186,6 +187,106 @@ def _mark_stages(ax, history):
         lr = f'\n{d.lr.iloc[0]:.0e}'.replace('e-0', 'e-') if 'lr' in d else ''
         ax.text((a + b)/2, 1.02, _text(d['stage'].iloc[0]) + lr, transform=ax.get_xaxis_transform(), ha='center', va='bottom', fontsize=7, color=INK)
     ax.set_xlim(0.5, len(history) + 0.5)
+
+# %% ../nbs/api/12_report.ipynb #c32a5f53
+def plot_lr_find(
+    sweep, # As of `cxr_nb.training.lr_find`: anything with lrs, losses, suggestion and stage
+    lr:float=None, # Learning rate that the stage will use
+)->Figure: # Loss by learning rate, on a logarithmic axis
+    "What the learning-rate finder saw"
+    fig, axs = _axes(5, 2.6)
+    ax, loss = axs[0, 0], np.asarray(sweep.losses, float)
+    ax.semilogx(sweep.lrs, loss, color=INK, lw=1.4)
+    ax.axvline(sweep.suggestion, color=BLUE, lw=1.4, label=f'suggested, {sweep.suggestion:.1e}')
+    if lr: ax.axvline(lr, color=ORANGE, lw=1.4, ls='--', label=f'used, {lr:.0e}')
+    low, first = np.nanmin(loss), loss[0]
+    ax.set_ylim(low - 0.15*(first - low) - 1e-3, first + 0.6*(first - low) + 2e-3)
+    ax.set_title(f'{_text(sweep.stage)}: loss while the rate rises', fontsize=9.5, loc='left', color=INK)
+    ax.set_xlabel('learning rate', fontsize=8)
+    ax.legend(frameon=False, fontsize=8)
+    return fig
+
+# %% ../nbs/api/12_report.ipynb #8fe03352
+def changes(
+    before, # Predictions of a part, as of `align`
+    after, # Of the same films in the same order
+    n_boot:int=1000, # Resamples of patients
+    seed:int=0,
+)->pd.DataFrame: # By finding, most gained first, after the macro mean: positives; AUROC before, after; change with its paired 95 % interval
+    "AUROC before and after. Raises `ReportError` if the films or findings differ"
+    if before.images != after.images or before.findings != after.findings: raise ReportError('predictions of different films or findings cannot be compared; predict the same part twice')
+    a, b = (auroc(o.y, o.p) for o in (before, after))
+    drawn = [bootstrap(o.y, o.p, o.patients, n_boot=n_boot, seed=seed).draws['auroc'] for o in (before, after)]
+    diff = Bootstrap({'auroc': drawn[1] - drawn[0]}, len(set(before.patients)))
+    (low, high), (mlow, mhigh) = diff.interval('auroc'), diff.macro('auroc')
+    t = pd.DataFrame(dict(positives=before.y.sum(0).astype(int), before=a, after=b, change=b - a, low=low, high=high), index=before.findings).sort_values('change', ascending=False)
+    means = dict(positives=int(before.y.sum()), before=macro(a)['value'], after=macro(b)['value'], change=macro(b)['value'] - macro(a)['value'], low=mlow, high=mhigh)
+    return pd.concat([pd.DataFrame(means, index=['Macro mean']), t]).rename_axis('finding')
+
+# %% ../nbs/api/12_report.ipynb #0b78ae1c
+def plot_changes(
+    before, # Predictions of a part, as of `align`
+    after, # Of the same films in the same order
+    names=('before', 'after'), # What to call them
+    **kwargs # More for `changes`
+)->Figure: # AUROC of each finding before and after, and the change with its interval, most gained first
+    "What moved, by finding"
+    t = changes(before, after, **kwargs).dropna(subset='change')
+    t = pd.concat([t.iloc[:0:-1], t.iloc[:1]])
+    fig, axs = _axes(8, 0.25*len(t) + 1.2, 1, 2, sharey=True)
+    for i, r in enumerate(t.itertuples()): _change(axs[0], i, r, names if i == 0 else (None, None))
+    axs[0, 1].axvline(0, color=GRAY, lw=1, ls=':')
+    axs[0, 0].set_yticks(range(len(t)), [_text(f) if f == 'Macro mean' else f'{_text(f)}  ({n:,})' for f, n in zip(t.index, t.positives)])
+    axs[0, 0].set_xlabel('AUROC', fontsize=8)
+    axs[0, 1].set_xlabel('change, paired 95 % interval by patient', fontsize=8)
+    for ax in axs[0]: ax.grid(axis='x', alpha=0.25)
+    fig.legend(frameon=False, fontsize=8, loc='outside upper right', ncols=2)
+    return fig
+
+def _change(axs, i, r, names):
+    "One finding: both scores, and the difference; coloured where its interval leaves out zero"
+    color = GREEN if r.low > 0 else ORANGE if r.high < 0 else BLUE
+    axs[0].plot([r.before, r.after], [i, i], color=GRAY, lw=1.2, zorder=1)
+    axs[0].plot(r.before, i, 'o', mfc='white', color=BLUE, ms=5.5, label=names[0])
+    axs[0].plot(r.after, i, 'o', color=BLUE, ms=5.5, label=names[1])
+    if not np.isnan(r.low): axs[1].plot([r.low, r.high], [i, i], color=color, lw=1.8, alpha=0.6, solid_capstyle='round')
+    axs[1].plot(r.change, i, 'o', color=color, ms=5, mfc='white' if np.isnan(r.low) else color)
+
+# %% ../nbs/api/12_report.ipynb #15c0a91d
+def film_loss(
+    y, # Labels 0/1, (N, C)
+    p, # Probabilities, (N, C)
+)->np.ndarray: # (N,)
+    "Binary cross-entropy of each film, mean over findings"
+    y, p = np.asarray(y, float), np.clip(p, 1e-6, 1 - 1e-6)
+    return -(y*np.log(p) + (1 - y)*np.log(1 - p)).mean(1)
+
+def plot_top_losses(
+    films, # Gray films by image name: a `Cache`, or a dict of uint8 (S, S)
+    preds, # Predictions of a part, as of `align`
+    n:int=4, # Films a row
+)->Figure: # Three rows: highest loss, lowest with a finding, lowest
+    "Worst and best predicted films, with their labels and probabilities"
+    order = np.argsort(film_loss(preds.y, preds.p), kind='stable')
+    some = order[preds.y[order].any(1)]
+    rows = {'Highest loss': order[::-1][:n], 'Lowest loss with a finding': some[:n], 'Lowest loss': order[:n]}
+    fig, axs = _axes(2*n, 2.75*len(rows), len(rows), n)
+    for ax in axs.flat: ax.axis('off')
+    for line, (name, at) in zip(axs, rows.items()):
+        line[0].text(0, 1.13, name, transform=line[0].transAxes, fontsize=9.5, color=INK)
+        for ax, i in zip(line, at): _top_loss(ax, films[preds.images[i]], preds, i)
+    return fig
+
+def _top_loss(ax, film, preds, i):
+    "One film: its loss above, its labels and the likeliest other findings below"
+    ax.imshow(film, cmap='gray', vmin=0, vmax=255)
+    ax.set_title(f'loss {film_loss(preds.y[i:i + 1], preds.p[i:i + 1])[0]:.2f}', fontsize=8, loc='left', color=INK, pad=3)
+    by = sorted(range(len(preds.findings)), key=lambda c: -preds.p[i, c])
+    name = lambda c: f'{_text(preds.findings[c])} {preds.p[i, c]:.2f}'
+    true, other = ([c for c in by if preds.y[i, c] == k] for k in (1, 0))
+    lines = [(name(c), BLUE) for c in true[:3]] or [('No Finding', BLUE)]
+    lines += [(f'and {len(true) - 3} more', BLUE)]*(len(true) > 3) + [(name(c), GRAY) for c in other[:2 if len(true) < 3 else 1]]
+    for j, (text, color) in enumerate(lines): ax.text(0, -0.04 - 0.105*j, text, transform=ax.transAxes, fontsize=7.5, color=color, va='top')
 
 # %% ../nbs/api/12_report.ipynb #ab13131c
 def plot_auroc(

@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/splits.html.md"""
 
 # %% auto #0
 __all__ = ['LeakError', 'check_split', 'patient_counts', 'pick_patients', 'official_split', 'random_split', 'split_table',
-           'subset', 'fingerprint']
+           'subset', 'fingerprint', 'Page', 'eda_summary']
 
 # %% ../nbs/api/03_splits.ipynb #ee63a913
 import hashlib
@@ -139,3 +139,88 @@ def fingerprint(
     "Which images are where, in one short string; independent of the order of rows"
     text = '\n'.join(f'{k}\t{v}' for k, v in sorted(s.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+# %% ../nbs/api/03_splits.ipynb #084e7701
+class Page(str):
+    "Markdown text: printed as it is, rendered in a notebook"
+    def _repr_markdown_(self): return str(self)
+
+def _of(n, total): return f'{int(n):,} ({n/total:.1%})' if total else f'{int(n):,}'
+
+def _bullets(title, *lines): return '\n'.join([f'**{title}**', '', *(f'- {o}' for o in lines), ''])
+
+# %% ../nbs/api/03_splits.ipynb #c8a143f0
+def _overview(df, s):
+    "Films, patients, what is empty"
+    per, n = df.groupby('patient').size(), len(df)
+    blank = [f'{int(k)} {name}' for name, k in (('age', df.age.isna().sum()), ('sex', df.sex.eq('').sum()), ('view', df['view'].eq('').sum()))]
+    return _bullets('Dataset overview', f'Films: {n:,} of {len(per):,} patients, {per.mean():.1f} a patient and up to {per.max():,}',
+        f'Outputs: {len(findings_of(df))}, one sigmoid a finding', f'Films with several findings: {_of(s["several findings"], n)}',
+        f'{NO_FINDING}: {_of(s["no finding"], n)}', f'Rows without a value: {", ".join(blank)}')
+
+def _imbalance(df, s):
+    "How unequal the counts are"
+    c = label_counts(df)
+    return _bullets('Class imbalance', f'Commonest: {c.index[0]}, {_of(c.iloc[0], len(df))}', f'Rarest: {c.index[-1]}, {_of(c.iloc[-1], len(df))}',
+        f'Imbalance ratio: {s["imbalance ratio"]:.1f}:1' if c.iloc[-1] else f'Imbalance ratio: none, {c.index[-1]} does not occur',
+        f'Gini coefficient of the counts: {s["gini"]:.4f} (0 if all were equal)')
+
+# %% ../nbs/api/03_splits.ipynb #7a401180
+def _pairs(df):
+    "Films with both of two findings, most first"
+    y = df[findings_of(df)].to_numpy(dtype=np.int64)
+    i, j = np.triu_indices(y.shape[1], 1)
+    names = np.array(findings_of(df))
+    return pd.Series((y.T @ y)[i, j], [f'{a} with {b}' for a, b in zip(names[i], names[j])]).sort_values(ascending=False, kind='stable')
+
+def _several(df, s):
+    "How many findings a film has, and which come together"
+    top = ', '.join(f'{k} {v:,}' for k, v in _pairs(df).head(3).items())
+    return _bullets('Multi-label distribution', f'Findings a film: {s["findings per image"]:.2f}', f'One finding: {_of(s["one finding"], len(df))}',
+        f'Several: {_of(s["several findings"], len(df))}', f'None: {_of(s["no finding"], len(df))}', *([f'Most often together: {top}'] if top else []))
+
+# %% ../nbs/api/03_splits.ipynb #d7d5ce1b
+def _approach(df, s):
+    "What the labels ask of a network"
+    c = label_counts(df)
+    times = f', {s["no finding"]/c.iloc[0]:.1f} times as common as {c.index[0]}' if c.iloc[0] else ''
+    return _bullets('Training approach', f'{len(c)} sigmoid outputs with binary cross-entropy (`BCEWithLogitsLoss`): each finding is a question of its own, so a film can have several',
+        f'No further output for {NO_FINDING}{times}: it would outweigh the findings and could contradict them',
+        f'A threshold for each finding, chosen on validation; where no output reaches its own, the answer is {NO_FINDING}',
+        'Train, validation and test by patient, stratified such that the mix of findings is kept')
+
+def _mitigation(df):
+    "What can be done about rare findings, and how it is judged"
+    w = class_weights(df).dropna().sort_values()
+    show = [*w.items()] if len(w) < 5 else [*w.iloc[:3].items(), ('...', np.nan), *w.iloc[-1:].items()]
+    right = 1 - df[findings_of(df)].to_numpy().mean()
+    return _bullets('Mitigation', 'Inverse-frequency class weights, films / (findings x count): ' + ', '.join(k if k == '...' else f'{k} {v:.3f}' for k, v in show)
+        + '; a run computes its own on the training part', 'Weighted sampling: films with rare findings are drawn more often',
+        'Focal loss, which turns to the films that are still answered wrongly',
+        f'Every finding is judged by itself (AUROC, average precision, F1, precision, recall), never by accuracy: always answering no is right in {right:.1%} of the answers')
+
+# %% ../nbs/api/03_splits.ipynb #b61b8573
+def _parts(df, split):
+    "Who is in which part, and what differs most between the first and the last"
+    if split is None: return _bullets('Splits', 'None yet: `official_split` or `random_split` make one, by patient')
+    t, f = split_table(df, check_split(df, split)), findings_of(df)
+    lines = [f'{p}: {int(o.films):,} films of {int(o.patients):,} patients, {o["films a patient"]:.1f} a patient, {NO_FINDING} {o[NO_FINDING]:.1%}' for p, o in t.iterrows()]
+    a, b = t.index[0], t.index[-1]
+    ratio = (t.loc[b, f].astype(float)/t.loc[a, f].astype(float)).replace([0, np.inf], np.nan).dropna()
+    if len(t) < 2 or ratio.empty: return _bullets('Splits', *lines)
+    far = np.log(ratio).abs().idxmax()
+    return _bullets('Splits', *lines, 'No patient is in two parts', f'Shifted most: {far}, {t.loc[a, far]:.1%} in {a} and {t.loc[b, far]:.1%} in {b}')
+
+_NEXT = ['Read every film once into the resized gray cache', 'Batches with augmentation, by weighted sampling if rare findings are missed', 'Train with binary cross-entropy: the head, then the whole network at 1e-5, then at 1e-6',
+         'Watch AUROC of every finding on validation (a common goal: above 0.80)', f'Choose thresholds on validation; derive {NO_FINDING} from them',
+         'Judge once on test, with intervals over patients and beside what needs no image', 'Look at heatmaps, and score them against the boxes']
+
+# %% ../nbs/api/03_splits.ipynb #b25b9446
+def eda_summary(
+    df:pd.DataFrame, # Image table
+    split:pd.Series=None, # Part of each image; without it the page says that there is none yet
+)->str: # Markdown, a `Page`: overview, imbalance, multi-label distribution, training approach, mitigation, splits, next steps
+    "The summary of a table on one page. Raises `LeakError` if a patient is in two parts of the split"
+    s, title = label_summary(df), f'**Exploratory data analysis: {len(df):,} films, {len(findings_of(df))} findings**\n'
+    steps = '\n'.join(['**Next steps**', '', *(f'{i}. {o}' for i, o in enumerate(_NEXT, 1))])
+    return Page('\n'.join([title, _overview(df, s), _imbalance(df, s), _several(df, s), _approach(df, s), _mitigation(df), _parts(df, split), steps]))

@@ -1,0 +1,91 @@
+"What is wrong is told in one line that names the file and the mend; never a traceback, never a black image."
+import shutil
+
+import numpy as np, pandas as pd, pytest
+from PIL import Image
+
+@pytest.fixture
+def broken(phantom, tmp_path):
+    "A copy of the small phantom, to be broken"
+    return shutil.copytree(phantom, tmp_path/'nih')
+
+def one_line(said, *words):
+    "Exit code 2, and one line on stderr with all of the words in it"
+    assert said.returncode == 2, said.stdout + said.stderr
+    lines = [o for o in said.stderr.splitlines() if 'it/s' not in o and 'img/s' not in o and o.strip()]
+    assert len(lines) == 1 and 'Traceback' not in said.stderr and all(w in lines[0] for w in words), said.stderr
+
+def test_missing_folder(run): one_line(run('cxr-train', '--data', 'no/such/folder'), 'no/such/folder', 'give the folder')
+
+def test_folder_without_labels(run, tmp_path): one_line(run('cxr-train', '--data', tmp_path), str(tmp_path), 'Data_Entry_2017.csv')
+
+def test_env_folder_missing(run): one_line(run('cxr-prepare', CXR_DATA='no/such/folder'), 'no/such/folder', 'CXR_DATA')
+
+def test_csv_without_columns(run, broken):
+    p = broken/'Data_Entry_2017.csv'
+    pd.read_csv(p).drop(columns='Finding Labels').to_csv(p, index=False)
+    one_line(run('cxr-train', '--data', broken), 'Data_Entry_2017.csv', "'Finding Labels' is missing")
+
+def test_unknown_label(run, broken):
+    p = broken/'Data_Entry_2017.csv'
+    df = pd.read_csv(p)
+    df.loc[0, 'Finding Labels'] = 'Effusions'
+    df.to_csv(p, index=False)
+    one_line(run('cxr-train', '--data', broken), 'Data_Entry_2017.csv', "'Effusions'", 'mend')
+
+def test_nothing_usable_stops_before_training(run, broken, tmp_path):
+    for o in broken.rglob('images_*/images/*.png'): o.write_text('not a film')
+    one_line(run('cxr-train', '--data', broken, '--out', tmp_path/'run', '--weights', 'none'), 'none of the 160 images can be used', 'index.csv')
+    assert not (tmp_path/'run'/'history.csv').exists()
+
+def test_no_images_at_all(run, broken):
+    for o in broken.glob('images_*'): shutil.rmtree(o)
+    one_line(run('cxr-prepare', '--data', broken), 'none of the 160 images', 'unpack')
+
+def test_weights_that_are_code(run, phantom, tmp_path):
+    import pickle
+    (tmp_path/'evil.pth').write_bytes(pickle.dumps(print))
+    one_line(run('cxr-train', '--data', phantom, '--size', 64, '--weights', tmp_path/'evil.pth', '--out', tmp_path/'run'), 'evil.pth', 'refused')
+
+def test_weights_that_cannot_be_had(run, phantom, tmp_path):
+    said = run('cxr-train', '--data', phantom, '--size', 64, '--out', tmp_path/'run', HF_HUB_OFFLINE='1')
+    one_line(said, 'ImageNet weights', '--weights')
+
+def test_not_a_run(run, tmp_path): one_line(run('cxr-eval', '--run', tmp_path), 'config.json')
+
+def test_run_forgotten(run): one_line(run('cxr-eval'), '--run')
+
+def test_predict_nothing(run, trained): one_line(run('cxr-predict', '--run', trained), 'no files given')
+
+def test_unknown_option_is_short(run):
+    said = run('cxr-train', '--no-such-option')
+    assert said.returncode == 2 and 'Traceback' not in said.stderr
+
+def test_odd_files_are_named_and_left_out(run, broken, tmp_path):
+    "Absent, truncated, text, 1x1: left out with a reason. 16-bit, RGBA, palette: read."
+    files = sorted(broken.rglob('images_*/images/*.png'))
+    films = [np.asarray(Image.open(o)) for o in files[:7]]
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:1500])
+    files[2].write_text('not a film')
+    Image.fromarray(films[3].astype(np.uint16)*257).save(files[3])
+    Image.fromarray(films[4]).convert('RGBA').save(files[4])
+    Image.fromarray(films[5]).convert('P').save(files[5])
+    Image.new('L', (1, 1)).save(files[6])
+    said = run('cxr-prepare', '--data', broken, '--size', 64, '--out', tmp_path/'cache')
+    assert said.returncode == 0 and '1 missing' in said.stdout and '3 bad' in said.stdout and 'index.csv' in said.stdout, said.stdout + said.stderr
+    index = pd.read_csv(tmp_path/'cache'/'index.csv', index_col='image', keep_default_na=False)
+    reasons = [index.reason[o.name] for o in files[:7]]
+    assert reasons[0] == 'missing' and 'broken' in reasons[1] and reasons[2] == 'not an image' and reasons[3:6] == ['']*3 and '1x1' in reasons[6]
+    from cxr_nb.images import open_cache
+    cache = open_cache(tmp_path/'cache')
+    for i in (3, 4, 5): assert np.abs(cache[files[i].name].astype(int) - films[i]).max() <= 2
+
+def test_training_goes_on_without_the_bad_ones(run, broken, tmp_path):
+    import json
+    bad = sorted(broken.rglob('images_*/images/*.png'))[::9]
+    for o in bad: o.write_bytes(o.read_bytes()[:1200])
+    said = run('cxr-train', '--data', broken, '--out', tmp_path/'run', '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', 64, '--epochs', 1, '--device', 'cpu')
+    assert said.returncode == 0, said.stderr
+    assert {o['image'] for o in json.loads((tmp_path/'run'/'config.json').read_text())['skipped']} == {o.name for o in bad}
+    assert f'left out: {len(bad)} bad' in said.stdout

@@ -1,0 +1,72 @@
+"The shell commands, as a user meets them."
+import json, re, subprocess, sys
+
+import pandas as pd, pytest
+
+COMMANDS = ['cxr-demo', 'cxr-prepare', 'cxr-train', 'cxr-eval', 'cxr-gradcam', 'cxr-predict']
+
+@pytest.mark.parametrize('cmd', COMMANDS)
+def test_help_has_examples(run, cmd):
+    said = run(cmd, '--help')
+    assert said.returncode == 0 and 'examples:' in said.stdout and 'never clinical use' in said.stdout
+
+def test_help_and_labels_do_not_import_torch(env):
+    code = ("import sys, contextlib, io\nimport cxr_nb.labels, cxr_nb.phantom, cxr_nb.data, cxr_nb.splits, cxr_nb.images, cxr_nb.metrics, cxr_nb.thresholds, cxr_nb.report\n"
+            "from cxr_nb.cli import COMMANDS\nfor f in COMMANDS.values():\n  with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): f(['--help'])\n"
+            "sys.exit('torch' in sys.modules)")
+    assert subprocess.run([sys.executable, '-c', code], env=env).returncode == 0
+
+def test_train_leaves_the_run_folder(trained):
+    have = {o.name for o in trained.iterdir()}
+    assert have >= {'config.json', 'history.csv', 'checkpoints', 'predictions_val.csv', 'predictions_test.csv', 'thresholds.json', 'metrics.json',
+                    'figures', 'report.html', 'MODEL_CARD.md', 'model.safetensors'}
+    assert {'best.safetensors', 'last.safetensors'} <= {o.name for o in (trained/'checkpoints').iterdir()}
+    assert list(pd.read_csv(trained/'history.csv').stage.unique()) == ['frozen_head', 'unfreeze', 'fine_tune']
+
+def test_nothing_is_pickled(trained):
+    assert not [o for o in trained.rglob('*') if o.suffix in {'.pkl', '.pth', '.pt', '.bin', '.npz'}]
+
+def test_metrics_are_json_without_nan(trained):
+    m = json.loads((trained/'metrics.json').read_text(), parse_constant=lambda o: pytest.fail(o))
+    assert {'n', 'patients', 'macro', 'findings'} <= set(m['test']) and {'val', 'floors', 'localisation'} <= set(m)
+    assert {'value', 'low', 'high', 'n_findings'} <= set(m['test']['macro']['auroc'])
+
+def test_report_is_self_contained(trained):
+    page = (trained/'report.html').read_text()
+    assert not re.search(r'(?:src|href)\s*=\s*["\']?(?:https?:)?//', page) and 'Not for clinical use' in page
+
+def test_config_names_no_folder_of_the_machine(trained, phantom):
+    assert str(phantom) not in (trained/'config.json').read_text()
+
+def test_eval_again_agrees_and_takes_both_spellings(run, trained, tmp_path):
+    said = run('cxr-eval', '--run', trained, '--subset', 20, '--out', tmp_path, '--device=cpu')
+    assert said.returncode == 0, said.stderr
+    assert (tmp_path/'metrics.txt').is_file() and json.loads((tmp_path/'metrics.json').read_text())['test']['n'] <= 40
+    before = json.loads((trained/'metrics.json').read_text())['test']['macro']
+    assert run('cxr-eval', '--run', trained, '--device', 'cpu').returncode == 0
+    assert json.loads((trained/'metrics.json').read_text())['test']['macro'] == before
+
+def test_eval_on_a_csv_and_folder_of_its_own(run, trained, phantom, tmp_path):
+    said = run('cxr-eval', '--run', trained, '--csv_path', phantom/'Data_Entry_2017.csv', '--img_root', phantom, '--out', tmp_path)
+    assert said.returncode == 0, said.stderr
+
+def test_gradcam_writes_pictures(run, trained, tmp_path):
+    said = run('cxr-gradcam', '--run', trained, '--samples', 3, '--out', tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert len(list(tmp_path.glob('*.png'))) == 3 and 'location prior' in said.stdout
+
+def test_predict_has_a_row_a_file(run, trained, phantom, tmp_path):
+    (tmp_path/'notes.png').write_text('no film')
+    films = sorted(phantom.rglob('*.png'))[:5]
+    said = run('cxr-predict', '--run', trained, '--out', tmp_path/'p.csv', *films, tmp_path/'notes.png')
+    df = pd.read_csv(tmp_path/'p.csv')
+    assert said.returncode == 1 and len(df) == 6 and df.status.tolist() == ['ok']*5 + ['refused'] and 'notes.png: not an image' in said.stdout
+
+def test_module_form(run, env):
+    said = subprocess.run([sys.executable, '-m', 'cxr_nb.cli', 'prepare', '--data', 'nowhere'], env=env, capture_output=True, text=True)
+    assert said.returncode == 2 and said.stderr.count('\n') == 1
+
+def test_demo_in_small(run, tmp_path):
+    said = run('cxr-demo', '--out', tmp_path/'demo', '--n_images', 120, '--pretrain_images', 80, '--pretrain_epochs', 1, '--size', 64)
+    assert said.returncode == 0, said.stderr
+    assert (tmp_path/'demo'/'report.html').is_file() and 'synthetic' in said.stdout
