@@ -6,8 +6,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data.html.md"""
 
 # %% auto #0
 __all__ = ['LABEL_FILES', 'SUFFIXES', 'PHANTOM_CAVEAT', 'NIH_IMAGES', 'DataError', 'ChestData', 'label_file', 'kaggle_mount',
-           'cache_home', 'download_nih', 'find_root', 'index_images', 'load_nih', 'fast', 'phantom_data', 'load_data',
-           'own_data']
+           'cache_home', 'download_nih', 'find_root', 'index_images', 'load_nih', 'fast', 'calm_tests', 'phantom_data',
+           'load_data', 'own_data']
 
 # %% ../nbs/api/02_data.ipynb #c746a3ef
 import os
@@ -145,6 +145,14 @@ def fast()->bool: # Is this a quick run?
     "`CXR_FAST` if it is set, else whether this is a test without real data"
     said = os.environ.get('CXR_FAST')
     return said not in ('', '0') if said is not None else bool(os.environ.get('IN_TEST')) and not os.environ.get('CXR_DATA')
+
+# %% ../nbs/api/02_data.ipynb #4b87f389
+def calm_tests(
+    cells=None # What `nbdev-test` is about to run; not looked at
+):
+    "One thread a test worker, in quick runs"
+    os.environ.setdefault('IN_TEST', '1')
+    if fast(): os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 # %% ../nbs/api/02_data.ipynb #fc8baf38
 def phantom_data(

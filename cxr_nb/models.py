@@ -74,14 +74,15 @@ def read_weights(
     if not isinstance(sd, dict) or not all(isinstance(o, torch.Tensor) for o in sd.values()): raise ModelError(f'{path}: holds no state dict; save model.state_dict()')
     return sd
 
-# %% ../nbs/api/07_models.ipynb #513d7b4e
+# %% ../nbs/api/07_models.ipynb #d09696dc
 def load_backbone(
     model:ChestModel, # Changed in place
     weights, # 'imagenet' for timm's hub, else a file
 )->ChestModel: # The same model
     "Pretrained weights for the backbone; the head stays as it is. Raises `ModelError` if they cannot be had or do not fit"
-    like = dict(size=model.size) if weights == 'imagenet' else dict(size=model.size, pretrained_cfg_overlay=dict(state_dict=_backbone_only(read_weights(weights))))
-    try: model.backbone.load_state_dict(_timm(model.arch, pretrained=True, **like, **model.kwargs).state_dict())
+    sd = None if weights == 'imagenet' else read_weights(weights)
+    ours = sd and {k.removeprefix('backbone.'): v for k, v in sd.items() if k.startswith('backbone.')}
+    try: model.backbone.load_state_dict(ours or _pretrained(model, sd))
     except ModelError: raise
     except Exception as e:
         if weights == 'imagenet': raise ModelError(f'ImageNet weights of {model.arch} could not be downloaded ({type(e).__name__}); '
@@ -89,10 +90,10 @@ def load_backbone(
         raise ModelError(f'{weights}: does not fit {model.arch} ({str(e).splitlines()[0][:100]}); is it of another architecture?') from None
     return model
 
-def _backbone_only(sd):
-    "A state dict of ours without head, or of anybody's as it is"
-    ours = {k.removeprefix('backbone.'): v for k, v in sd.items() if k.startswith('backbone.')}
-    return ours or sd
+def _pretrained(model, sd):
+    "What timm makes of its own weights, or of a state dict, for one gray channel and without classifier"
+    overlay = {} if sd is None else dict(pretrained_cfg_overlay=dict(state_dict=sd))
+    return _timm(model.arch, pretrained=True, size=model.size, **overlay, **model.kwargs).state_dict()
 
 # %% ../nbs/api/07_models.ipynb #7d5a513a
 def make_model(

@@ -188,7 +188,7 @@ def _mark_stages(ax, history):
         ax.text((a + b)/2, 1.02, _text(d['stage'].iloc[0]) + lr, transform=ax.get_xaxis_transform(), ha='center', va='bottom', fontsize=7, color=INK)
     ax.set_xlim(0.5, len(history) + 0.5)
 
-# %% ../nbs/api/12_report.ipynb #c32a5f53
+# %% ../nbs/api/12_report.ipynb #7bfa5da4
 def plot_lr_find(
     sweep, # As of `cxr_nb.training.lr_find`: anything with lrs, losses, suggestion and stage
     lr:float=None, # Learning rate that the stage will use
@@ -199,8 +199,8 @@ def plot_lr_find(
     ax.semilogx(sweep.lrs, loss, color=INK, lw=1.4)
     ax.axvline(sweep.suggestion, color=BLUE, lw=1.4, label=f'suggested, {sweep.suggestion:.1e}')
     if lr: ax.axvline(lr, color=ORANGE, lw=1.4, ls='--', label=f'used, {lr:.0e}')
-    low, first = np.nanmin(loss), loss[0]
-    ax.set_ylim(low - 0.15*(first - low) - 1e-3, first + 0.6*(first - low) + 2e-3)
+    low, mid = np.nanmin(loss), np.nanquantile(loss, .6)
+    ax.set_ylim(low - 0.2*(mid - low) - 1e-4, mid + 0.6*(mid - low) + 1e-3)
     ax.set_title(f'{_text(sweep.stage)}: loss while the rate rises', fontsize=9.5, loc='left', color=INK)
     ax.set_xlabel('learning rate', fontsize=8)
     ax.legend(frameon=False, fontsize=8)

@@ -155,7 +155,7 @@ def start_run(
     save_run(run)
     return run
 
-# %% ../nbs/api/10_training.ipynb #efaa5af3
+# %% ../nbs/api/10_training.ipynb #b6d45946
 def _versions():
     "Versions of what a figure depends on"
     import fastai, sklearn, timm
@@ -170,7 +170,8 @@ def run_config(
     d, labels = run.data, run.data.table[run.recipe.findings].astype(str).sum(axis=1)
     parts = {k: dict(films=len(g), patients=int(d.table.patient[g.index].nunique())) for k, g in run.split.groupby(run.split)}
     skipped = [dict(image=i, reason=o.reason) for i, o in run.cache.skipped.iterrows()]
-    return dict(data=d.name, caveat=d.caveat, recipe=run.recipe.to_dict(), parts=parts, split=fingerprint(run.split), labels=fingerprint(labels),
+    recipe = run.recipe.to_dict() | dict(weights=Path(run.recipe.weights or 'none').name) # the folder is nobody else's business
+    return dict(data=d.name, caveat=d.caveat, recipe=recipe, parts=parts, split=fingerprint(run.split), labels=fingerprint(labels),
                 skipped=skipped, seed=run.recipe.seed, device=run.device.type, versions=_versions(), mean=MEAN, std=STD, in_chans=1, model_kwargs=run.recipe.model_kwargs,
                 stages_done=list(dict.fromkeys(o['stage'] for o in run.history)), date=time.strftime('%Y-%m-%d'))
 
@@ -513,8 +514,8 @@ def train(
     judge(run)
     return run
 
-# %% ../nbs/api/10_training.ipynb #f498c368
-SAMPLE = 28_000 # Films; the official training part has 69,219 once a fifth of its patients is kept for validation
+# %% ../nbs/api/10_training.ipynb #10d7751d
+SAMPLE = 28_000 # Films; the official training part has some 69,000 once a fifth of its patients is kept for validation
 
 def series_recipe(
     data:ChestData, # What will be trained on
