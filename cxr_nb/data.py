@@ -62,13 +62,14 @@ def kaggle_mount(
     found = (d for pat in ('*', '*/*', '*/*/*', '*/*/*/*') for d in sorted(base.glob(pat)) if d.is_dir() and label_file(d))
     return next(found, None) if base.is_dir() else None
 
-# %% ../nbs/api/02_data.ipynb #b7fadfe8
+# %% ../nbs/api/02_data.ipynb #2aa9ffb4
 def cache_home()->Path: # A folder, made if needed
     "Where phantom films and image caches are kept: `CXR_CACHE`, else the user's cache folder"
     path = Path(os.environ.get('CXR_CACHE') or xdg_cache_home()/'cxr_nb')
     path.mkdir(parents=True, exist_ok=True)
     return path
 
+# %% ../nbs/api/02_data.ipynb #171f6879
 def download_nih()->Path: # The folder of the release, about 45 GB
     "ChestX-ray14 from Kaggle through kagglehub (needs `pip install 'cxr_nb[kaggle]'`)"
     try: import kagglehub

@@ -6,8 +6,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/explain.html.md"""
 
 # %% auto #0
 __all__ = ['CAM_CMAP', 'CASES', 'ExplainError', 'cam_layer', 'gradcam', 'peak', 'box_pairs', 'cam_peaks', 'box_peaks',
-           'pointing_game', 'box_masks', 'location_prior', 'score_boxes', 'localisation_records', 'overlay',
-           'draw_boxes', 'case_of', 'pick_cases', 'heatmap_sheet', 'show_cams', 'run_cases', 'explain_run']
+           'pointing_game', 'box_masks', 'location_prior', 'plot_priors', 'score_boxes', 'localisation_records',
+           'overlay', 'draw_boxes', 'case_of', 'pick_cases', 'heatmap_sheet', 'show_cams', 'run_cases', 'explain_run']
 
 # %% ../nbs/api/11_explain.ipynb #c0850b18
 import json
@@ -40,7 +40,7 @@ def _untouched(
         for m, o in modes: m.training = o
         for p, req, grad in flags: p.requires_grad_(req).grad = grad
 
-# %% ../nbs/api/11_explain.ipynb #3980802c
+# %% ../nbs/api/11_explain.ipynb #7a8eacb7
 def _hook_maps(model, seen):
     "Append `(name, module, shape)` to `seen` for each output that still has places: a map, or a row of tokens"
     def hook(name):
@@ -52,7 +52,7 @@ def _hook_maps(model, seen):
 def cam_layer(
     model, # A `ChestModel`, or any network of one film batch with `.size`
     name:bool=False, # Also say what it is called?
-):
+)->torch.nn.Module|tuple: # The module; with `name` the module and its name
     "The module that returns the last feature map. Raises `ExplainError` if the features end otherwise (a transformer)"
     seen, one = [], next(model.parameters())
     with _untouched(model), torch.no_grad():
@@ -194,7 +194,7 @@ def pointing_game(
     far = np.hypot(out(both.px, both.x, both.w), out(both.py, both.y, both.h))
     return (far <= tol).groupby([both.image, both.finding], sort=False).any().rename('hit').reset_index()
 
-# %% ../nbs/api/11_explain.ipynb #bddd5af8
+# %% ../nbs/api/11_explain.ipynb #5df15174
 def box_masks(
     boxes:pd.DataFrame, # Rows with x, y, w, h
     size:int, # Side of the masks, in cells
@@ -205,6 +205,7 @@ def box_masks(
     inside = lambda lo, n: (c >= lo.to_numpy()[:, None]) & (c <= (lo + n).to_numpy()[:, None])
     return inside(boxes.y, boxes.h)[:, :, None] & inside(boxes.x, boxes.w)[:, None]
 
+# %% ../nbs/api/11_explain.ipynb #9b77de1d
 def location_prior(
     boxes:pd.DataFrame, # As of `read_boxes`
     patients, # Patient of each image: a mapping or a Series by image name
@@ -228,6 +229,26 @@ def _patients(images, patients):
     who = pd.Series(images).map(patients)
     if who.isna().any(): raise ExplainError(f'{pd.Series(images)[who.isna().to_numpy()].iloc[0]}: its patient is not known; give `patients` for every boxed image')
     return who.to_numpy()
+
+# %% ../nbs/api/11_explain.ipynb #c6ea9765
+def plot_priors(
+    pairs:pd.DataFrame, # image, finding; as of `location_prior`
+    maps, # A map for each pair, (N, size, size)
+    rates, # Hit rate by finding, for the titles; its order is that of the panels
+    peaks:pd.DataFrame=None, # image, finding, x, y of heatmaps: drawn as dots, moved a little since many share a cell
+    cols:int=4, # Panels in a row
+    frame:int=BOX_FRAME, # Side of the frame that the peaks are in, in pixels
+)->Figure: # A panel a finding
+    "Where the boxes of each finding lie, and where heatmaps peak"
+    rows, rng = -(-len(rates)//cols), np.random.default_rng(0)
+    axs = Figure(figsize=(2*cols, 2.15*rows), layout='constrained').subplots(rows, cols, squeeze=False)
+    for ax in axs.flat: ax.axis('off')
+    for ax, (f, rate) in zip(axs.flat, rates.items()):
+        ax.imshow(maps[(pairs.finding == f).to_numpy()].mean(0), cmap='cividis', extent=(0, frame, frame, 0))
+        at = np.empty((0, 2)) if peaks is None else peaks.loc[peaks.finding == f, ['x', 'y']].to_numpy(float)
+        ax.plot(*(at + rng.normal(0, frame/73, at.shape)).T, '.', color='w', ms=3)
+        ax.set_title(f'{f}, hit {rate:.2f}', fontsize=8.5)
+    return axs[0, 0].figure
 
 # %% ../nbs/api/11_explain.ipynb #22b23609
 def _boot_rates(
@@ -279,7 +300,7 @@ def localisation_records(
     plain = lambda v: None if isinstance(v, float) and np.isnan(v) else v.item() if hasattr(v, 'item') else v
     return [{k: plain(v) for k, v in o.items()} for o in rows]
 
-# %% ../nbs/api/11_explain.ipynb #aa8378d5
+# %% ../nbs/api/11_explain.ipynb #1a7469ef
 CAM_CMAP = 'inferno'
 
 def overlay(
@@ -296,6 +317,7 @@ def overlay(
     rgb = np.ascontiguousarray(((1-a)*film + a*heat).round().astype(np.uint8))
     return rgb if boxes is None else draw_boxes(rgb, boxes, frame)
 
+# %% ../nbs/api/11_explain.ipynb #a3b08940
 def draw_boxes(
     rgb, # Image, uint8 (S, S, 3); drawn upon
     boxes:pd.DataFrame, # x, y, w, h
@@ -308,7 +330,7 @@ def draw_boxes(
         for color, width in (((0, 0, 0), 3*t), ((255, 255, 255), t)): cv2.rectangle(rgb, (int(x), int(y)), (int(x+w), int(y+h)), color, width)
     return rgb
 
-# %% ../nbs/api/11_explain.ipynb #ad99f5e9
+# %% ../nbs/api/11_explain.ipynb #901cfe7c
 CASES = {'true positive': '#009E73', 'false positive': '#D55E00', 'false negative': '#0072B2', 'true negative': '#666666'}
 
 def case_of(
@@ -333,7 +355,7 @@ def pick_cases(
         d = preds[['image']].assign(finding=f, prob=preds[f'prob_{f}'], threshold=thresholds[f], true=preds[f'true_{f}'].astype(int))
         d['case'] = [case_of(*o) for o in zip(d.prob, d.threshold, d.true)]
         for k in kinds: out.append(d[d.case == k].sort_values('prob', ascending=k.endswith('negative')).head(n))
-    return pd.concat(out, ignore_index=True)
+    return pd.concat(out, ignore_index=True) if out else pd.DataFrame(columns=['image', 'finding', 'prob', 'threshold', 'true', 'case'])
 
 # %% ../nbs/api/11_explain.ipynb #a4757da9
 def heatmap_sheet(
@@ -384,7 +406,7 @@ def show_cams(
     cams = [gradcam(model, normalise(torch.as_tensor(g)[None, None]), f, layer=layer)[0, 0] for g, f in zip(films, cases.finding)]
     return heatmap_sheet(films, np.stack(cams), cases, boxes, cols)
 
-# %% ../nbs/api/11_explain.ipynb #c9b465b4
+# %% ../nbs/api/11_explain.ipynb #ed63cc51
 def run_cases(
     preds:pd.DataFrame, # Predictions of the test part: image, `prob_<finding>`, `true_<finding>`
     thresholds:dict, # Threshold by finding; None for a finding without one
@@ -392,8 +414,9 @@ def run_cases(
     n:int=8, # How many cases
 )->pd.DataFrame: # As of `pick_cases`, half true positives, the rest errors
     "Cases for a sheet: boxed true positives first, then the surest errors, findings taking turns"
-    right = pick_cases(preds[preds.image.isin(boxes.image)], thresholds, kinds=('true positive',)) if len(boxes) else pick_cases(preds, thresholds, kinds=())
-    if right.empty: right = pick_cases(preds, thresholds, kinds=('true positive',))
+    right, boxed = pick_cases(preds, thresholds, kinds=('true positive',), n=len(preds)), set(zip(boxes.image, boxes.finding))
+    has = np.array([o in boxed for o in zip(right.image, right.finding)], dtype=bool)
+    right = (right[has] if has.any() else right).groupby('finding', sort=False).head(1)
     wrong = pick_cases(preds, thresholds, kinds=('false positive', 'false negative')).sort_values('case', kind='stable')
     turns = lambda d: d.assign(turn=d.groupby('case').cumcount()).sort_values('turn', kind='stable').drop(columns='turn')
     k = min(len(right), max(n - len(wrong), -(-n//2)))

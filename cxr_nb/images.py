@@ -82,15 +82,15 @@ def to_square(
     if a.shape[0] == size: return a
     return cv2.resize(a, (size, size), interpolation=cv2.INTER_AREA if a.shape[0] > size else cv2.INTER_LINEAR)
 
-# %% ../nbs/api/04_images.ipynb #bdbb5b33
-CACHE_VERSION = 1
+# %% ../nbs/api/04_images.ipynb #b300ddb4
+CACHE_VERSION = 2
 
 @dataclass
 class Cache:
     "Resized films on disk, as one array"
     path: Path # Its folder
     images: np.ndarray # uint8 (N, S, S), memory-mapped; rows of unusable images are black and not in `rows`
-    index: pd.DataFrame # By image: row, width, height, status ('ok', 'missing' or 'bad'), reason
+    index: pd.DataFrame # By image: row, width, height, bytes of the file, status ('ok', 'missing' or 'bad'), reason
     meta: dict # version, size, filter, source
 
     @property
@@ -120,13 +120,13 @@ def open_cache(
     index = pd.read_csv(path/'index.csv', index_col='image', keep_default_na=False)
     return Cache(path, np.load(path/'images.npy', mmap_mode='r'), index, meta)
 
-# %% ../nbs/api/04_images.ipynb #39b144cd
+# %% ../nbs/api/04_images.ipynb #3efc9f94
 def _one(path, size):
     "One image for the cache: pixels or None, and its line of the index"
-    if path is None: return None, (0, 0, 'missing', 'missing')
+    if path is None: return None, (0, 0, 0, 'missing', 'missing')
     try: a = read_gray(path)
-    except ImageError as e: return None, (0, 0, 'missing' if e.reason == 'missing' else 'bad', e.reason)
-    return to_square(a, size), (a.shape[1], a.shape[0], 'ok', '')
+    except ImageError as e: return None, (0, 0, 0, 'missing' if e.reason == 'missing' else 'bad', e.reason)
+    return to_square(a, size), (a.shape[1], a.shape[0], Path(path).stat().st_size, 'ok', '')
 
 def _fill(images, names, files, start, stop, pool):
     "Fill rows start to stop and return their lines of the index"
@@ -135,7 +135,7 @@ def _fill(images, names, files, start, stop, pool):
         if a is not None: images[i] = a
     images.flush()
     return pd.DataFrame([(o, i, *line) for i, (o, (_, line)) in enumerate(zip(names[start:stop], done), start)],
-                        columns=['image', 'row', 'width', 'height', 'status', 'reason'])
+                        columns=['image', 'row', 'width', 'height', 'bytes', 'status', 'reason'])
 
 # %% ../nbs/api/04_images.ipynb #904a40ef
 def _write(path, text):
@@ -187,22 +187,28 @@ def build_cache(
     _write(path/'meta.json', json.dumps(meta))
     return open_cache(path)
 
-# %% ../nbs/api/04_images.ipynb #040b12ed
+# %% ../nbs/api/04_images.ipynb #0c476d99
+def _changed(cache, files, n=200):
+    "Usable images whose file has another size than when it was read; all are looked at only if one of some `n` has"
+    size = cache.index.bytes[cache.index.status == 'ok']
+    now = lambda o: Path(files[o]).stat().st_size if files.get(o) and Path(files[o]).is_file() else size[o]
+    differ = lambda names: [o for o in names if now(o) != size[o]]
+    return differ(size.index) if differ(size.index[::max(1, len(size)//n)]) else []
+
 def _retry(cache, files):
-    "Read again what was unusable when the cache was built, in case it has been mended since"
-    bad = [o for o in cache.skipped.index if files.get(o)]
-    got = {o: _one(files[o], cache.size) for o in bad}
-    if not any(a is not None for a, _ in got.values()): return cache
+    "Read again what was unusable when the cache was built, in case it has been mended, and what is another file by now"
+    got = {o: _one(files[o], cache.size) for o in [*(o for o in cache.skipped.index if files.get(o)), *_changed(cache, files)]}
+    got = {o: v for o, v in got.items() if v[0] is not None or cache.index.status[o] == 'ok'}
+    if not got: return cache
     images = np.lib.format.open_memmap(cache.path/'images.npy', mode='r+')
     for o, (a, line) in got.items():
-        if a is None: continue
-        images[cache.index.row[o]] = a
-        cache.index.loc[o, ['width', 'height', 'status', 'reason']] = line
+        images[cache.index.row[o]] = 0 if a is None else a
+        cache.index.loc[o, ['width', 'height', 'bytes', 'status', 'reason']] = line
     images.flush()
     _write(cache.path/'index.csv', cache.index.to_csv())
     return open_cache(cache.path)
 
-# %% ../nbs/api/04_images.ipynb #97acecc2
+# %% ../nbs/api/04_images.ipynb #95feb1ae
 def cache_path(
     files:dict, # Image name to path
     size:int, # Side in pixels
@@ -211,9 +217,10 @@ def cache_path(
 )->Path: # A folder below `home` that depends on the files, where they lie and the size
     "Where the cache of these files belongs"
     first = next((str(Path(p).resolve().parent) for p in files.values() if p), '')
-    key = hashlib.sha256('\n'.join([first, *files]).encode()).hexdigest()[:10]
+    key = hashlib.sha256('\n'.join([str(CACHE_VERSION), first, *files]).encode()).hexdigest()[:10]
     return Path(home)/f'{name}-{size}-{key}'
 
+# %% ../nbs/api/04_images.ipynb #706db4da
 def prepare(
     table:pd.DataFrame, # Image table
     files:dict, # Image name to path, of those that are there

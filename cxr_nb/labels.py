@@ -205,7 +205,7 @@ def scale_boxes(
     out[list('xywh')] = boxes[list('xywh')] * (size/frame)
     return out
 
-# %% ../nbs/api/00_labels.ipynb #80f182fc
+# %% ../nbs/api/00_labels.ipynb #9e9609c2
 def read_list(
     path # `train_val_list.txt` or `test_list.txt`
 )->list: # File names
@@ -216,6 +216,7 @@ def read_list(
     if not names: raise LabelError(f'{path}: is empty; is the download complete?')
     return names
 
+# %% ../nbs/api/00_labels.ipynb #6a6b0953
 def official_test_patients()->set: # 2,797 patient numbers
     "The patients of the official test list, so that the split is known without the list files"
     return set(map(int, (Path(__file__).parent/'nih_test_patients.txt').read_text().split()))

@@ -7,21 +7,24 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/metrics.html.md"""
 # %% auto #0
 __all__ = ['METRICS', 'IMAGE_COLUMNS', 'PredictionError', 'check', 'simulate', 'Ranked', 'auroc', 'average_precision', 'macro',
            'threshold_array', 'Confusion', 'confusion', 'precision', 'recall', 'specificity', 'f1', 'boot_counts',
-           'boot_weights', 'Bootstrap', 'bootstrap', 'Evaluation', 'evaluate', 'with_interval', 'shuffled_floor',
-           'metadata_floor', 'roc_points', 'read_predictions', 'Aligned', 'align', 'to_metrics', 'write_metrics']
+           'boot_weights', 'Bootstrap', 'bootstrap', 'freedom', 'tails', 'Evaluation', 'evaluate', 'with_interval',
+           'delong', 'delong_test', 'Comparison', 'verdict', 'compare', 'across_seeds', 'lrap', 'multilabel_scores',
+           'shuffled_floor', 'metadata_floor', 'roc_points', 'read_predictions', 'Aligned', 'align', 'to_metrics',
+           'write_metrics']
 
-# %% ../nbs/api/08_metrics.ipynb #092c86bf
+# %% ../nbs/api/08_metrics.ipynb #2fe3aa07
 import json, os, re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from scipy.sparse import csr_matrix
-from scipy.special import expit, ndtri
+from scipy.special import expit, logit, ndtr, ndtri, stdtr, stdtrit
 from .labels import CxrError, findings_of
 
-# %% ../nbs/api/08_metrics.ipynb #fe0eb923
+# %% ../nbs/api/08_metrics.ipynb #4bb04317
 class PredictionError(CxrError):
     "Predictions that cannot be judged; the message names the place and the mend"
 
@@ -31,7 +34,8 @@ def check(
     unit:bool=False, # Must the scores be probabilities in [0, 1]?
 )->tuple: # `y` as bool, `p` as float64
     "Labels and scores, fit to be compared. Raises `PredictionError`"
-    y, p = np.asarray(y), np.asarray(p, dtype=float)
+    try: y, p = np.asarray(y, dtype=float), np.asarray(p, dtype=float)
+    except (TypeError, ValueError): raise PredictionError('labels and scores must be numbers; one of the arrays holds text, None or rows of unequal length') from None
     if y.shape != p.shape or y.ndim not in (1, 2):
         raise PredictionError(f'labels have shape {y.shape}, scores {p.shape}; both must be (N,) or (N, C)')
     if not y.size: raise PredictionError('no predictions to judge; the arrays are empty')
@@ -41,19 +45,28 @@ def check(
         raise PredictionError(f'probabilities must lie in [0, 1], not {p.min():.3g} to {p.max():.3g}; apply a sigmoid to logits')
     return y.astype(bool), p
 
-# %% ../nbs/api/08_metrics.ipynb #396beae5
+# %% ../nbs/api/08_metrics.ipynb #dda20cf9
+def _codes(groups, n):
+    "Patient of each of n films as a number from 0, and how many patients there are"
+    if groups is None: return np.arange(n), n
+    groups = np.asarray(groups)
+    if groups.shape != (n,) or pd.isna(groups).any(): raise PredictionError(f'groups must name the patient of every film; {n} names, none missing')
+    code, names = pd.factorize(groups)
+    return code, len(names)
+
+# %% ../nbs/api/08_metrics.ipynb #bff4b6d9
 def simulate(
     y, # Labels 0/1, (N,) or (N, C)
     groups=None, # (N,) patient of each film; None if each film is a patient of its own
     auroc:float=0.82, # AUROC of the population that the scores are drawn from; above 0.5, below 1
     share:float=0.5, # Part of the noise's variance that a patient's films share, 0 to 1
-    seed:int=0,
+    seed:int=0, # Of the noise; same seed and labels, same scores
 )->np.ndarray: # Probabilities of the shape of `y`, calibrated
     "Random scores with a known AUROC for given labels"
-    y = np.asarray(y, dtype=float)
+    if not .5 < auroc < 1 or not 0 <= share <= 1: raise PredictionError('auroc must lie between 0.5 and 1, share between 0 and 1')
+    y, (code, n) = check(y, y)[1], _codes(groups, len(y))
     rng, d = np.random.default_rng(seed), ndtri(auroc)*2**.5
-    code = np.arange(len(y)) if groups is None else pd.factorize(np.asarray(groups))[0]
-    shared = rng.standard_normal((code.max()+1, *y.shape[1:]))[code]
+    shared = rng.standard_normal((n, *y.shape[1:]))[code]
     z = d*y + share**.5*shared + (1-share)**.5*rng.standard_normal(y.shape)
     prev = y.mean(0).clip(.5/len(y), 1 - .5/len(y))
     return expit(np.log(prev/(1-prev)) + d*z - d**2/2)
@@ -115,12 +128,12 @@ def _ranking(y, p, w, which):
     if y.ndim == 1: out = out[..., 0]
     return out if w is not None and np.ndim(w) == 2 else out[0]
 
-# %% ../nbs/api/08_metrics.ipynb #2c4ac648
+# %% ../nbs/api/08_metrics.ipynb #ebdf21f8
 def auroc(
     y, # Labels 0/1, (N,) or (N, C)
     p, # Scores of the same shape; only their order matters
     w=None, # Weight of each film, (N,), or of B resamples, (B, N)
-): # A number, (C,), (B,) or (B, C); NaN where a class has no positives or no negatives
+)->np.ndarray|float: # A number, (C,), (B,) or (B, C); NaN where a class has no positives or no negatives
     "Area under the ROC curve, ties counting half"
     return _ranking(y, p, w, 0)
 
@@ -128,7 +141,7 @@ def average_precision(
     y, # Labels 0/1, (N,) or (N, C)
     p, # Scores of the same shape; only their order matters
     w=None, # Weight of each film, (N,), or of B resamples, (B, N)
-): # A number, (C,), (B,) or (B, C); NaN where a class has no positives or no negatives
+)->np.ndarray|float: # A number, (C,), (B,) or (B, C); NaN where a class has no positives or no negatives
     "Average precision: the step-wise area under the precision-recall curve, without interpolation"
     return _ranking(y, p, w, 1)
 
@@ -156,7 +169,7 @@ def threshold_array(
     if t.ndim and t.shape != (len(findings),): raise PredictionError(f'{t.size} thresholds for {len(findings)} findings; give one for each')
     return np.broadcast_to(t, len(findings)).copy()
 
-# %% ../nbs/api/08_metrics.ipynb #e2405c19
+# %% ../nbs/api/08_metrics.ipynb #023e30ca
 @dataclass
 class Confusion:
     "Counts (or sums of weights) of true and false positives and negatives, (C,) or (B, C)"
@@ -173,7 +186,9 @@ def confusion(
 )->Confusion: # Counts for each finding
     "Confusion counts of the calls `p >= t`"
     y, p = check(y, p, unit=True)
-    calls, ws = p >= np.asarray(t, dtype=float), _weights(w, len(y))
+    t = np.asarray(t, dtype=float)
+    if t.ndim and t.shape != y.shape[1:]: raise PredictionError(f'{t.size} thresholds for {y.shape[1] if y.ndim == 2 else 1} findings; give one for each')
+    calls, ws = p >= t, _weights(w, len(y))
     add = (lambda o: o.sum(0)) if w is None else (lambda o: (ws.T @ o).reshape((*np.shape(w)[:-1], *y.shape[1:])))
     return Confusion(add(y & calls), add(~y & calls), add(y & ~calls), add(~y & ~calls))
 
@@ -205,13 +220,13 @@ def f1(self:Confusion)->np.ndarray: # NaN where undefined
     "2 TP / (2 TP + FP + FN)"
     return np.where(self.tp + self.fn > 0, _ratio(2*self.tp, 2*self.tp + self.fp + self.fn), np.nan)
 
-# %% ../nbs/api/08_metrics.ipynb #fe3dab27
+# %% ../nbs/api/08_metrics.ipynb #fc5502ce
 def precision(
     y, # Labels 0/1, (N,) or (N, C)
     p, # Probabilities of the same shape
     t=0.5, # Threshold: a number or (C,)
     w=None, # Weight of each film, (N,), or of B resamples, (B, N)
-): # A number, (C,), (B,) or (B, C); NaN where nothing is called
+)->np.ndarray|float: # A number, (C,), (B,) or (B, C); NaN where nothing is called
     "Share of the calls that are right (positive predictive value)"
     return confusion(y, p, t, w).precision[()]
 
@@ -220,7 +235,7 @@ def recall(
     p, # Probabilities of the same shape
     t=0.5, # Threshold: a number or (C,)
     w=None, # Weight of each film, (N,), or of B resamples, (B, N)
-): # A number, (C,), (B,) or (B, C); NaN without positives
+)->np.ndarray|float: # A number, (C,), (B,) or (B, C); NaN without positives
     "Share of the positives that are called (sensitivity)"
     return confusion(y, p, t, w).recall[()]
 
@@ -229,7 +244,7 @@ def specificity(
     p, # Probabilities of the same shape
     t=0.5, # Threshold: a number or (C,)
     w=None, # Weight of each film, (N,), or of B resamples, (B, N)
-): # A number, (C,), (B,) or (B, C); NaN without negatives
+)->np.ndarray|float: # A number, (C,), (B,) or (B, C); NaN without negatives
     "Share of the negatives that are not called"
     return confusion(y, p, t, w).specificity[()]
 
@@ -238,18 +253,19 @@ def f1(
     p, # Probabilities of the same shape
     t=0.5, # Threshold: a number or (C,)
     w=None, # Weight of each film, (N,), or of B resamples, (B, N)
-): # A number, (C,), (B,) or (B, C); NaN without positives
+)->np.ndarray|float: # A number, (C,), (B,) or (B, C); NaN without positives
     "Harmonic mean of precision and recall"
     return confusion(y, p, t, w).f1[()]
 
-# %% ../nbs/api/08_metrics.ipynb #776beba7
+# %% ../nbs/api/08_metrics.ipynb #3622e5ed
 def boot_counts(
     n:int, # Number of patients
     n_boot:int=1000, # Number of resamples
-    seed:int=0,
+    seed:int=0, # Which resamples
     block:int=250, # Resamples at a time
-): # Generator of (up to `block`, n) integer counts; every row sums to n
+)->Iterator: # Generator of (up to `block`, n) integer counts; every row sums to n
     "How often each patient is drawn, n of n with replacement"
+    if n < 1 or n_boot < 1: raise PredictionError(f'{n_boot} resamples of {n} patients are none; both must be at least 1')
     rng = np.random.default_rng(seed)
     for i in range(0, n_boot, block):
         b = min(block, n_boot - i)
@@ -259,20 +275,45 @@ def boot_counts(
 def boot_weights(
     groups, # (N,) patient of each film
     n_boot:int=1000, # Number of resamples
-    seed:int=0,
+    seed:int=0, # Which resamples; the same seed draws the same patients
 )->np.ndarray: # (n_boot, N) int32: how often each film is in each resample
     "Resamples of patients as weights of films, for a statistic of your own; takes 4 bytes a film and resample"
-    code, names = pd.factorize(np.asarray(groups))
-    return np.concatenate([o.astype(np.int32)[:, code] for o in boot_counts(len(names), n_boot, seed)])
+    code, n = _codes(groups, len(groups))
+    return np.concatenate([o.astype(np.int32)[:, code] for o in boot_counts(n, n_boot, seed)])
 
-# %% ../nbs/api/08_metrics.ipynb #487995b3
+# %% ../nbs/api/08_metrics.ipynb #d5ef4c6a
+@patch
+def rates(self:Ranked)->np.ndarray: # (3k+1, 2), a row for each row of `member`; NaN without positives or without negatives
+    "Derivative of AUROC and of AP by the weight of a film, at equal weights"
+    pos, tied, below, neg = (o[..., 0] for o in self.sums(np.ones((self.member.shape[1], 1))))
+    n_pos, tp, fp = pos.sum(), np.cumsum(pos[::-1])[::-1], neg - below
+    if not n_pos or not neg: return np.full((3*self.k + 1, 2), np.nan)
+    place, prec, slope = (below + tied/2)/neg, tp/(tp + fp), pos/n_pos/(tp + fp)**2
+    auc, ap, drop = pos @ place/n_pos, pos @ prec/n_pos, -np.cumsum(slope*tp)
+    by_auc = [(place - auc)/n_pos, ((tp - pos/2)/n_pos - auc)/neg, (np.append(tp, 0)/n_pos - auc)/neg]
+    by_ap = [(prec - ap)/n_pos + np.cumsum(slope*fp), drop, np.append(0, drop)]
+    return np.stack([np.concatenate(by_auc), np.concatenate(by_ap)], axis=1)
+
+@patch
+def influence(self:Ranked)->np.ndarray: # (n, 2)
+    "How each patient pulls AUROC and AP"
+    return self.member.T @ self.rates()
+
+# %% ../nbs/api/08_metrics.ipynb #8eea0bfa
 METRICS = ['auroc', 'ap', 'f1', 'precision', 'recall', 'specificity']
 
-@dataclass
-class Bootstrap:
-    "Every metric in every resample"
-    draws: dict # metric -> (n_boot, C), NaN where undefined in that resample
-    groups: int # Number of patients that were drawn from
+def _pull(a, b):
+    "Influence (n, C) of each patient on the ratio of two sums (n, C)"
+    total = b.sum(0)
+    return _ratio(a - _ratio(a.sum(0), total)*b, np.broadcast_to(total, b.shape))
+
+def _sums(y, p, code, n, t):
+    "By patient: ranks, confusion counts (n, 4C), and influence (n, C) on each of `METRICS`"
+    ranked, counts = [Ranked(a, b, code, n) for a, b in zip(y.T, p.T)], _by_group(y, p, t, code, n)
+    tp, fp, fn, tn = np.split(counts, 4, axis=1)
+    at = [_pull(2*tp, np.where((tp + fn).sum(0) > 0, 2*tp + fp + fn, 0)), _pull(tp, tp + fp), _pull(tp, tp + fn), _pull(tn, tn + fp)]
+    rank = np.stack([r.influence() for r in ranked], axis=1)
+    return ranked, counts, dict(zip(METRICS, [rank[..., 0], rank[..., 1], *at]))
 
 def _by_group(y, p, t, code, n):
     "Confusion counts by patient: (n, 4C)"
@@ -280,55 +321,102 @@ def _by_group(y, p, t, code, n):
     each = np.concatenate([y & calls, ~y & calls, y & ~calls, ~y & ~calls], axis=1)
     return csr_matrix((np.ones(len(y)), (code, np.arange(len(y)))), shape=(n, len(y))) @ each.astype(float)
 
+# %% ../nbs/api/08_metrics.ipynb #029cea67
+@dataclass
+class Bootstrap:
+    "Every metric in every resample"
+    draws: dict # metric -> (n_boot, C), NaN where undefined in that resample
+    groups: int # Number of patients that were drawn from
+    influence: dict = field(default=None, repr=False) # metric -> (groups, C), how each patient pulls the score; None allows percentile intervals only
+
 def bootstrap(
     y, # Labels 0/1, (N, C)
     p, # Probabilities in [0, 1], (N, C)
     groups=None, # (N,) patient of each film; None draws films
     thresholds=0.5, # A number or (C,)
     n_boot:int=1000, # Number of resamples
-    seed:int=0,
+    seed:int=0, # Which resamples; the same seed draws the same patients
     block:int=250, # Resamples at a time; changes memory, not results
 )->Bootstrap: # Draws of each of `METRICS`
     "Patient-clustered bootstrap of all metrics"
     y, p = check(y, p, unit=True)
-    code, names = pd.factorize(np.arange(len(y)) if groups is None else np.asarray(groups))
-    n, t = len(names), np.asarray(thresholds, dtype=float)
-    ranked = [Ranked(a, b, code, n) for a, b in zip(y.T, p.T)]
-    counts, out = _by_group(y, p, t, code, n), []
+    if y.ndim != 2: raise PredictionError('a bootstrap takes labels (N, C); for one finding give y[:, None] and p[:, None]')
+    (code, n), t, out = _codes(groups, len(y)), np.asarray(thresholds, dtype=float), []
+    ranked, counts, influence = _sums(y, p, code, n, t)
     for w in boot_counts(n, n_boot, seed, block):
         w = w.astype(float)
         c, wt = Confusion(*np.split(w @ counts, 4, axis=1)), np.ascontiguousarray(w.T)
         rank = [np.stack(o, axis=1) for o in zip(*[r.scores(wt) for r in ranked])]
         out.append([*rank, c.f1, c.precision, c.recall, c.specificity])
-    return Bootstrap({m: np.concatenate(o) for m, o in zip(METRICS, zip(*out))}, n)
+    return Bootstrap({m: np.concatenate(o) for m, o in zip(METRICS, zip(*out))}, n, influence)
 
-# %% ../nbs/api/08_metrics.ipynb #a7bcb92a
-def _percentiles(draws, level, enough=.8):
-    "Low and high (C,) of draws (n_boot, C); NaN where fewer than `enough` of them are defined"
-    low, high = np.full((2, draws.shape[1]), np.nan)
-    ok = (~np.isnan(draws)).mean(0) >= enough
-    if ok.any(): low[ok], high[ok] = np.nanpercentile(draws[:, ok], [50*(1-level), 50*(1+level)], axis=0)
-    return low, high
+# %% ../nbs/api/08_metrics.ipynb #d9847b2c
+def freedom(
+    u # (n,) influence values
+)->float: # At most n - 1; NaN if all are zero
+    "Degrees of freedom of the variance `(u**2).sum()`: on how many patients it really rests"
+    s2 = (u**2).sum()
+    if not s2 > 0: return np.nan
+    excess = len(u)*(u**4).sum()/s2**2 - 1
+    return min(2*len(u)/excess, len(u) - 1.) if excess > 0 else len(u) - 1.
+
+def tails(
+    u, # (n,) influence values
+    level:float=0.95, # Coverage
+)->np.ndarray: # (2,) which quantiles of the draws are the interval; NaN if all values are zero
+    "Quantiles of the accelerated, expanded interval"
+    n, s2 = len(u), (u**2).sum()
+    if n < 2 or not s2 > 0: return np.full(2, np.nan)
+    z, a = stdtrit(freedom(u), (1+level)/2)*(n/(n-1))**.5, (u**3).sum()/(6*s2**1.5)
+    return ndtr([-z/(1 + a*z) if a*z > -1 else -np.inf, z/(1 - a*z) if a*z < 1 else np.inf])
+
+# %% ../nbs/api/08_metrics.ipynb #3148ca5e
+def _quantiles(draws, q, enough=.8):
+    "Quantiles q (2, C) of draws (n_boot, C): low and high (C,); NaN where fewer than `enough` are defined or all are the same"
+    out = np.full((2, draws.shape[1]), np.nan)
+    for j, d in enumerate(draws.T):
+        d = d[~np.isnan(d)]
+        if len(d) >= enough*len(draws) and np.ptp(d) > 1e-12 and not np.isnan(q[:, j]).any(): out[:, j] = np.quantile(d, q[:, j])
+    return out
+
+def _percentiles(draws, level):
+    "The middle of the draws"
+    return _quantiles(draws, np.tile([[(1-level)/2], [(1+level)/2]], draws.shape[1]))
+
+@patch
+def _interval(self:Bootstrap, draws, pull, level, method):
+    "Low and high of draws (n_boot, C), given the influence values (n, C) or None"
+    if method not in ('accelerated', 'percentile'): raise PredictionError(f'{method!r} is no method for intervals; choose accelerated or percentile')
+    if self.groups < 2: return np.full((2, draws.shape[1]), np.nan)
+    if method == 'percentile' or pull is None: return _percentiles(draws, level)
+    return _quantiles(draws, np.stack([tails(o, level) for o in pull.T], axis=1))
+
+# %% ../nbs/api/08_metrics.ipynb #cd476835
+@patch
+def pull(self:Bootstrap,
+    metric:str # One of `METRICS`
+)->np.ndarray: # (groups, C); None if the influence values are not known
+    "Influence of each patient on each finding's score"
+    return None if self.influence is None else self.influence.get(metric)
 
 @patch
 def interval(self:Bootstrap,
     metric:str, # One of `METRICS`
     level:float=0.95, # Coverage
+    method:str='accelerated', # Or 'percentile', which is what there is where the influence values are not known
 )->tuple: # low and high, each (C,); NaN where there is too little to resample
-    "Percentile interval of each finding"
-    d = self.draws[metric]
-    return _percentiles(d if self.groups > 1 else np.full_like(d, np.nan), level)
+    "Interval of each finding"
+    low, high = self._interval(self.draws[metric], self.pull(metric), level, method)
+    return low, high
 
 @patch
 def macro(self:Bootstrap,
     metric:str, # One of `METRICS`
     level:float=0.95, # Coverage
+    method:str='accelerated', # Or 'percentile'
 )->tuple: # low and high, two numbers
-    "Percentile interval of the mean over the findings defined in each resample"
-    d = self.draws[metric]
-    some = ~np.isnan(d)
-    mean = _ratio(np.where(some, d, 0).sum(1), some.sum(1).astype(float))
-    low, high = _percentiles(mean[:, None] if self.groups > 1 else np.full((len(d), 1), np.nan), level)
+    "Interval of the mean over the findings defined in each resample"
+    low, high = self._interval(_mean(self.draws[metric])[:, None], _mean_pull(self.pull(metric)), level, method)
     return float(low[0]), float(high[0])
 
 @patch
@@ -338,7 +426,18 @@ def undefined(self:Bootstrap,
     "In how many resamples each finding is undefined"
     return np.isnan(self.draws[metric]).sum(0)
 
-# %% ../nbs/api/08_metrics.ipynb #8a15ea61
+def _mean(draws):
+    "Mean over the findings that are defined: (n_boot, C) to (n_boot,)"
+    some = ~np.isnan(draws)
+    return _ratio(np.where(some, draws, 0).sum(1), some.sum(1).astype(float))
+
+def _mean_pull(pull):
+    "Influence on the mean over the findings that are defined: (n, C) to (n, 1)"
+    if pull is None: return None
+    pull = pull[:, ~np.isnan(pull).any(0)]
+    return pull.sum(1, keepdims=True)/max(pull.shape[1], 1)
+
+# %% ../nbs/api/08_metrics.ipynb #0103e3b4
 @dataclass
 class Evaluation:
     "What `evaluate` found"
@@ -348,9 +447,14 @@ class Evaluation:
     patients: int # Patients; None if they were not given
     boot: Bootstrap = field(repr=False) # The draws, for comparisons
 
-def _summary(m, values, boot, findings):
+def _values(y, p, t):
+    "Each of `METRICS`: a dict of (C,)"
+    c = confusion(y, p, t)
+    return dict(zip(METRICS, [auroc(y, p), average_precision(y, p), c.f1, c.precision, c.recall, c.specificity]))
+
+def _summary(m, values, boot, findings, method):
     "One metric's columns and its macro row"
-    (low, high), (mlow, mhigh) = boot.interval(m), boot.macro(m)
+    (low, high), (mlow, mhigh) = boot.interval(m, method=method), boot.macro(m, method=method)
     cols = pd.DataFrame({m: values, f'{m}_low': low, f'{m}_high': high}, index=findings)
     return cols, dict(macro(values), low=mlow, high=mhigh)
 
@@ -359,7 +463,7 @@ def _judged(y, p, findings, groups):
     y, p = check(y, p, unit=True)
     groups = None if groups is None else np.asarray(groups)
     if y.ndim != 2 or y.shape[1] != len(findings): raise PredictionError(f'{len(findings)} findings for arrays of shape {y.shape}; give one name a column')
-    if groups is not None and (groups.shape != (len(y),) or pd.isna(groups).any()): raise PredictionError('groups must name the patient of every film')
+    _codes(groups, len(y))
     return y, p, groups
 
 def evaluate(
@@ -369,28 +473,31 @@ def evaluate(
     groups=None, # (N,) patient of each film; without it films are drawn, and the intervals are too narrow
     thresholds=None, # As of `threshold_array`; None is 0.5 for all, too high for rare findings
     n_boot:int=1000, # Number of resamples
-    seed:int=0,
+    seed:int=0, # Which resamples; the same seed draws the same patients
+    method:str='accelerated', # Or 'percentile'; as of `Bootstrap.interval`
 )->Evaluation: # Every metric of every finding with its 95 % interval
     "Judge probabilities against labels. Raises `PredictionError`"
     y, p, groups = _judged(y, p, findings, groups)
     t = threshold_array(.5 if thresholds is None else thresholds, findings)
-    boot, c = bootstrap(y, p, groups, t, n_boot, seed), confusion(y, p, t)
-    values = [auroc(y, p), average_precision(y, p), c.f1, c.precision, c.recall, c.specificity]
-    cols, rows = zip(*[_summary(m, v, boot, findings) for m, v in zip(METRICS, values)])
+    boot = bootstrap(y, p, groups, t, n_boot, seed)
+    cols, rows = zip(*[_summary(m, v, boot, findings, method) for m, v in _values(y, p, t).items()])
     who = np.arange(len(y)) if groups is None else groups
     head = pd.DataFrame({'positives': y.sum(0), 'positive_patients': [len(pd.unique(who[o])) for o in y.T], 'threshold': t}, index=findings)
     means = pd.DataFrame(list(rows), index=pd.Index(METRICS, name='metric'), columns=['value', 'low', 'high', 'n_findings'])
     return Evaluation(pd.concat([head, *cols], axis=1).rename_axis('finding'), means, len(y), None if groups is None else boot.groups, boot)
 
-# %% ../nbs/api/08_metrics.ipynb #c3db3a07
+# %% ../nbs/api/08_metrics.ipynb #2524cd21
 def with_interval(
-    value:float, low:float, high:float, # A score and its interval
+    value:float, # A score; NaN where undefined
+    low:float, # Lower end of its interval; NaN where there is none
+    high:float, # Upper end of it
     digits:int=3, # Decimals
 )->str: # `0.822 (0.810 to 0.834)`, or a dash where undefined
     "A score as text"
     if pd.isna(value): return '–'
     return f'{value:.{digits}f}' + ('' if pd.isna(low) else f' ({low:.{digits}f} to {high:.{digits}f})')
 
+# %% ../nbs/api/08_metrics.ipynb #fcc27acd
 @patch
 def formatted(self:Evaluation,
     metrics:list=METRICS, # Which metrics
@@ -403,19 +510,21 @@ def formatted(self:Evaluation,
     out.insert(0, 'positives', ['', *self.table.positives.astype(str)])
     return out.rename_axis('finding')
 
-# %% ../nbs/api/08_metrics.ipynb #e1b6855b
+# %% ../nbs/api/08_metrics.ipynb #4a1f5a43
 @patch(as_prop=True)
 def notes(self:Evaluation)->list: # Sentences
     "What the scores rest on"
     t, lost, k = self.table, self.boot.undefined('auroc'), len(self.boot.draws['auroc'])
     names = lambda where: ', '.join(t.index[where])
     few = (t.positive_patients < 10) & t.auroc.notna()
+    flat = t.auroc.notna() & t.auroc_low.isna() & (np.nanmax(self.boot.draws['auroc'], 0, initial=-1) - np.nanmin(self.boot.draws['auroc'], 0, initial=2) <= 1e-12)
     absent = (lost > 0) & t.auroc.notna()
     return [o for o, when in [
         ('Patients are not known: films were drawn, and the intervals are too narrow', self.patients is None),
         ('One patient only: no intervals', self.patients == 1),
         (f'Undefined, without positives or without negatives: {names(t.auroc.isna())}', t.auroc.isna().any()),
         (f'Positives in fewer than 10 patients, interval only a rough guide: {names(few)}', few.any()),
+        (f'AUROC the same in every resample, so without an interval: {names(flat)}', flat.any() and self.patients != 1),
         ('Absent from some of the resamples: ' + ', '.join(f'{f} ({o} of {k})' for f, o, a in zip(t.index, lost, absent) if a), absent.any()),
     ] if when]
 
@@ -427,19 +536,240 @@ def _repr_markdown_(self:Evaluation):
     head = f'{self.n:,} films{who}; 95 % intervals from {len(self.boot.draws["auroc"]):,} resamples'
     return '\n'.join([head, '', *['| ' + ' | '.join(r) + ' |' for r in rows], '', *[f'- {o}' for o in self.notes]])
 
-# %% ../nbs/api/08_metrics.ipynb #9f4843c3
+# %% ../nbs/api/08_metrics.ipynb #4d658bcc
+def _halves(y, p, code, n):
+    "Influence of each patient on one AUROC, through positives and through negatives: (n, 2)"
+    r = Ranked(y, p, code, n)
+    v = r.rates()[:, 0]
+    return np.stack([r.member[:r.k].T @ v[:r.k], r.member[r.k:].T @ v[r.k:]], axis=1)
+
+def _grow(k): return k/(k-1) if k > 1 else np.nan
+
+def _obuchowski(halves, y, code, n):
+    "Clustered variance of one AUROC, or of a difference; NaN with fewer than two patients of either kind"
+    pos, neg = (int((np.bincount(code, o, n) > 0).sum()) for o in (y, ~y))
+    s = halves.T @ halves
+    return _grow(pos)*s[0, 0] + _grow(neg)*s[1, 1] + 2*_grow(n)*s[0, 1]
+
+def _spread(halves, y, code, n):
+    "Standard error and degrees of freedom of each finding, and of the mean over those that have them"
+    se = np.array([_obuchowski(h, o, code, n) for h, o in zip(halves, y.T)]).clip(0)**.5
+    pull = np.stack([h.sum(1) for h in halves], axis=1)
+    mean = _mean_pull(pull)[:, 0]
+    return np.append(se, (_grow(n)*(mean**2).sum())**.5), np.array([freedom(o) for o in [*pull.T, mean]])
+
+# %% ../nbs/api/08_metrics.ipynb #b8dcec8d
+def _logit_interval(value, se, df, level):
+    "Student's interval on the logit scale; NaN where the standard error is 0 or unknown"
+    ok = (se > 0) & (value > 0) & (value < 1)
+    v, e = np.where(ok, value, .5), np.where(ok, se, np.nan)
+    d = stdtrit(df, (1+level)/2)*e/(v*(1-v))
+    return expit(logit(v) - d), expit(logit(v) + d)
+
+def _columns(y, p, findings):
+    "Both as (N, C), and a name a column"
+    y, p = (o.reshape(len(o), -1) for o in check(y, p))
+    names = [str(o) for o in range(y.shape[1])] if findings is None else list(findings)
+    if len(names) != y.shape[1]: raise PredictionError(f'{len(names)} findings for {y.shape[1]} columns; give one name a column')
+    return y, p, [*names, 'macro mean']
+
+def delong(
+    y, # Labels 0/1, (N,) or (N, C)
+    p, # Scores of the same shape
+    groups=None, # (N,) patient of each film; None if each film is a patient of its own
+    findings:list=None, # Names for the rows
+    level:float=0.95, # Coverage
+)->pd.DataFrame: # By finding, and `macro mean`: auroc, se, low, high; NaN where there are too few patients, or a perfect AUROC
+    "AUROC with DeLong's interval, clustered by patient"
+    y, p, names = _columns(y, p, findings)
+    code, n = _codes(groups, len(y))
+    value = auroc(y, p)
+    value = np.append(value, macro(value)['value'])
+    se, df = _spread([_halves(a, b, code, n) for a, b in zip(y.T, p.T)], y, code, n)
+    low, high = _logit_interval(value, se, df, level)
+    return pd.DataFrame(dict(auroc=value, se=se, low=low, high=high), index=pd.Index(names, name='finding'))
+
+# %% ../nbs/api/08_metrics.ipynb #854747de
+def delong_test(
+    y, # Labels 0/1, (N,) or (N, C)
+    base, # Scores of the model to compare with, of the same shape
+    new, # Scores of the model in question, of the same shape
+    groups=None, # (N,) patient of each film; None if each film is a patient of its own
+    findings:list=None, # Names for the rows
+    level:float=0.95, # Coverage
+)->pd.DataFrame: # By finding, and `macro mean`: base, new, difference, se, low, high, p_value; NaN where unknown
+    "Difference of two AUROCs with DeLong's interval and two-sided p-value, clustered by patient"
+    (y, base, names), (_, new, _) = _columns(y, base, findings), _columns(y, new, findings)
+    code, n = _codes(groups, len(y))
+    halves = [_halves(a, s, code, n) - _halves(a, r, code, n) for a, r, s in zip(y.T, base.T, new.T)]
+    se, df = _spread(halves, y, code, n)
+    both = [np.append(o, macro(o)['value']) for o in (auroc(y, base), auroc(y, new))]
+    d, e = both[1] - both[0], np.where(se > 0, se, np.nan)
+    half = stdtrit(df, (1+level)/2)*e
+    return pd.DataFrame(dict(base=both[0], new=both[1], difference=d, se=se, low=d-half, high=d+half, p_value=2*stdtr(df, -abs(d)/e)), index=pd.Index(names, name='finding'))
+
+# %% ../nbs/api/08_metrics.ipynb #fbf85651
+@dataclass
+class Comparison:
+    "What `compare` found"
+    table: pd.DataFrame # `macro mean` and each finding: base, new, difference, low, high, verdict
+    metric: str # One of `METRICS`
+    tie: float # Differences up to this are ties
+    n: int # Films
+    patients: int # Patients, or films where these were not given
+
+def verdict(
+    difference:float, # New less base
+    low:float, # Lower end of its interval; NaN if unknown
+    high:float, # Upper end
+    tie:float, # Differences up to this do not matter
+)->str: # better, worse, tie or unclear
+    "A difference in a word"
+    if pd.isna(low) or pd.isna(difference): return 'unclear'
+    sure, small = low > 0 or high < 0, abs(difference) <= tie
+    if sure and not small: return 'better' if difference > 0 else 'worse'
+    return 'tie' if (sure and small) or (-tie <= low and high <= tie) else 'unclear'
+
+# %% ../nbs/api/08_metrics.ipynb #a51b9939
+def _metric(name):
+    "The name, if it is one"
+    if name not in METRICS: raise PredictionError(f'{name!r} is no metric; choose one of {", ".join(METRICS)}')
+    return name
+
+def compare(
+    y, # Labels 0/1, (N, C)
+    base, # Probabilities of the model to compare with, (N, C)
+    new, # Probabilities of the model in question, (N, C)
+    findings:list, # C names
+    groups=None, # (N,) patient of each film; without it films are drawn, and the intervals are too narrow
+    metric:str='auroc', # One of `METRICS`
+    tie:float=0.005, # Differences up to this do not matter
+    thresholds=(None, None), # Of base and of new, each as of `threshold_array`; None is 0.5
+    n_boot:int=1000, # Number of resamples, the same for both
+    seed:int=0, # Which resamples
+    method:str='accelerated', # Or 'percentile'; as of `Bootstrap.interval`
+)->Comparison: # The difference of each finding and of the macro mean, with its 95 % interval and a verdict
+    "Is the new model better, on the same patients? Raises `PredictionError`"
+    m, (y, base, groups), (_, new, _) = _metric(metric), _judged(y, base, findings, groups), _judged(y, new, findings, groups)
+    ts = [threshold_array(.5 if t is None else t, findings) for t in thresholds]
+    boots = [bootstrap(y, o, groups, t, n_boot, seed) for o, t in zip((base, new), ts)]
+    diff = Bootstrap({m: boots[1].draws[m] - boots[0].draws[m]}, boots[0].groups, {m: boots[1].pull(m) - boots[0].pull(m)})
+    t = _differences(*[_values(y, o, t)[m] for o, t in zip((base, new), ts)], diff, m, method, findings)
+    same = np.append((base == new).all() & (ts[0] == ts[1]).all(), (base == new).all(0) & (ts[0] == ts[1]))
+    t.loc[same & t.difference.notna(), ['low', 'high']] = 0
+    t['verdict'] = [verdict(*o, tie) for o in t[['difference', 'low', 'high']].to_numpy()]
+    return Comparison(t, m, tie, len(y), diff.groups)
+
+def _differences(base, new, diff, m, method, findings):
+    "Table of `compare`, macro mean first, over the findings defined for both"
+    d, (low, high), (mlow, mhigh) = new - base, diff.interval(m, method=method), diff.macro(m, method=method)
+    ok = ~np.isnan(d)
+    mean = [macro(o[ok])['value'] for o in (base, new, d)]
+    return pd.DataFrame([[*mean, mlow, mhigh], *np.c_[base, new, d, low, high].tolist()], pd.Index(['macro mean', *findings], name='finding'), ['base', 'new', 'difference', 'low', 'high'])
+
+# %% ../nbs/api/08_metrics.ipynb #fd2a6fbd
+@patch
+def _repr_markdown_(self:Comparison):
+    t = self.table
+    rows = [[f, *[with_interval(o, np.nan, np.nan) for o in (r.base, r.new)], with_interval(r.difference, r.low, r.high), r.verdict] for f, r in t.iterrows()]
+    head = f'{self.metric} of {self.n:,} films of {self.patients:,} patients; paired 95 % intervals, tie band {self.tie:g}'
+    return '\n'.join([head, '', '| finding | base | new | difference | verdict |', '| --- | ---: | ---: | ---: | --- |', *['| ' + ' | '.join(r) + ' |' for r in rows]])
+
+# %% ../nbs/api/08_metrics.ipynb #23d161b7
+def across_seeds(
+    y, # Labels 0/1, (N, C)
+    ps, # Probabilities of each seed's model, S arrays (N, C); at least two
+    findings:list, # C names
+    groups=None, # (N,) patient of each film
+    metric:str='auroc', # One of `METRICS`
+    thresholds=None, # As of `threshold_array`, the same for all seeds; None is 0.5
+    level:float=0.95, # Coverage
+)->pd.DataFrame: # `macro mean` and each finding: mean, spread (SD over seeds), low, high
+    "One recipe, several seeds: mean, spread, and interval over seeds and patients"
+    m, k, t = _metric(metric), len(ps), threshold_array(.5 if thresholds is None else thresholds, findings)
+    if k < 2: raise PredictionError('one seed has no spread; give the predictions of at least two')
+    judged = [_judged(y, o, findings, groups) for o in ps]
+    code, n = _codes(judged[0][2], len(judged[0][0]))
+    each = np.stack([_values(a, b, t)[m] for a, b, _ in judged])
+    each = np.c_[_mean(each), each]
+    pull = sum(_sums(a, b, code, n, t)[2][m] for a, b, _ in judged)/k
+    pull = np.c_[_mean_pull(pull), pull]
+    value, s, df = each.mean(0), each.std(0, ddof=1), np.array([freedom(o) for o in pull.T])
+    who, seeds = _grow(n)*(pull**2).sum(0), s**2/k
+    both = np.where(np.isnan(who), np.nan, who + seeds)
+    low, high = _logit_interval(value, both**.5, _ratio(both**2, who**2/df + seeds**2/(k-1)), level)
+    return pd.DataFrame(dict(mean=value, spread=s, low=low, high=high), index=pd.Index(['macro mean', *findings], name='finding'))
+
+# %% ../nbs/api/08_metrics.ipynb #1c1ae53b
+@patch(as_prop=True)
+def accuracy(self:Confusion)->np.ndarray: # NaN without films
+    "(TP + TN) / all"
+    return _ratio(self.tp + self.tn, self.tp + self.fp + self.fn + self.tn)
+
+@patch(as_prop=True)
+def jaccard(self:Confusion)->np.ndarray: # NaN without positives
+    "TP / (TP + FP + FN), the overlap of calls and truth"
+    return np.where(self.tp + self.fn > 0, _ratio(self.tp, self.tp + self.fp + self.fn), np.nan)
+
+@patch
+def micro(self:Confusion)->'Confusion': # Counts (1,)
+    "All findings thrown together"
+    return Confusion(*[np.atleast_1d(np.sum(o)) for o in vars(self).values()])
+
+# %% ../nbs/api/08_metrics.ipynb #9a58ef1c
+def lrap(
+    y, # Labels 0/1, (N, C)
+    p, # Scores, (N, C)
+)->float: # 0 to 1; a film with no finding, or with all, counts 1
+    "Label-ranking average precision: among a film's findings that score as high as a true one, the share that are true"
+    y, p = check(y, p)
+    if y.ndim != 2: raise PredictionError('the ranking of labels needs several findings, (N, C)')
+    above = p[:, None] >= p[..., None]
+    share = (above & y[:, None]).sum(2)/above.sum(2)
+    k = y.sum(1)
+    each = (share*y).sum(1)/np.maximum(k, 1)
+    return float(np.where((k == 0) | (k == y.shape[1]), 1, each).mean())
+
+def _by_film(y, calls):
+    "Jaccard of each film; NaN where nothing is there and nothing called"
+    return _ratio((y & calls).sum(1).astype(float), (y | calls).sum(1).astype(float))
+
+def _scores(y, p, t):
+    "The values of `multilabel_scores`"
+    c, calls = confusion(y, p, t), p >= np.asarray(t, dtype=float)
+    micro, film, mean = c.micro(), _by_film(y, calls), lambda o: macro(o)['value']
+    ranks = dict(lrap=lrap(y, p), map=mean(average_precision(y, p)), brier=float(((p - y)**2).mean()))
+    whole = {f'{m}_micro': float(getattr(micro, m)[0]) for m in ('precision', 'recall', 'f1')}
+    means = {f'{m}_macro': mean(getattr(c, m)) for m in ('jaccard', 'precision', 'recall', 'f1')}
+    return dict(exact_match=float((y == calls).all(1).mean()), hamming_loss=float((y != calls).mean()), label_accuracy=float((y == calls).mean()),
+                jaccard_films=float(np.nan_to_num(film, nan=1).mean()), jaccard_films_0=float(np.nan_to_num(film).mean()), **means, **whole, **ranks)
+
+# %% ../nbs/api/08_metrics.ipynb #40fe3199
+def multilabel_scores(
+    y, # Labels 0/1, (N, C)
+    p, # Probabilities in [0, 1], (N, C)
+    t=0.5, # Threshold: a number or (C,)
+)->pd.DataFrame: # By score: value, and `blind`, that of a model that looks at no film; NaN where undefined
+    "Every usual score of a multi-label classifier. Raises `PredictionError`"
+    y, p = check(y, p, unit=True)
+    if y.ndim != 2: raise PredictionError('these scores are of several findings, (N, C); for one use `confusion`')
+    blind = _scores(y, np.broadcast_to(y.mean(0), y.shape), np.nan)
+    return pd.DataFrame({'value': _scores(y, p, t), 'blind': blind}).rename_axis('score')
+
+# %% ../nbs/api/08_metrics.ipynb #14e57960
 def shuffled_floor(
     y, # Labels 0/1, (N, C)
     p, # Scores, (N, C)
     groups=None, # (N,) patient of each film; None shuffles films
-    seed:int=0,
+    seed:int=0, # Which shuffles
     n:int=200, # Number of shuffles
     findings:list=None, # Names for the rows
 )->pd.DataFrame: # By finding: mean AUROC `floor`, and `low` and `high`, the middle 95 % of the shuffles
     "AUROC against labels that have nothing to do with the films"
     from scipy.stats import rankdata
     y, p = check(y, p)
-    code = np.arange(len(y)) if groups is None else pd.factorize(np.asarray(groups))[0]
+    if y.ndim != 2: raise PredictionError('floors are of labels (N, C); for one finding give y[:, None] and p[:, None]')
+    code, _ = _codes(groups, len(y))
     order, rng = np.argsort(code, kind='stable'), np.random.default_rng(seed)
     ranks, pos = rankdata(p[order], axis=0), y.sum(0).astype(float)
     shuffle = lambda: y[np.argsort(rng.permutation(code.max() + 1)[code], kind='stable')]
@@ -448,9 +778,10 @@ def shuffled_floor(
     low, high = _percentiles(auc, .95)
     return pd.DataFrame({'floor': auc.mean(0), 'low': low, 'high': high}, index=findings)
 
-# %% ../nbs/api/08_metrics.ipynb #8d5c48e3
+# %% ../nbs/api/08_metrics.ipynb #f2d14c1c
 def _metadata(df, columns):
     "Numbers for view, sex, and age with its square; NaN where unknown"
+    if miss := [o for o in columns if o not in df.columns]: raise PredictionError(f'the image table has no column {", ".join(miss)}; name the others as `columns`')
     age = df['age'].astype(float)
     x = {'view': [df['view'].map({'AP': 1., 'PA': 0.})], 'sex': [df['sex'].map({'M': 1., 'F': 0.})], 'age': [age, ((age-45)/20)**2]}
     return np.stack([o.to_numpy(dtype=float) for c in columns for o in x[c]], axis=1)
@@ -470,18 +801,20 @@ def metadata_floor(
 )->pd.Series: # AUROC by finding; NaN where `train` or `test` lacks positives or negatives
     "AUROC of a logistic regression that sees no image"
     x, x_test, out = _metadata(train, columns), _metadata(test, columns), {}
+    if miss := [o for o in findings_of(train) if o not in test.columns]: raise PredictionError(f'the test table has no labels for {", ".join(miss)}; name both alike')
     for f in findings_of(train):
         fits = train[f].nunique() > 1
         out[f] = auroc(test[f], _logistic().fit(x, train[f]).predict_proba(x_test)[:, 1]) if fits else np.nan
     return pd.Series(out, name='metadata')
 
-# %% ../nbs/api/08_metrics.ipynb #e8273ff8
+# %% ../nbs/api/08_metrics.ipynb #6dca4252
 def roc_points(
     y, # Labels 0/1, (N,)
     p, # Scores, (N,)
 )->pd.DataFrame: # threshold (`p >= threshold`), fpr, tpr, from (0, 0) to (1, 1); NaN rates where undefined
     "Corners of the ROC curve"
     y, p = check(y, p)
+    if y.ndim != 1: raise PredictionError('a ROC curve is of one finding; give the labels and scores of one, (N,)')
     v, at = np.unique(-p, return_inverse=True)
     pos, neg = (np.cumsum(np.bincount(at, o, len(v))) for o in (y, ~y))
     pts = np.concatenate([[[0, 0]], np.stack([neg, pos], axis=1)])
@@ -576,7 +909,7 @@ def align(
     y, _ = check(truth[findings].to_numpy(), p.to_numpy())
     return Aligned(y.astype(np.uint8), p.to_numpy(), truth.patient.to_numpy(), findings, list(p.index), list(preds.index[~found]), [o for o in have if o not in findings])
 
-# %% ../nbs/api/08_metrics.ipynb #eee06472
+# %% ../nbs/api/08_metrics.ipynb #a5762727
 def _plain(x, digits=5):
     "Numbers, lists and dicts that JSON knows: rounded, NaN as None"
     if isinstance(x, dict): return {str(k): _plain(v, digits) for k, v in x.items()}
@@ -598,6 +931,7 @@ def to_metrics(
     whole = {m: dict(value=r['value'], low=r['low'], high=r['high'], n_findings=int(r['n_findings'])) for m, r in ev.macro.iterrows()}
     return _plain(dict(n=ev.n, patients=ev.patients, macro=whole, findings=each, n_boot=len(ev.boot.draws['auroc']), notes=ev.notes), digits)
 
+# %% ../nbs/api/08_metrics.ipynb #40b85e33
 def write_metrics(
     path, # Where `metrics.json` goes
     **parts, # `test=`, `val=`: an `Evaluation`, or a dict as of `to_metrics`

@@ -8,7 +8,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/models.html.md"""
 __all__ = ['ModelError', 'ChestModel', 'read_weights', 'load_backbone', 'make_model', 'splitter', 'fix_batchnorm',
            'probabilities', 'features', 'save_bundle', 'save_weights', 'read_config', 'load_bundle']
 
-# %% ../nbs/api/07_models.ipynb #e6ed3d0c
+# %% ../nbs/api/07_models.ipynb #875c3fc8
 import json, pickle, warnings
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
 from .labels import CxrError, FINDINGS
+from .loaders import gathered
 
 # %% ../nbs/api/07_models.ipynb #a5ac27f8
 class ModelError(CxrError):
@@ -115,9 +116,9 @@ def make_model(
     if prevalence is not None: last.bias.data = torch.tensor(np.array(prevalence), dtype=torch.float32).clamp(1e-4, 1 - 1e-4).logit()
     return model.eval()
 
-# %% ../nbs/api/07_models.ipynb #cc29706d
+# %% ../nbs/api/07_models.ipynb #cb6ec531
 def splitter(
-    model:ChestModel
+    model:ChestModel # Backbone and head, frozen or not
 )->list: # Parameters of backbone and of head
     "Parameter groups for fastai"
     return [list(model.backbone.parameters()), list(model.head.parameters())]
@@ -130,15 +131,15 @@ def fix_batchnorm(
         if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
     return model
 
-# %% ../nbs/api/07_models.ipynb #86e86db8
+# %% ../nbs/api/07_models.ipynb #e019c12a
 @torch.inference_mode()
 def _over(model, batches, f, progress, desc):
-    "Stack f(x) over batches, in eval mode, as float32 on the CPU"
+    "Stack f(x) over batches, in eval mode, as float32 on the CPU; several processes share the work, and each gets all of it"
     was = model.training
     model.eval()
-    out = [f(x).float().cpu() for x, _ in tqdm(batches, desc=desc, unit='batch', leave=False, disable=not progress)]
+    out = [f(x).float() for x, _ in tqdm(batches, desc=desc, unit='batch', leave=False, disable=not progress)]
     model.train(was)
-    return torch.cat(out).numpy()
+    return gathered(torch.cat(out).cpu().numpy() if out else None)
 
 def probabilities(
     model:ChestModel, # On the device of the batches
@@ -156,7 +157,7 @@ def features(
     "What the backbone makes of each film"
     return _over(model, batches, model.features, progress, 'features')
 
-# %% ../nbs/api/07_models.ipynb #30562135
+# %% ../nbs/api/07_models.ipynb #74feca1e
 def save_bundle(
     model:ChestModel, # Any device
     path, # Folder, made if needed
@@ -170,6 +171,7 @@ def save_bundle(
     (path/'config.json').write_text(json.dumps({**config, **me}, indent=1, allow_nan=False))
     return path
 
+# %% ../nbs/api/07_models.ipynb #9f61c14f
 def save_weights(
     model:nn.Module, # Any device
     path # A `.safetensors` file
@@ -181,7 +183,7 @@ def save_weights(
     save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part)
     part.replace(path)
 
-# %% ../nbs/api/07_models.ipynb #2284d1df
+# %% ../nbs/api/07_models.ipynb #379967ae
 def read_config(
     path # Folder of a bundle or run
 )->dict: # What config.json says
@@ -193,6 +195,7 @@ def read_config(
     if miss := [o for o in ('arch', 'findings', 'size') if o not in cfg]: raise ModelError(f'{file}: {miss[0]!r} is missing; is this a bundle of cxr_nb?')
     return cfg
 
+# %% ../nbs/api/07_models.ipynb #a0aa4f70
 def load_bundle(
     path # Folder of a bundle or run
 )->tuple: # Model in eval mode, and its configuration (dict)

@@ -685,7 +685,7 @@ def film(
     for f in findings: boxes += [(f, *b) for m in _draw[f](sc, rngs[f], sev[f]) if (b := _box(m))]
     return _expose(sc, _rng(body.seed, seed, 105)), boxes
 
-# %% ../nbs/api/01_phantom.ipynb #487fb259
+# %% ../nbs/api/01_phantom.ipynb #58d96aed
 def _run(
     rows:np.ndarray, # row numbers of one patient, in order of follow-up
     n:int, # at most so many
@@ -721,7 +721,7 @@ def _patients(
 def phantom_table(
     n_images:int=1000, # films; exact
     n_patients:int|None=None, # patients instead of films
-    seed:int=0,
+    seed:int=0, # which patients are drawn, and in what order
     enrich:float=0., # 0: as in the release; 1: the findings about equally often
     max_films:int=12, # films a patient at most
     first_patient:int=1, # number of the first patient

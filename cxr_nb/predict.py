@@ -62,7 +62,7 @@ def gather(
         out += found
     return out
 
-# %% ../nbs/api/13_predict.ipynb #44c97123
+# %% ../nbs/api/13_predict.ipynb #c9a45ee9
 def _read(path, size):
     "Pixels, and '' or the reason why not"
     try: return to_square(read_gray(path), size), ''
@@ -77,6 +77,7 @@ def _rows(clf, paths, films):
                              reason=[r for _, r in films]))
     return pd.concat([head, pd.DataFrame(p, columns=clf.findings).add_prefix('prob_')], axis=1)
 
+# %% ../nbs/api/13_predict.ipynb #748d99a0
 @torch.inference_mode()
 def probabilities_of(
     clf:Classifier, # Ready to predict
@@ -86,7 +87,7 @@ def probabilities_of(
     x = augment(torch.from_numpy(films[:, None]).to(clf.device), None)
     return clf.model(x).sigmoid().float().cpu().numpy()
 
-# %% ../nbs/api/13_predict.ipynb #d027bd54
+# %% ../nbs/api/13_predict.ipynb #593ace47
 def predict_files(
     clf:Classifier, # Ready to predict
     paths, # Files and folders
@@ -102,6 +103,7 @@ def predict_files(
             bar.update(len(block))
     return add_calls(pd.concat(rows, ignore_index=True), clf)
 
+# %% ../nbs/api/13_predict.ipynb #518efddd
 def add_calls(
     df:pd.DataFrame, # With columns prob_<finding>
     clf:Classifier, # Whose thresholds are applied

@@ -9,16 +9,18 @@ __all__ = ['SCORES', 'INK', 'BLUE', 'ORANGE', 'GREEN', 'GRAY', 'NOT_CLINICAL', '
            'read_run', 'pretty', 'score_table', 'threshold_table', 'split_table', 'localisation_table',
            'no_finding_table', 'plot_history', 'plot_lr_find', 'changes', 'plot_changes', 'film_loss',
            'plot_top_losses', 'plot_auroc', 'plot_roc', 'plot_pr', 'plot_thresholds', 'plot_confusion',
-           'plot_label_counts', 'plot_cooccurrence', 'html_table', 'write_report', 'md_table', 'write_model_card']
+           'plot_localisation', 'film_titles', 'plot_films', 'plot_label_counts', 'plot_cooccurrence', 'html_table',
+           'write_report', 'md_table', 'write_model_card']
 
-# %% ../nbs/api/12_report.ipynb #4f815824
+# %% ../nbs/api/12_report.ipynb #d161c28f
 import base64, html, io, json, re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np, pandas as pd, seaborn as sns
-from fastcore.xml import Safe, ft, to_xml
+from fastcore.xml import FT, Safe, ft, to_xml
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 # %% ../nbs/api/12_report.ipynb #9a134072
@@ -73,7 +75,7 @@ def read_run(
     val, test = (_predictions(d/o) for o in csvs[1:])
     return RunFiles(d, config, metrics, thresholds.get('findings', {}), _history(d/'history.csv'), val, test)
 
-# %% ../nbs/api/12_report.ipynb #c8b00dbc
+# %% ../nbs/api/12_report.ipynb #765b4e02
 SCORES = {'auroc': 'AUROC', 'ap': 'AP', 'f1': 'F1', 'precision': 'Precision', 'recall': 'Recall', 'specificity': 'Specificity'}
 
 def _triple(d, digits=3):
@@ -88,6 +90,7 @@ def pretty(
     "A finding's name for readers"
     return str(finding).replace('_', ' ')
 
+# %% ../nbs/api/12_report.ipynb #070e35ed
 def score_table(
     metrics:dict, # As of `metrics.json`
     part:str='test', # `test` or `val`
@@ -206,12 +209,12 @@ def plot_lr_find(
     ax.legend(frameon=False, fontsize=8)
     return fig
 
-# %% ../nbs/api/12_report.ipynb #8fe03352
+# %% ../nbs/api/12_report.ipynb #dd351cae
 def changes(
     before, # Predictions of a part, as of `align`
     after, # Of the same films in the same order
     n_boot:int=1000, # Resamples of patients
-    seed:int=0,
+    seed:int=0, # Which resamples; both predictions are judged on the same ones
 )->pd.DataFrame: # By finding, most gained first, after the macro mean: positives; AUROC before, after; change with its paired 95 % interval
     "AUROC before and after. Raises `ReportError` if the films or findings differ"
     if before.images != after.images or before.findings != after.findings: raise ReportError('predictions of different films or findings cannot be compared; predict the same part twice')
@@ -420,6 +423,48 @@ def plot_confusion(
     fig.supylabel('label', fontsize=8)
     return fig
 
+# %% ../nbs/api/12_report.ipynb #2e8702eb
+def plot_localisation(
+    records:list # `metrics['localisation']`: dicts finding, n, hit, low, high, prior, prior_low, prior_high
+)->Figure: # By finding: hit rate of the heatmaps and of the prior, with their intervals
+    "How often heatmaps peak in a box, beside a guess that sees no image"
+    fig, axs = _axes(6, 0.32*len(records) + 1)
+    for i, r in enumerate(records[::-1]):
+        _dot(axs[0, 0], i + .13, {'value': r['hit'], 'low': r.get('low'), 'high': r.get('high')}, BLUE, 'o')
+        _dot(axs[0, 0], i - .13, {'value': r['prior'], 'low': r.get('prior_low'), 'high': r.get('prior_high')}, GRAY, 'D')
+    marks = [Line2D([], [], color=c, marker=m, ls='none', ms=5, label=o) for c, m, o in ((BLUE, 'o', 'peak of the heatmap'), (GRAY, 'D', 'location prior, sees no image'))]
+    fig.legend(handles=marks, frameon=False, fontsize=8, loc='outside upper right', ncols=2)
+    axs[0, 0].set_yticks(range(len(records)), [f'{_text(r["finding"])}  ({r["n"]:,})' for r in records[::-1]])
+    axs[0, 0].set_xlim(-.03, 1.03)
+    axs[0, 0].set_xlabel('share of films with the peak in a box, 95 % interval by patient', fontsize=8)
+    axs[0, 0].grid(axis='x', alpha=0.25)
+    return fig
+
+# %% ../nbs/api/12_report.ipynb #016a1797
+def film_titles(
+    df:pd.DataFrame, # Image table
+    n:int=3, # Findings to name at most
+)->list: # A text for each film: its findings, a line each, then view and age
+    "What the table says of each film"
+    names = findings_of(df)
+    labels = [[pretty(f) for f, v in zip(names, row) if v] or ['No Finding'] for row in df[names].to_numpy()]
+    age = [f'{o:.0f} years' if np.isfinite(o) else 'age unknown' for o in df.age]
+    return ['\n'.join(l[:n] + [f'and {len(l) - n} more']*(len(l) > n) + [f'{v}, {a}']) for l, v, a in zip(labels, df['view'], age)]
+
+def plot_films(
+    films, # Gray films, uint8 (H, W) each
+    titles=None, # A text for each
+    cols:int=4, # Films in a row
+)->Figure: # A sheet of them
+    "A sheet of films"
+    rows, cols = -(-len(films)//cols), min(cols, len(films))
+    fig, axs = _axes(2*cols, 2.55*rows, rows, cols)
+    for ax in axs.flat: ax.axis('off')
+    for ax, film, title in zip(axs.flat, films, titles or ['']*len(films)):
+        ax.imshow(film, cmap='gray', vmin=0, vmax=255)
+        ax.set_title(_text(title), fontsize=7.5, color=INK, pad=3)
+    return fig
+
 # %% ../nbs/api/12_report.ipynb #bbf42382
 def plot_label_counts(
     df:pd.DataFrame # Image table
@@ -454,7 +499,7 @@ def plot_cooccurrence(
     fig.axes[1].tick_params(labelsize=8)
     return fig
 
-# %% ../nbs/api/12_report.ipynb #0004e53a
+# %% ../nbs/api/12_report.ipynb #5eeeb6b7
 def _img(fig, alt, cls='fig'):
     "A figure as an image element that holds its own data; `slim` ones fit a phone"
     buf = io.BytesIO()
@@ -477,7 +522,7 @@ def _cell(v, wide):
 def html_table(
     df:pd.DataFrame, # Index and cells are text or numbers
     caption:str='', # Said above it
-): # An element
+)->FT: # An element
     "A table as an element; everything in it is escaped"
     wide = [any(_INTERVAL.fullmatch(str(v)) for v in df[c]) for c in df]
     head = ft('thead', ft('tr', *[ft('th', str(o), scope='col') for o in (df.index.name or '', *df.columns)]))
@@ -594,7 +639,7 @@ def _curves(run):
     return [_img(plot_roc(a.y, a.p, a.findings, known), 'ROC curve of each finding'), _p('The dotted line is the floor: chance.', cls='note'),
             _img(plot_pr(a.y, a.p, a.findings, known), 'Precision-recall curve of each finding'), _p('The dotted line is the floor: the prevalence.', cls='note')]
 
-# %% ../nbs/api/12_report.ipynb #10243cf6
+# %% ../nbs/api/12_report.ipynb #425d6337
 def _thresholds(run):
     "Operating points"
     if not run.thresholds: return _missing('No thresholds', 'cxr-eval')
@@ -618,7 +663,7 @@ def _heatmaps(run):
     png, rec, out = run.path/'figures'/'heatmaps.png', run.metrics.get('localisation'), []
     if png.is_file(): out += [_data_img('png', png.read_bytes(), 'Films and their heatmaps, right and wrong cases'),
                               _p('Right and wrong cases. A heatmap shows where the evidence for the score was, not where disease is. Each is stretched to its own maximum.')]
-    if rec: out += [html_table(localisation_table(rec), "Share of films whose heatmap peaks inside a radiologist's box, 95 % intervals by patient; the location prior is a guess from other patients' boxes that sees no image.")]
+    if rec: out += [_img(plot_localisation(rec), 'Dots: share of heatmaps that peak in a box, and of a guess that sees no image', 'fig slim'), html_table(localisation_table(rec), "Share of films whose heatmap peaks inside a radiologist's box, 95 % intervals by patient; the location prior is a guess from other patients' boxes that sees no image.")]
     return out or _missing('No heatmaps', 'cxr-gradcam')
 
 # %% ../nbs/api/12_report.ipynb #807eb9a4
@@ -663,7 +708,7 @@ def write_report(
     out.write_text('<!doctype html>\n' + to_xml(page, indent=False), encoding='utf-8')
     return out
 
-# %% ../nbs/api/12_report.ipynb #426b09b6
+# %% ../nbs/api/12_report.ipynb #7fd6eaaf
 def _md(s):
     "Text that stays text in Markdown and HTML"
     return html.escape(str(s), quote=False).replace('|', '\\|').replace('\n', ' ')
@@ -675,6 +720,7 @@ def md_table(
     rows = [[df.index.name or '', *df.columns], ['---'] + ['---:']*df.shape[1], *[[i, *r] for i, r in zip(df.index, df.to_numpy())]]
     return '\n'.join('| ' + ' | '.join(_md(o) for o in r) + ' |' for r in rows)
 
+# %% ../nbs/api/12_report.ipynb #22a9c89c
 def _front_matter(run):
     "YAML between its fences; JSON values are YAML"
     c, m = run.config, run.metrics.get('test', {}).get('macro', {})

@@ -140,11 +140,12 @@ def fingerprint(
     text = '\n'.join(f'{k}\t{v}' for k, v in sorted(s.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/api/03_splits.ipynb #084e7701
+# %% ../nbs/api/03_splits.ipynb #bbbb874b
 class Page(str):
     "Markdown text: printed as it is, rendered in a notebook"
     def _repr_markdown_(self): return str(self)
 
+# %% ../nbs/api/03_splits.ipynb #16d4e21b
 def _of(n, total): return f'{int(n):,} ({n/total:.1%})' if total else f'{int(n):,}'
 
 def _bullets(title, *lines): return '\n'.join([f'**{title}**', '', *(f'- {o}' for o in lines), ''])

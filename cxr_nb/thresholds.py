@@ -36,7 +36,7 @@ def _reachable(v, lo, hi):
     i = np.flatnonzero((below < hi) & (above >= lo))
     return np.clip(t[i], lo, hi), i
 
-# %% ../nbs/api/09_thresholds.ipynb #f8cd0ec4
+# %% ../nbs/api/09_thresholds.ipynb #40fe0371
 def cuts(
     y, # Labels 0/1, (N,)
     p, # Probabilities, (N,)
@@ -46,13 +46,15 @@ def cuts(
     "All different sets of calls `p >= threshold` and their rates. Raises `ThresholdError` on an empty range"
     y, p = check(y, p, unit=True)
     if not 0 <= (0 if lo is None else lo) <= (1 if hi is None else hi) <= 1: raise ThresholdError(f'no threshold lies between lo={lo} and hi={hi}; give 0 <= lo <= hi <= 1')
-    v, at = np.unique(p, return_inverse=True)
-    t, i = _reachable(v, lo, hi)
-    tp, fp = (np.r_[np.cumsum(np.bincount(at, o, len(v))[::-1])[::-1], 0][i].astype(int) for o in (y, ~y))
+    low = np.sort(p)
+    first = np.flatnonzero(np.r_[True, low[1:] > low[:-1]]) # where each different score begins
+    t, i = _reachable(low[first], lo, hi)
+    tp = np.r_[y.sum() - np.searchsorted(np.sort(p[y]), low[first]), 0][i]
+    fp = np.r_[len(p) - first, 0][i] - tp
     fn, tn = y.sum() - tp, (~y).sum() - fp
     with np.errstate(invalid='ignore'):
         return pd.DataFrame(dict(threshold=t, tp=tp, fp=fp, fn=fn, tn=tn, precision=tp/(tp+fp), recall=tp/(tp+fn),
-                                 specificity=tn/(tn+fp), f1=2*tp/(2*tp+fp+fn) if y.any() else np.full(len(t), np.nan)))
+                                 specificity=tn/(tn+fp), f1=2*tp/(2*tp+fp+fn) if y.any() else np.full(len(t), np.nan)), copy=False)
 
 # %% ../nbs/api/09_thresholds.ipynb #2eb59abf
 def _best(k, score):

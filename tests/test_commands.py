@@ -3,7 +3,7 @@ import json, re, subprocess, sys
 
 import pandas as pd, pytest
 
-COMMANDS = ['cxr-demo', 'cxr-prepare', 'cxr-train', 'cxr-eval', 'cxr-gradcam', 'cxr-predict']
+COMMANDS = ['cxr-demo', 'cxr-prepare', 'cxr-train', 'cxr-eval', 'cxr-gradcam', 'cxr-predict', 'cxr-bench']
 
 @pytest.mark.parametrize('cmd', COMMANDS)
 def test_help_has_examples(run, cmd):

@@ -1,0 +1,90 @@
+"The site as nbdev processes it for Quarto, which only warns: links, anchors and images of every page, docments of every public function."
+import ast, re, shutil, subprocess
+from urllib.parse import unquote, urlsplit
+
+import nbformat, pytest
+from conftest import BIN, ROOT
+
+SITE = 'https://cxr-nb.github.io/cxr_nb/'
+PAGES = sorted(str(o.relative_to(ROOT/'nbs').with_suffix('')) for o in ROOT.glob('nbs/**/*.ipynb') if not set(o.parts) & {'.ipynb_checkpoints', 'runs'})
+LIBRARY = sorted(ROOT.glob('nbs/api/*.ipynb'))
+
+@pytest.fixture(scope='session')
+def site(tmp_path_factory, env):
+    "The processed notebooks by address of their page, made in a copy of what is under version control"
+    copy = tmp_path_factory.mktemp('site')
+    files = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\0')
+    for o in filter(None, files):
+        (copy/o).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT/o, copy/o, follow_symlinks=False)
+    subprocess.run([str(BIN/'nbdev-proc-nbs')], cwd=copy, env={**env, 'OMP_NUM_THREADS': '1'}, check=True, capture_output=True, timeout=600)
+    return {address(o.relative_to(copy/'_proc').with_suffix('')): nbformat.read(o, 4) for o in copy.glob('_proc/**/*.ipynb')}
+
+def address(path): return re.sub(r'(^|/)\d+_', r'\1', str(path)) + '.html'
+
+def text_of(nb):
+    "All Markdown of a page, that of outputs included"
+    shown = [o.get('data', {}).get('text/markdown', '') for c in nb.cells for o in c.get('outputs', [])]
+    return '\n'.join([c.source for c in nb.cells if c.cell_type != 'code'] + [''.join(o) for o in shown])
+
+def anchors(nb):
+    "Headings of a page, as Pandoc names them"
+    return {re.sub(r'[^\w\s.-]', '', h).strip().lower().replace(' ', '-') for h in re.findall(r'^#+ (.+?)(?: *\{.*\})?$', text_of(nb), re.M)}
+
+def bad_links(page, nb, site):
+    "Links of a page to what is not there"
+    here = SITE + page
+    for target in re.findall(r'\]\(([^)\s]+)\)', text_of(nb)):
+        if re.match(r'https?:|mailto:', target) and not target.startswith(SITE): continue
+        base = target if target.startswith(SITE) else SITE + str(_join(page, target))
+        url = urlsplit(base)
+        to = address(unquote(url.path).removeprefix(urlsplit(SITE).path).removesuffix('.ipynb').removesuffix('.html')) if url.path else page
+        if to not in site: yield f'{target} is no page'
+        elif url.fragment and url.fragment.lower() not in anchors(site[to]): yield f'{target} has no such anchor'
+
+def _join(page, target):
+    from posixpath import dirname, join, normpath
+    name, _, anchor = target.partition('#')
+    return (normpath(join(dirname(page), name)) if name else page) + (f'#{anchor}' if anchor else '')
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_of_the_processed_page(page, site):
+    page = address(page)
+    assert not list(bad_links(page, site[page], site))
+
+def test_a_broken_link_is_found(site):
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f'[a](nowhere.ipynb) [b](01_sampling_eda.ipynb#nothing) [c]({SITE}api/labels.html#_gone) [d](01_sampling_eda.ipynb)')])
+    assert len(list(bad_links('index.html', nb, site))) == 3
+
+@pytest.mark.parametrize('page', PAGES)
+def test_every_page_has_a_title_and_images_that_are_there(page, site):
+    nb = site[address(page)]
+    assert re.search(r'^title: ', nb.cells[0].source, re.M) or nb.cells[0].source.startswith('# ') or 'title' in str(nb.metadata), 'no title'
+    for c in nb.cells:
+        for name in re.findall(r'!\[[^\]]*\]\(attachment:([^)]+)\)', c.source if c.cell_type == 'markdown' else ''): assert name in c.get('attachments', {}), name
+        for name in re.findall(r'!\[[^\]]*\]\((?!attachment:|https?:)([^)]+)\)', c.source if c.cell_type == 'markdown' else ''): assert (ROOT/'nbs'/page).parent.joinpath(name).exists(), name
+
+def exported(nb):
+    "Public functions and methods of a library notebook, and the source of its examples"
+    code = [c.source for c in nb.cells if c.cell_type == 'code']
+    out = [o for o in code if re.match(r'#\|\s*export', o)]
+    return [(n, src) for src in out for n in ast.parse(src).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_')], '\n'.join(o for o in code if o not in out)
+
+def undocumented(fn, src):
+    "What a public function says too little about"
+    lines = src.splitlines()
+    if not ast.get_docstring(fn): yield 'has no docstring'
+    args = [a for a in fn.args.posonlyargs + fn.args.args + fn.args.kwonlyargs + [o for o in (fn.args.vararg, fn.args.kwarg) if o] if a.arg not in ('self', 'cls')]
+    for a in args:
+        if '#' not in lines[a.lineno - 1]: yield f'{a.arg} has no docment'
+        elif sum(o.lineno == a.lineno for o in args) > 1: yield f'{a.arg} shares a line with another argument'
+    if fn.name != '__init__' and fn.returns is None and any(isinstance(o, ast.Return) and o.value for o in ast.walk(fn)): yield 'does not say what it returns'
+
+@pytest.mark.parametrize('path', LIBRARY, ids=lambda o: o.stem)
+def test_public_names_are_documented_and_shown(path):
+    public, examples = exported(nbformat.read(path, 4))
+    short = {n.name: list(undocumented(n, src)) for n, src in public if isinstance(n, ast.FunctionDef)}
+    short |= {n.name: ['has no docstring'] for n, _ in public if isinstance(n, ast.ClassDef) and not ast.get_docstring(n)}
+    for n, _ in public:
+        if not re.search(rf'\b{n.name}\b', examples): short.setdefault(n.name, []).append('is shown in no example')
+    assert not {k: v for k, v in short.items() if v}
