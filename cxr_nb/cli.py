@@ -151,7 +151,7 @@ def make_recipe(
     new = lambda s: replace(s, epochs=epochs or s.epochs, lr=s.lr*factor, bs=s.bs if s.freeze or not batch_size else batch_size)
     return Recipe(stages=[new(s) for s in stages], **kwargs)
 
-# %% ../nbs/api/15_cli.ipynb #10a52350
+# %% ../nbs/api/15_cli.ipynb #d004f6ac
 @command('''cxr-train --data /path/to/nih --out runs/first --size 224
             cxr-train --data /path/to/nih --out runs/quick --train_subset 10000 --val_subset 2000 --epochs 2
             cxr-train --data /path/to/nih --out runs/single --arch efficientnet_b0 --recipe single --epochs 8 --lr 1e-4
@@ -183,7 +183,9 @@ def cxr_train(
     download:bool=False, # Download the release from Kaggle if it is nowhere (45 GB)
 ):
     "Train, choose thresholds, judge, explain and report."
+    from cxr_nb.models import check_arch
     from cxr_nb.training import best_device, is_main, leave, main_first, train
+    check_arch(arch)
     best_device(device) # meets the other processes, if there are any
     d = main_first(lambda: _data(data, csv_path, img_root, findings, download))
     r = make_recipe(recipe, epochs, lr, batch_size, arch=arch, weights=weights, size=size, loss=loss, weighted=weighted, split=split,
@@ -333,7 +335,7 @@ def demo_recipes(
     first = Stage('pretrain', epochs, 5e-3, bs=16, bn='train', schedule='one_cycle')
     return Recipe(**common, stages=[first], weights='none', split='random', val=.1, test=0, aug=mild), Recipe(**common)
 
-# %% ../nbs/api/15_cli.ipynb #83b83546
+# %% ../nbs/api/15_cli.ipynb #0368679c
 @command('''cxr-demo
             cxr-demo --out runs/quick --n_images 600 --pretrain_images 600 --pretrain_epochs 3''')
 def cxr_demo(
@@ -348,7 +350,9 @@ def cxr_demo(
 ):
     "Everything on phantom films, from labels to report, without network or data."
     from cxr_nb.data import phantom_data
+    from cxr_nb.models import check_arch
     from cxr_nb.training import train
+    check_arch(arch)
     if not (n_images > 0 and 32 <= size <= 1024): raise CxrError(f'--n-images {n_images}, --size {size}: give at least one film, and a side of 32 to 1024 pixels')
     out, (first, recipe) = Path(out), demo_recipes(arch, size, pretrain_epochs, seed)
     other = phantom_data(pretrain_images, size, seed + 1, enrich=1., first_patient=50_001)

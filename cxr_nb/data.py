@@ -9,9 +9,9 @@ __all__ = ['LABEL_FILES', 'SUFFIXES', 'PHANTOM_CAVEAT', 'NIH_IMAGES', 'DataError
            'cache_home', 'download_nih', 'find_root', 'index_images', 'load_nih', 'fast', 'calm_tests', 'phantom_data',
            'load_data', 'own_data']
 
-# %% ../nbs/api/02_data.ipynb #c746a3ef
+# %% ../nbs/api/02_data.ipynb #03dc09b9
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +20,7 @@ from .labels import *
 from .labels import _read_csv
 from .phantom import make_phantom
 
-# %% ../nbs/api/02_data.ipynb #74d99bc9
+# %% ../nbs/api/02_data.ipynb #e5ee2722
 class DataError(CxrError):
     "Data that cannot be found or used"
 
@@ -34,6 +34,7 @@ class ChestData:
     boxes: pd.DataFrame # As of `read_boxes`; no rows where there are none
     lists: dict = field(default_factory=dict) # `{'train_val': names, 'test': names}`, empty without official lists
     caveat: str = '' # What must be said beside a figure made from it
+    csv: Path = None # Its label file; None if the table was made in Python
 
     @property
     def missing(self): return [o for o in self.table.index if o not in self.files]
@@ -119,7 +120,7 @@ def _boxes(root):
     path = next((p for p in (Path(root)/'BBox_List_2017.csv', Path(root)/'BBox_List_2017_Official_NIH.csv') if p.is_file()), None)
     return read_boxes(path) if path else pd.DataFrame(columns=['image', 'finding', *'xywh'])
 
-# %% ../nbs/api/02_data.ipynb #4e51cc4a
+# %% ../nbs/api/02_data.ipynb #df3d4440
 PHANTOM_CAVEAT = 'Synthetic films: these figures show that the program works, and say nothing about patients.'
 NIH_IMAGES = 112_120
 
@@ -139,7 +140,7 @@ def load_nih(
     table, files = read_nih(label_file(root), findings), index_images(root)
     if not (n := sum(o in files for o in table.index)):
         raise DataError(f'{root}: none of the {len(table):,} images of {label_file(root).name} lies below it; unpack the image archives there')
-    return ChestData(root, root.resolve().name, table, files, _boxes(root), _lists(root), _caveat(root, n))
+    return ChestData(root, root.resolve().name, table, files, _boxes(root), _lists(root), _caveat(root, n), label_file(root))
 
 # %% ../nbs/api/02_data.ipynb #daeb376a
 def fast()->bool: # Is this a quick run?
@@ -155,7 +156,7 @@ def calm_tests(
     os.environ.setdefault('IN_TEST', '1')
     if fast(): os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-# %% ../nbs/api/02_data.ipynb #fc8baf38
+# %% ../nbs/api/02_data.ipynb #e7af0ae0
 def phantom_data(
     n_images:int=None, # Films; 1,500, or 300 in a quick run
     size:int=None, # Side in pixels; 256, or 64 in a quick run
@@ -190,7 +191,7 @@ def _from_parts(csv_path, img_root, findings):
     csv_path = Path(csv_path) if csv_path else label_file(img_root)
     if csv_path is None: raise DataError(f'{img_root}: holds no label file; give one as --csv_path')
     table, files = read_nih(csv_path, findings), index_images(img_root)
-    return own_data(table, files, img_root, _boxes(csv_path.parent), _lists(csv_path.parent))
+    return replace(own_data(table, files, img_root, _boxes(csv_path.parent), _lists(csv_path.parent)), csv=csv_path)
 
 # %% ../nbs/api/02_data.ipynb #6160c560
 def own_data(

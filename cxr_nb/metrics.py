@@ -281,9 +281,9 @@ def boot_weights(
     code, n = _codes(groups, len(groups))
     return np.concatenate([o.astype(np.int32)[:, code] for o in boot_counts(n, n_boot, seed)])
 
-# %% ../nbs/api/08_metrics.ipynb #d5ef4c6a
+# %% ../nbs/api/08_metrics.ipynb #ed2e9fe4
 @patch
-def rates(self:Ranked)->np.ndarray: # (3k+1, 2), a row for each row of `member`; NaN without positives or without negatives
+def _rates(self:Ranked)->np.ndarray: # (3k+1, 2), a row for each row of `member`; NaN without positives or without negatives
     "Derivative of AUROC and of AP by the weight of a film, at equal weights"
     pos, tied, below, neg = (o[..., 0] for o in self.sums(np.ones((self.member.shape[1], 1))))
     n_pos, tp, fp = pos.sum(), np.cumsum(pos[::-1])[::-1], neg - below
@@ -297,7 +297,7 @@ def rates(self:Ranked)->np.ndarray: # (3k+1, 2), a row for each row of `member`;
 @patch
 def influence(self:Ranked)->np.ndarray: # (n, 2)
     "How each patient pulls AUROC and AP"
-    return self.member.T @ self.rates()
+    return self.member.T @ self._rates()
 
 # %% ../nbs/api/08_metrics.ipynb #8eea0bfa
 METRICS = ['auroc', 'ap', 'f1', 'precision', 'recall', 'specificity']
@@ -536,11 +536,11 @@ def _repr_markdown_(self:Evaluation):
     head = f'{self.n:,} films{who}; 95 % intervals from {len(self.boot.draws["auroc"]):,} resamples'
     return '\n'.join([head, '', *['| ' + ' | '.join(r) + ' |' for r in rows], '', *[f'- {o}' for o in self.notes]])
 
-# %% ../nbs/api/08_metrics.ipynb #4d658bcc
+# %% ../nbs/api/08_metrics.ipynb #a17b0dd2
 def _halves(y, p, code, n):
     "Influence of each patient on one AUROC, through positives and through negatives: (n, 2)"
     r = Ranked(y, p, code, n)
-    v = r.rates()[:, 0]
+    v = r._rates()[:, 0]
     return np.stack([r.member[:r.k].T @ v[:r.k], r.member[r.k:].T @ v[r.k:]], axis=1)
 
 def _grow(k): return k/(k-1) if k > 1 else np.nan

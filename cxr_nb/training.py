@@ -14,8 +14,8 @@ __all__ = ['STAGED', 'PRECISIONS', 'SAMPLE', 'Stage', 'TrainError', 'Recipe', 'b
            'write_tables', 'stage_scores', 'train', 'train_many', 'series_recipe', 'copy_run', 'runs_home',
            'run_before', 'series_run']
 
-# %% ../nbs/api/10_training.ipynb #e165de4d
-from .data import ChestData, cache_home, fast, load_nih
+# %% ../nbs/api/10_training.ipynb #805ba105
+from .data import ChestData, cache_home, fast, label_file, load_data, load_nih
 from .images import Cache, prepare
 from .labels import FINDINGS, CxrError, findings_of
 from .loaders import (MEAN, STD, Augment, Batches, FeatureBatches, gathered, keep_memory, make_loaders, part, place,
@@ -23,8 +23,8 @@ from .loaders import (MEAN, STD, Augment, Batches, FeatureBatches, gathered, kee
 from .losses import LOSSES, make_loss
 from .metrics import align, auroc, average_precision, evaluate, macro, metadata_floor, shuffled_floor, to_metrics, write_metrics
 
-# %% ../nbs/api/10_training.ipynb #058c6340
-from .models import (ChestModel, ModelError, features, fix_batchnorm, load_bundle, make_model, probabilities, read_weights,
+# %% ../nbs/api/10_training.ipynb #de1eb1aa
+from .models import (ChestModel, ModelError, check_arch, features, fix_batchnorm, load_bundle, make_model, probabilities, read_weights,
                            save_bundle, save_weights, splitter)
 from .splits import check_split, fingerprint, official_split, random_split, subset
 from .thresholds import fit_thresholds, load_thresholds, save_thresholds
@@ -247,7 +247,7 @@ def make_split(
         split = split.drop(inside.index.difference(subset(inside, n, recipe.seed).index))
     return check_split(table, split)
 
-# %% ../nbs/api/10_training.ipynb #f72a84dc
+# %% ../nbs/api/10_training.ipynb #84bc73b5
 def start_run(
     data:ChestData, # Where table and images are
     recipe:Recipe, # All choices
@@ -257,6 +257,7 @@ def start_run(
     progress:bool=True, # Show progress bars?
 )->Run: # Ready for its first stage
     "Split, cache and model of a new run. Raises `CxrError` if nothing usable is there"
+    check_arch(recipe.arch)
     if recipe.loss not in LOSSES: raise TrainError(f'{recipe.loss!r} is no loss; choose one of {", ".join(LOSSES)}')
     if miss := [o for o in recipe.findings if o not in data.table]: raise TrainError(f'the table of {data.name} has no column {miss[0]!r}; name yours, as in Recipe(findings={findings_of(data.table)[:3]})')
     path, device = Path(path), best_device(device)
@@ -273,7 +274,7 @@ def start_run(
     save_run(run)
     return run
 
-# %% ../nbs/api/10_training.ipynb #f5f52beb
+# %% ../nbs/api/10_training.ipynb #9158860f
 def _versions():
     "Versions of what a figure depends on"
     import fastai, sklearn, timm
@@ -300,7 +301,7 @@ def save_run(
     if not is_main(): return
     run.split.rename_axis('image').to_csv(run.path/'split.csv')
     save_bundle(run.model, run.path, **run_config(run))
-    where = dict(root=str(run.data.root.resolve()), cache=str(run.cache.path.resolve()))
+    where = dict(root=str(run.data.root.resolve()), csv=run.data.csv and str(run.data.csv.resolve()), cache=str(run.cache.path.resolve()))
     (run.path/'data.json').write_text(json.dumps(where, indent=1))
     if run.history: pd.DataFrame(run.history).to_csv(run.path/'history.csv', index=False)
 
@@ -611,7 +612,15 @@ def throughput(
     with learn.no_logging(), learn.no_bar(): learn.fit(n//len(learn.dls.train) + 1, stage.lr)
     return clock.films/(clock.times[-1] - clock.times[0])
 
-# %% ../nbs/api/10_training.ipynb #39941e91
+# %% ../nbs/api/10_training.ipynb #21a0b384
+def _data_of(path, where, findings):
+    "The data of a run, where they were"
+    if not where or not Path(where['root']).is_dir(): raise TrainError(f'{path}: its images are not where they were; give their folder as --data')
+    if not where.get('csv'): raise TrainError(f'{path}: its table was made in Python; give it again, as in open_run(path, data)')
+    if not Path(where['csv']).is_file(): raise TrainError(f'{path}: its label file is not where it was; give it as --csv_path, with --img_root')
+    same = label_file(where['root']) == Path(where['csv'])
+    return load_nih(where['root'], findings) if same else load_data(csv_path=where['csv'], img_root=where['root'], findings=findings)
+
 def open_run(
     path, # A run folder
     data:ChestData=None, # Its data, if they have moved
@@ -625,9 +634,7 @@ def open_run(
     recipe = Recipe.from_dict(cfg['recipe'])
     where = json.loads((path/'data.json').read_text()) if (path/'data.json').is_file() else {}
     moved = data is not None
-    if not moved:
-        if not where or not Path(where['root']).is_dir(): raise TrainError(f'{path}: its images are not where they were; give their folder as --data')
-        data = load_nih(where['root'], recipe.findings)
+    if not moved: data = _data_of(path, where, recipe.findings)
     cache = prepare(data.table, data.files, cache_home() if moved else where['cache'], recipe.size, data.name if moved else None, progress=progress)
     split = pd.read_csv(path/'split.csv', index_col='image')['part']
     history = pd.read_csv(path/'history.csv').to_dict('records') if (path/'history.csv').is_file() else []

@@ -51,6 +51,10 @@ def test_weights_that_cannot_be_had(run, phantom, tmp_path):
     said = run('cxr-train', '--data', phantom, '--size', 64, '--out', tmp_path/'run', HF_HUB_OFFLINE='1')
     one_line(said, 'ImageNet weights', '--weights')
 
+def test_misspelt_network_stops_at_once(run, tmp_path):
+    one_line(run('cxr-train', '--arch', 'resnet81', '--out', tmp_path/'run'), 'resnet81', 'resnet18')
+    assert not list((tmp_path).iterdir())
+
 def test_not_a_run(run, tmp_path): one_line(run('cxr-eval', '--run', tmp_path), 'config.json')
 
 def test_run_forgotten(run): one_line(run('cxr-eval'), '--run')

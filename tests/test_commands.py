@@ -50,6 +50,17 @@ def test_eval_on_a_csv_and_folder_of_its_own(run, trained, phantom, tmp_path):
     said = run('cxr-eval', '--run', trained, '--csv_path', phantom/'Data_Entry_2017.csv', '--img_root', phantom, '--out', tmp_path)
     assert said.returncode == 0, said.stderr
 
+def test_run_on_a_csv_and_folder_of_its_own_opens_again(run, phantom, tmp_path):
+    "Labels and films apart, no boxes: nothing to score heatmaps against, and nothing that fails for it"
+    import shutil
+    labels = shutil.copy(phantom/'Data_Entry_2017.csv', tmp_path/'labels.csv')
+    said = run('cxr-train', '--csv_path', labels, '--img_root', phantom, '--split', 'random', '--out', tmp_path/'run', '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', 64, '--epochs', 1)
+    assert said.returncode == 0, said.stderr
+    for cmd in (['cxr-eval'], ['cxr-gradcam', '--samples', 2]): assert (said := run(*cmd, '--run', tmp_path/'run')).returncode == 0, said.stderr
+    labels.unlink()
+    said = run('cxr-eval', '--run', tmp_path/'run')
+    assert said.returncode == 2 and '--csv_path' in said.stderr and 'Traceback' not in said.stderr
+
 def test_gradcam_writes_pictures(run, trained, tmp_path):
     said = run('cxr-gradcam', '--run', trained, '--samples', 3, '--out', tmp_path)
     assert said.returncode == 0, said.stderr
