@@ -778,7 +778,7 @@ def shuffled_floor(
     low, high = _percentiles(auc, .95)
     return pd.DataFrame({'floor': auc.mean(0), 'low': low, 'high': high}, index=findings)
 
-# %% ../nbs/api/08_metrics.ipynb #f2d14c1c
+# %% ../nbs/api/08_metrics.ipynb #1578f969
 def _metadata(df, columns):
     "Numbers for view, sex, and age with its square; NaN where unknown"
     if miss := [o for o in columns if o not in df.columns]: raise PredictionError(f'the image table has no column {", ".join(miss)}; name the others as `columns`')
@@ -794,17 +794,30 @@ def _logistic():
     from sklearn.preprocessing import StandardScaler
     return make_pipeline(SimpleImputer(strategy='median', keep_empty_features=True), StandardScaler(), LogisticRegression(max_iter=500))
 
+def _out_of_fold(x, y, who, folds):
+    "Probabilities (N,) for each patient from a regression on the others; NaN if some fold leaves only one class to fit on"
+    from sklearn.model_selection import GroupKFold
+    p, n = np.full(len(y), np.nan), min(folds, len(np.unique(who)))
+    for a, b in GroupKFold(n).split(x, y, who) if n > 1 else ():
+        if y[a].min() == y[a].max(): return np.full(len(y), np.nan)
+        p[b] = _logistic().fit(x[a], y[a]).predict_proba(x[b])[:, 1]
+    return p
+
 def metadata_floor(
     train:pd.DataFrame, # Image table to fit on
-    test:pd.DataFrame, # Image table to judge on
+    test:pd.DataFrame=None, # Image table to judge on; None judges each patient of `train` by a fit to the others
     columns:tuple=('view', 'sex', 'age'), # Which of these to use
+    folds:int=5, # Of that cross-validation
 )->pd.Series: # AUROC by finding; NaN where `train` or `test` lacks positives or negatives
     "AUROC of a logistic regression that sees no image"
-    x, x_test, out = _metadata(train, columns), _metadata(test, columns), {}
-    if miss := [o for o in findings_of(train) if o not in test.columns]: raise PredictionError(f'the test table has no labels for {", ".join(miss)}; name both alike')
+    x, out = _metadata(train, columns), {}
+    if test is not None and (miss := [o for o in findings_of(train) if o not in test.columns]): raise PredictionError(f'the test table has no labels for {", ".join(miss)}; name both alike')
+    x_test = None if test is None else _metadata(test, columns)
     for f in findings_of(train):
-        fits = train[f].nunique() > 1
-        out[f] = auroc(test[f], _logistic().fit(x, train[f]).predict_proba(x_test)[:, 1]) if fits else np.nan
+        y, fits = train[f].to_numpy(), train[f].nunique() > 1
+        if test is None: p = _out_of_fold(x, y, train.patient.to_numpy(), folds)
+        else: p = _logistic().fit(x, y).predict_proba(x_test)[:, 1] if fits else np.nan
+        out[f] = auroc(y if test is None else test[f], p) if fits and not np.isnan(p).any() else np.nan
     return pd.Series(out, name='metadata')
 
 # %% ../nbs/api/08_metrics.ipynb #6dca4252

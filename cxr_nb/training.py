@@ -612,14 +612,15 @@ def throughput(
     with learn.no_logging(), learn.no_bar(): learn.fit(n//len(learn.dls.train) + 1, stage.lr)
     return clock.films/(clock.times[-1] - clock.times[0])
 
-# %% ../nbs/api/10_training.ipynb #21a0b384
+# %% ../nbs/api/10_training.ipynb #85de1d0a
 def _data_of(path, where, findings):
     "The data of a run, where they were"
     if not where or not Path(where['root']).is_dir(): raise TrainError(f'{path}: its images are not where they were; give their folder as --data')
-    if not where.get('csv'): raise TrainError(f'{path}: its table was made in Python; give it again, as in open_run(path, data)')
-    if not Path(where['csv']).is_file(): raise TrainError(f'{path}: its label file is not where it was; give it as --csv_path, with --img_root')
-    same = label_file(where['root']) == Path(where['csv'])
-    return load_nih(where['root'], findings) if same else load_data(csv_path=where['csv'], img_root=where['root'], findings=findings)
+    home = label_file(where['root'])
+    csv = where.get('csv', home) # a run of version 0.1.0 does not say
+    if not csv: raise TrainError(f'{path}: its table was made in Python; give it again, as in open_run(path, data)')
+    if not Path(csv).is_file(): raise TrainError(f'{path}: its label file is not where it was; give it as --csv_path, with --img_root')
+    return load_nih(where['root'], findings) if home == Path(csv) else load_data(csv_path=csv, img_root=where['root'], findings=findings)
 
 def open_run(
     path, # A run folder
