@@ -211,22 +211,27 @@ def _finish(
     write_model_card(run.path)
     _say(f'report: {write_report(run.path)}')
 
-# %% ../nbs/api/15_cli.ipynb #3c897090
+# %% ../nbs/api/15_cli.ipynb #45d815c7
 @command('''cxr-eval --run runs/first
             cxr-eval --run runs/first --subset 2000
             cxr-eval --run runs/first --weights runs/first/checkpoints/frozen_head.safetensors
-            cxr-eval --run runs/first --csv_path other/labels.csv --img_root other''')
+            cxr-eval --run runs/first --csv_path other/labels.csv --img_root other
+            cxr-eval --predictions theirs.csv --labels nih --out results/theirs
+            cxr-eval --predictions theirs.csv --labels labels.csv --out results/theirs''')
 def cxr_eval(
     run:str=None, # The run folder
+    predictions:str=None, # Or a CSV from any model: image, and prob_<finding> for each finding
+    labels:str=None, # For --predictions: nih, or a CSV; if not given its own columns patient and true_<finding>
     data:str=None, # Folder of the images, if they have moved, or of other data to judge on
     csv_path:str=None, # Label file of other data
     img_root:str=None, # Folder of the images of other data
     weights:str=None, # Other weights of the same architecture
     subset:int=0, # Judge on about so many test films, class balance kept; 0 for all
-    out:str=None, # Where the tables go; RUN/results/tables if not given
+    out:str=None, # Where the tables go; RUN/results/tables, or results/NAME for --predictions, if not given
     device:str=None, # cpu, cuda, mps; the best there is if not given
 ):
-    "Judge a trained run. With --run alone its metrics.json and report are written anew."
+    "Judge a trained run, or anyone's predictions. With --run alone its metrics.json and report are written anew."
+    if predictions: return _eval_file(predictions, labels, Path(out or Path('results')/Path(predictions).stem))
     from cxr_nb.models import read_weights
     from cxr_nb.report import write_report
     from cxr_nb.training import judge, judge_films, open_run, write_tables
@@ -239,6 +244,14 @@ def cxr_eval(
     _scores(metrics)
     _say(f'tables: {write_tables(r, metrics, out)}')
     if plain: _say(f'report: {write_report(r.path)}')
+
+def _eval_file(predictions, labels, out):
+    "Judge a file of predictions"
+    from cxr_nb.audit import audit_file, audit_lines
+    from cxr_nb.report import write_model_card, write_report
+    _say(*audit_lines(audit_file(predictions, out, labels, progress=True)))
+    _say(f'figures and tables: {out}, model card: {write_model_card(out)}')
+    _say(f'report: {write_report(out)}')
 
 def _run_findings(run):
     "The findings of a trained run, known before its data are read"

@@ -10,12 +10,13 @@ __all__ = ['SCORES', 'INK', 'BLUE', 'ORANGE', 'GREEN', 'GRAY', 'NOT_CLINICAL', '
            'no_finding_table', 'plot_history', 'plot_lr_find', 'changes', 'plot_changes', 'film_loss',
            'plot_top_losses', 'plot_auroc', 'plot_roc', 'plot_pr', 'plot_thresholds', 'plot_confusion',
            'plot_localisation', 'film_titles', 'plot_films', 'plot_label_counts', 'plot_cooccurrence', 'html_table',
-           'write_report', 'md_table', 'write_model_card']
+           'calibration_rows', 'subgroup_rows', 'reader_rows', 'write_report', 'md_table', 'write_model_card']
 
-# %% ../nbs/api/12_report.ipynb #d161c28f
+# %% ../nbs/api/12_report.ipynb #56dd4334
 import base64, html, io, json, re
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np, pandas as pd, seaborn as sns
 from fastcore.xml import FT, Safe, ft, to_xml
@@ -23,12 +24,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-# %% ../nbs/api/12_report.ipynb #9a134072
+# %% ../nbs/api/12_report.ipynb #22922113
+from .calibration import Calibration, plot_reliability
+from .checklists import CHECKLISTS, cited, fill, readable, run_facts, summary
 from .labels import CxrError, findings_of, label_counts, no_finding
 from .metrics import Bootstrap, align, auroc, average_precision, bootstrap, confusion, macro, roc_points, threshold_array, with_interval
+from .subgroups import FIGURES, plot_subgroups
 from .thresholds import apply_thresholds, no_finding as none_called
 
-# %% ../nbs/api/12_report.ipynb #3651650a
+# %% ../nbs/api/12_report.ipynb #118ef5e9
 class ReportError(CxrError):
     "A run folder that cannot be reported on"
 
@@ -42,8 +46,18 @@ class RunFiles:
     history: pd.DataFrame = None # `history.csv`
     val: object = None # Predictions of validation, as of `align`
     test: object = None # Predictions of test
+    held: object = None # Those that thresholds are judged on: test, or the half of it that had no say in them
 
-# %% ../nbs/api/12_report.ipynb #a4521ad9
+    @property
+    def foreign(self): return 'predictions' in self.config # Did the predictions come as a file?
+    @property
+    def parts(self): return ('one half of the patients', 'the other half') if self.foreign else ('the validation part', 'the test part')
+    @property
+    def scores(self): # At the thresholds
+        out = self.metrics.get('held_out') or self.metrics.get('test')
+        return {'test': out} if out else {}
+
+# %% ../nbs/api/12_report.ipynb #127ba351
 def _json(path):
     "What a JSON file holds, or an empty dict if it is not there"
     if not path.is_file(): return {}
@@ -72,8 +86,8 @@ def read_run(
     js, csvs = ['config.json', 'metrics.json', 'thresholds.json'], ['history.csv', 'predictions_val.csv', 'predictions_test.csv']
     if not any((d/o).is_file() for o in js + csvs): raise ReportError(f'{d}: holds no run; give the folder that cxr-train or cxr-eval wrote with --out')
     config, metrics, thresholds = (_json(d/o) for o in js)
-    val, test = (_predictions(d/o) for o in csvs[1:])
-    return RunFiles(d, config, metrics, thresholds.get('findings', {}), _history(d/'history.csv'), val, test)
+    val, test, fit, held = (_predictions(d/f'predictions_{o}.csv') for o in ('val', 'test', 'fit', 'held_out'))
+    return RunFiles(d, config, metrics, thresholds.get('findings', {}), _history(d/'history.csv'), val or fit, test, held or test)
 
 # %% ../nbs/api/12_report.ipynb #765b4e02
 SCORES = {'auroc': 'AUROC', 'ap': 'AP', 'f1': 'F1', 'precision': 'Precision', 'recall': 'Recall', 'specificity': 'Specificity'}
@@ -115,15 +129,16 @@ def threshold_table(
                         **{f'{SCORES[s]}, test': _triple(judged.get(f, {}).get(s)) for s in ('f1', 'precision', 'recall')}}
     return pd.DataFrame.from_dict({pretty(f): row(f, o) for f, o in thresholds.items()}, orient='index').rename_axis('Finding')
 
-# %% ../nbs/api/12_report.ipynb #5c3fe483
+# %% ../nbs/api/12_report.ipynb #7b40fb38
 def split_table(
     run:RunFiles # A run
 )->pd.DataFrame: # By part: films, patients, share without any finding where the predictions say it
     "Who is in which part"
     rows = {k: {'Films': f'{o["films"]:,}', 'Patients': f'{o["patients"]:,}'} for k, o in run.config.get('parts', {}).items()}
-    for k, a in (('val', run.val), ('test', run.test)):
+    for k, a in (('val', run.val), ('held', run.held if run.foreign else None), ('test', run.test)):
         if a is not None: rows[k] = {'Films': f'{len(a.images):,}', 'Patients': f'{len(set(a.patients)):,}', 'Without finding': f'{(a.y.sum(1) == 0).mean():.1%}'}
-    order, names = ['train', 'val', 'test'], {'train': 'Training', 'val': 'Validation', 'test': 'Test'}
+    order, names = ['train', 'val', 'held', 'test'], {'train': 'Training', 'val': 'Validation', 'test': 'Test'}
+    if run.foreign: names = {'val': 'Half to choose on', 'held': 'Half to judge on', 'test': 'All'}
     rows = {names.get(k, k): rows[k] for k in sorted(rows, key=lambda o: order.index(o) if o in order else 9)}
     return pd.DataFrame.from_dict(rows, orient='index').fillna('').rename_axis('Part')
 
@@ -378,11 +393,12 @@ def plot_pr(
     fig.supylabel('precision', fontsize=8)
     return fig
 
-# %% ../nbs/api/12_report.ipynb #b71ddf1c
+# %% ../nbs/api/12_report.ipynb #99884d87
 def plot_thresholds(
     thresholds:dict, # As of `thresholds.json`, by finding
-    metrics:dict, # As of `metrics.json`
-)->Figure: # F1 of each finding on validation and on test
+    metrics:dict, # As of `metrics.json`; its part `test`
+    parts=('validation', 'test'), # What to call where they were fitted, and where they are judged
+)->Figure: # F1 of each finding on both
     "What thresholds promised and what they kept"
     judged = metrics['test']['findings']
     names = [f for f, o in thresholds.items() if o.get('f1') is not None and judged.get(f, {}).get('f1', {}).get('value') is not None]
@@ -390,8 +406,8 @@ def plot_thresholds(
     fig, axs = _axes(6, 0.25*len(names) + 1.1)
     for i, f in enumerate(names):
         axs[0, 0].plot([thresholds[f]['f1'], judged[f]['f1']['value']], [i, i], color=GRAY, lw=1.2, zorder=1)
-        axs[0, 0].plot(thresholds[f]['f1'], i, 'o', mfc='white', color=BLUE, ms=5.5, label='validation, where it was fitted' if i == 0 else None)
-        axs[0, 0].plot(judged[f]['f1']['value'], i, 'o', color=BLUE, ms=5.5, label='test' if i == 0 else None)
+        axs[0, 0].plot(thresholds[f]['f1'], i, 'o', mfc='white', color=BLUE, ms=5.5, label=f'{parts[0]}, where it was fitted' if i == 0 else None)
+        axs[0, 0].plot(judged[f]['f1']['value'], i, 'o', color=BLUE, ms=5.5, label=parts[1] if i == 0 else None)
     axs[0, 0].set_yticks(range(len(names)), [f'{_text(f)}  (≥ {thresholds[f]["threshold"]:.2f})' for f in names])
     axs[0, 0].set_xlim(left=0)
     axs[0, 0].set_xlabel('F1', fontsize=8)
@@ -566,7 +582,7 @@ footer { margin-top: 3rem; font-size: .85rem; color: var(--soft); }
   .fig, .scroll { overflow: visible; } .fig img { min-width: 0; } table { font-size: 8.5pt; } @page { margin: 16mm; } }
 '''
 
-# %% ../nbs/api/12_report.ipynb #4ff07bb4
+# %% ../nbs/api/12_report.ipynb #b4d00ebb
 NOT_CLINICAL = 'Research and education only. Not for clinical use.'
 
 def _card(value, text, cls='card'): return ft('div', ft('b', value), ft('span', text), cls=cls)
@@ -583,7 +599,7 @@ def _headline(run):
     floor = (k.get('metadata') or {}).get('macro')
     if floor is not None: cards.append(_card(f'{floor:.3f}', 'floor: macro AUROC from view, sex and age alone'))
     who = f'of {m["patients"]:,} patients' if m.get('patients') else 'patients not known'
-    return out + [ft('div', *cards, _card(f'{m["n"]:,}', f'test films {who}'), cls='cards')]
+    return out + [ft('div', *cards, _card(f'{m["n"]:,}', f'{"films" if run.foreign else "test films"} {who}'), cls='cards')]
 
 def _macro_card(m, s, cls='card'):
     "A macro mean with its interval"
@@ -592,7 +608,7 @@ def _macro_card(m, s, cls='card'):
     n = f' over {o["n_findings"]} findings' if o.get('n_findings') else ''
     return _card(value, f'macro {SCORES[s]}{n}{"; 95 % interval " + interval.strip("()") if interval else ""}', cls)
 
-# %% ../nbs/api/12_report.ipynb #d4b974af
+# %% ../nbs/api/12_report.ipynb #6276ed86
 def _missing(what, command): return [_p(f'{what} here; ', ft('code', command), ' makes it.', cls='note')]
 
 def _data(run):
@@ -600,7 +616,9 @@ def _data(run):
     t, c = split_table(run), run.config
     if t.empty: return _missing('No split is recorded', 'cxr-train')
     out = [*_shared(run), html_table(t)]
-    marks = [f'{name} {c[k]}' for k, name in (('split', 'split'), ('labels', 'labels')) if c.get(k)]
+    marks = [f'{name} {c[k]}' for k, name in (('split', 'split'), ('labels', 'labels'), ('fingerprint', 'predictions')) if c.get(k)]
+    if c.get('not_found'): out.append(_p(f'{c["not_found"]:,} predictions are of images that the labels do not know, and are left out.', cls='note'))
+    if c.get('unlabelled'): out.append(_p(f'No labels for {", ".join(c["unlabelled"])}, which were predicted too.', cls='note'))
     if marks: out.append(_p('Fingerprints, equal only for equal data: ' + ', '.join(marks) + '.', cls='note'))
     if run.test is not None:
         df = pd.DataFrame(run.test.y, columns=run.test.findings)
@@ -610,13 +628,14 @@ def _data(run):
 
 def _shared(run):
     "Whether validation and test have patients in common, by their own files"
-    if run.val is None or run.test is None: return []
-    both = set(run.val.patients) & set(run.test.patients)
-    if not both: return [_p('No patient of the validation part is in the test part.')]
+    if run.val is None or run.held is None: return []
+    both = set(run.val.patients) & set(run.held.patients)
+    if not both: return [_p('What is chosen (thresholds, calibration) is chosen on one half of the patients and judged on the other.' if run.foreign else 'No patient of the validation part is in the test part.')]
     return [_p(ft('strong', f'{len(both):,} patients are in both validation and test'), ', so thresholds were fitted to patients that they are judged on. Split by patient.', cls='banner')]
 
 def _training(run):
     "Training history"
+    if run.foreign: return [_p('The predictions came as a file. How the model was trained, and on whom, is not known here; if it saw any of these patients, every score on this page is too high.', cls='note')]
     if run.history is None or run.history.empty: return _missing('No history', 'cxr-train')
     return [_img(plot_history(run.history), 'Lines: loss and validation AUROC over all epochs'),
             _p(f'{len(run.history)} epochs. The AUROC is that of the validation part, which also chose what was kept; the test part had no say.')]
@@ -624,13 +643,29 @@ def _training(run):
 def _scores(run):
     "Scores on test"
     if 'test' not in run.metrics: return _missing('No test scores', 'cxr-eval')
-    table = html_table(score_table(run.metrics), 'Test part, 95 % intervals by patient. F1 at the thresholds below. Most frequent finding first.')
+    table = html_table(score_table(run.metrics), f'{"All films" if run.foreign else "Test part"}, 95 % intervals by patient. F1 at {"0.5" if run.foreign else "the thresholds below"}. Most frequent finding first.')
     out = [ft('div', table, cls='lead'), _img(plot_auroc(run.metrics), 'Dots: AUROC of each finding with its interval, and floors', 'fig slim')]
     undefined = [pretty(f) for f, o in run.metrics['test']['findings'].items() if o['auroc']['value'] is None]
     if undefined: out.append(_p(f'Undefined for want of positives or negatives, and not in the mean: {", ".join(undefined)}.'))
     shuffled = ((run.metrics.get('floors') or {}).get('shuffled') or {}).get('macro')
     if shuffled is not None: out.append(_p(f'With shuffled labels the macro AUROC is {shuffled:.3f}.'))
-    return out + [_p(o, cls='note') for o in run.metrics['test'].get('notes') or []]
+    return out + _official(run.metrics) + [_p(o, cls='note') for o in run.metrics['test'].get('notes') or []] + _many(run.metrics)
+
+def _official(m):
+    "The official test part by itself, and what intervals by film would have hidden"
+    w, out = m.get('width') or {}, []
+    if o := m.get('official_test'):
+        floor = (o.get('floors', {}).get('metadata') or {}).get('macro')
+        out = [ft('h3', 'The official test part'), html_table(score_table({'test': o}), f'{o["n"]:,} films of {o["patients"]:,} patients. ' + (f'View, sex and age alone: macro AUROC {floor:.3f}.' if floor else ''))]
+    if w.get('ratio'): out.append(_p(f'The interval of the macro AUROC{" on this part" if out else ""}, drawn by patient, is {w["ratio"]:.2f} times as wide as one that takes the films of a patient for independent.'))
+    return out
+
+def _many(m):
+    "The usual scores of many labels"
+    if not m.get('multilabel'): return []
+    t = pd.DataFrame(m['multilabel']).T.astype(float).rename(index=pretty).rename_axis('Score')
+    return [ft('h3', 'Scores of many labels'), html_table(t.rename(columns={'value': 'Model', 'blind': 'Blind'}).map('{:.3f}'.format),
+        'At the thresholds below. "Blind" looks at no film: it gives each finding its prevalence and calls nothing. A score in which it comes close says little.')]
 
 def _curves(run):
     "ROC and precision-recall curves"
@@ -639,15 +674,16 @@ def _curves(run):
     return [_img(plot_roc(a.y, a.p, a.findings, known), 'ROC curve of each finding'), _p('The dotted line is the floor: chance.', cls='note'),
             _img(plot_pr(a.y, a.p, a.findings, known), 'Precision-recall curve of each finding'), _p('The dotted line is the floor: the prevalence.', cls='note')]
 
-# %% ../nbs/api/12_report.ipynb #425d6337
+# %% ../nbs/api/12_report.ipynb #fb1b4ef2
 def _thresholds(run):
     "Operating points"
     if not run.thresholds: return _missing('No thresholds', 'cxr-eval')
-    out = [_p('Fitted on the validation part, judged on the test part. They are no clinical operating points.'), html_table(threshold_table(run.thresholds, run.metrics))]
-    if 'test' in run.metrics: out.append(_img(plot_thresholds(run.thresholds, run.metrics), 'Dots: F1 of each finding on validation and test', 'fig slim'))
-    if run.test is None: return out
-    a, t = run.test, threshold_array({f: run.thresholds.get(f, {}).get('threshold') for f in run.test.findings}, run.test.findings)
-    return out + [ft('h3', 'Calls on the test part'), _img(plot_confusion(a.y, a.p, t, a.findings), 'Confusion matrix of each finding'),
+    out = [_p(f'Fitted on {run.parts[0]}, judged on {run.parts[1]}. They are no clinical operating points.'), html_table(threshold_table(run.thresholds, run.scores))]
+    if run.scores: out.append(_img(plot_thresholds(run.thresholds, run.scores, ('one half', 'the other half') if run.foreign else ('validation', 'test')), 'Dots: F1 of each finding where it was fitted, and where it is judged', 'fig slim'))
+    if run.metrics.get('guarantee'): out += [ft('h3', 'Thresholds that promise a precision'), *_guarantee(run)]
+    if run.held is None: return out
+    a, t = run.held, threshold_array({f: run.thresholds.get(f, {}).get('threshold') for f in run.held.findings}, run.held.findings)
+    return out + [ft('h3', f'Calls on {run.parts[1]}'), _img(plot_confusion(a.y, a.p, t, a.findings), 'Confusion matrix of each finding'),
                   ft('h3', 'No Finding'), *_none(a, t)]
 
 def _none(a, t):
@@ -658,6 +694,94 @@ def _none(a, t):
     return [_p(f'"No Finding" is called where no finding reaches its threshold. That is so on {share(right, all_none)} films without a finding, and, wrongly, on {share(wrong, all_some)} with one.'),
             html_table(k)]
 
+def _guarantee(run):
+    "Guaranteed thresholds, and what they keep"
+    g = run.metrics['guarantee']
+    num = lambda o: '–' if o is None else f'{o:.3f}'
+    names = dict(threshold='Threshold', fitted='Precision where proved', precision='Precision where judged', recall='Recall where judged')
+    t = pd.DataFrame.from_dict({pretty(k): {**{v: num(o[n]) for n, v in names.items()}, 'Why not': o['reason']} for k, o in g['findings'].items()}, orient='index')
+    text = f'With {g["confidence"]:.0%} confidence for each finding, the precision among patients like those of {run.parts[0]} is at least {g["precision"]:.0%}. A finding for which no threshold can promise it is never called. Patients of another kind, as in an official test part with another prevalence, are not covered by the promise.'
+    return [_p(text), html_table(t.rename_axis('Finding'))]
+
+def calibration_rows(
+    c:dict # `metrics['calibration']`, as of `calibration_audit`
+)->pd.DataFrame: # By kind of probabilities: ECE, Brier score and skill, log loss
+    "Calibration for readers"
+    names = {'ece': 'ECE', 'brier': 'Brier score', 'brier_skill': 'Brier skill', 'log_loss': 'Log loss'}
+    return pd.DataFrame(c['table']).T[list(names)].rename(columns=names).astype(float).map('{:.4f}'.format).rename_axis('Probabilities')
+
+def _calibration(run):
+    "Are the probabilities true?"
+    c = run.metrics.get('calibration')
+    if not c or run.held is None: return _missing('No calibration', 'cxr-eval')
+    if 'table' not in c: return [_p(c['reason'], cls='note')]
+    a, platt = run.held, Calibration.from_dict(c['platt'])
+    show = [a.findings[i] for i in np.argsort(-a.y.sum(0), kind='stable')[:8] if a.y[:, i].any()]
+    text = f'Fitted on {run.parts[0]} ({c["fitted_on"]:,} films), judged on {run.parts[1]}; means over the findings. Probabilities that are exactly right would have an ECE of {c["floor"]:.4f} here.'
+    return [html_table(calibration_rows(c), text), _p('The last two rows are moved to the prevalence that is estimated without labels, and to the true one, which nobody knows beforehand.', cls='note'),
+            *([_img(plot_reliability(a.y, {'as it is': a.p, 'platt': platt.apply(a.p)}, a.findings, show, groups=a.patients), 'Reliability curves of the most frequent findings')] if show else [])]
+
+def _worded(o, word=''):
+    "A figure with its interval, and a word"
+    return _triple(o) + (f', {word}' if word else '')
+
+def subgroup_rows(
+    records:list # `metrics['subgroups']`, as of `Subgroups.records`
+)->pd.DataFrame: # By subgroup: films, patients, AUROC and both rates, each with its interval and a word where it differs from all others
+    "The subgroups for readers"
+    row = lambda o: {'Films': f'{o["films"]:,}', 'Patients': f'{o["patients"]:,}', **{name: _worded(o[m], (o.get(f'{m}_difference') or {}).get('word')) for m, name in FIGURES.items()},
+                     'Missed': '–' if o.get('missed') is None else f'{o["missed"]:,.0f} of {o["with_finding"]:,.0f}'}
+    return pd.DataFrame.from_dict({('' if o['by'] == 'all' else o['by'] + ': ') + o['subgroup']: row(o) for o in records}, orient='index').rename_axis('Subgroup')
+
+def _frame(records):
+    "Records of subgroups as `plot_subgroups` draws them"
+    num = lambda o, k: np.nan if o.get(k) is None else o[k]
+    row = lambda o: {'films': o['films'], **{m + e: num(o[m], k) for m in FIGURES for e, k in (('', 'value'), ('_low', 'low'), ('_high', 'high'))}, **{f'{m}_word': (o.get(f'{m}_difference') or {}).get('word', '') for m in FIGURES}}
+    return pd.DataFrame([row(o) for o in records], pd.MultiIndex.from_tuples([(o['by'], o['subgroup']) for o in records], names=['by', 'subgroup']))
+
+def _groups(run):
+    "What `plot_subgroups` needs, from the files"
+    rec, each = run.metrics['subgroups'], {('all', 'all films', f): _value(o['auroc']) for f, o in run.scores['test']['findings'].items()}
+    return SimpleNamespace(table=_frame(rec), by_finding=pd.Series(each).to_frame('auroc'), compared={o['by']: o['findings'] for o in rec})
+
+def _value(o): return np.nan if o['value'] is None else o['value']
+
+def _subgroups(run):
+    "For whom it is worse"
+    rec = run.metrics.get('subgroups')
+    if not rec: return _missing('No subgroups', 'cxr-eval')
+    why = [f'{o["by"]}: {o["subgroup"]}: {o["reason"]}.' for o in rec if o.get('reason')]
+    over = {o['by']: ', '.join(map(pretty, o['findings'])) for o in rec}
+    text = f'On {run.parts[1]}, with the same thresholds for everyone; 95 % intervals by patient. False No Finding: films with a finding on which nothing is called. The words compare with all others, and allow for how many differences were looked at.'
+    return [html_table(subgroup_rows(rec), text), _img(plot_subgroups(_groups(run)), 'Dots: figures of each subgroup with intervals', 'fig'),
+            ft('details', ft('summary', 'Over which findings, and what is missing'), *[_p(f'{k}: {v or "no finding"}') for k, v in over.items()], *map(_p, why))]
+
+def reader_rows(
+    records:list # `metrics['readers']`, as of `Readings.records`
+)->pd.DataFrame: # By label of the readers: films, positives of both, agreement, AUROC against both
+    "The other readers' labels"
+    names = dict(ppv='Mined: precision', sensitivity='Mined: sensitivity', auroc='AUROC, readers', auroc_mined='AUROC, mined', ap='AP, readers', ap_mined='AP, mined')
+    row = lambda o: {'Judged by': ', '.join(map(pretty, o['findings'])) or '–', 'Films': f'{o["films"]:,}', 'Positives': o['positives'], **{v: _triple(o[k]) for k, v in names.items() if k in o}}
+    return pd.DataFrame.from_dict({o['label']: row(o) for o in records}, orient='index').fillna('–').rename_axis('Label of the readers')
+
+def _readers(run):
+    "What other readers say"
+    rec = run.metrics.get('readers')
+    if not rec: return [_p('None of these films is among those that other readers have labelled, or the labels are not those of ChestX-ray14.', cls='note')]
+    why = [_p(f'{o["label"]}: {o["reason"]}.', cls='note') for o in rec if o.get('reason')]
+    return [html_table(reader_rows(rec), 'Films of ChestX-ray14 that radiologists have read again (Majkowska et al., 2020); they are no random sample of the release. First how far the mined labels agree with the readers, then the same scores against both.'), *why]
+
+def _filled(run):
+    "Each checklist, as far as the files of the run go"
+    n = 0 if run.history is None else len(run.history)
+    facts = run_facts(run.config, run.metrics, run.thresholds, n, run.held is not None)
+    return {cited(o)['title']: fill(o, facts) for o in CHECKLISTS}
+
+def _checklists(run):
+    "What the program can answer of reporting checklists"
+    return [_p('The program answers what its files say. What is open must be answered by the authors; nothing is invented.'),
+            *[ft('details', ft('summary', f'{k}: {summary(d)}'), html_table(readable(d))) for k, d in _filled(run).items()]]
+
 def _heatmaps(run):
     "Grad-CAM sheet and its score"
     png, rec, out = run.path/'figures'/'heatmaps.png', run.metrics.get('localisation'), []
@@ -666,7 +790,7 @@ def _heatmaps(run):
     if rec: out += [_img(plot_localisation(rec), 'Dots: share of heatmaps that peak in a box, and of a guess that sees no image', 'fig slim'), html_table(localisation_table(rec), "Share of films whose heatmap peaks inside a radiologist's box, 95 % intervals by patient; the location prior is a guess from other patients' boxes that sees no image.")]
     return out or _missing('No heatmaps', 'cxr-gradcam')
 
-# %% ../nbs/api/12_report.ipynb #807eb9a4
+# %% ../nbs/api/12_report.ipynb #40035d2b
 LIMITS = [
     NOT_CLINICAL + ' The model is no medical device, and nobody has tested it on patients.',
     'Labels that a program read from reports are often wrong: for ChestX-ray14, radiologists who looked at the films confirmed fewer than half of the labels of Pneumothorax. A score against such labels is agreement with them, not with the truth.',
@@ -688,7 +812,7 @@ def _configuration(run):
     return out + [ft('details', ft('summary', f'{len(skipped):,} images were skipped{more}'), ft('div', html_table(t), cls='reasons'))]
 
 SECTIONS = {'Data and split': _data, 'Training': _training, 'Scores': _scores, 'Curves': _curves, 'Thresholds and calls': _thresholds,
-            'Heatmaps': _heatmaps, 'Limits': _limits, 'Configuration': _configuration}
+            'Calibration': _calibration, 'Subgroups': _subgroups, 'Other readers': _readers, 'Heatmaps': _heatmaps, 'Checklists': _checklists, 'Limits': _limits, 'Configuration': _configuration}
 
 # %% ../nbs/api/12_report.ipynb #2afc0b8f
 def write_report(
@@ -732,7 +856,7 @@ def _front_matter(run):
     if values: meta['model-index'] = [dict(name=f'{c.get("arch", "model")} on {data["name"]}', results=[dict(task=task, dataset=data, metrics=values)])]
     return '\n'.join(['---', *[f'{k}: {json.dumps(v, ensure_ascii=False)}' for k, v in meta.items()], '---'])
 
-# %% ../nbs/api/12_report.ipynb #bd6a86c2
+# %% ../nbs/api/12_report.ipynb #7c72d6ca
 _LOAD = '''```python
 from cxr_nb.models import load_bundle
 model, config = load_bundle('path/of/this/folder')  # safetensors and JSON; loading runs no code
@@ -749,10 +873,22 @@ def _card_sections(run):
     t = split_table(run)
     data = [f'Data: {_md(c.get("data", "not recorded"))}.', _md(c.get('caveat') or ''), '' if t.empty else md_table(t)]
     yield 'Data and split', '\n\n'.join(o for o in data if o)
-    yield 'Results', f'Test part: {run.metrics["test"]["n"]:,} films. 95 % intervals by patient.\n\n' + md_table(score_table(run.metrics)) if has else 'Not judged yet; `cxr-eval` does it.'
-    yield 'Thresholds', 'Fitted on validation, judged on test.\n\n' + md_table(threshold_table(run.thresholds, run.metrics)) if run.thresholds else 'None; `cxr-eval` fits them.'
+    yield 'Results', f'{"All films" if run.foreign else "Test part"}: {run.metrics["test"]["n"]:,} films. 95 % intervals by patient.\n\n' + md_table(score_table(run.metrics)) if has else 'Not judged yet; `cxr-eval` does it.'
+    yield 'Thresholds', f'Fitted on {run.parts[0]}, judged on {run.parts[1]}.\n\n' + md_table(threshold_table(run.thresholds, run.scores)) if run.thresholds else 'None; `cxr-eval` fits them.'
+    yield from _card_checks(run)
     yield 'Limits', '\n'.join(f'- {o}' for o in LIMITS)
-    yield 'How to load', _LOAD
+    if not run.foreign: yield 'How to load', _LOAD
+
+def _card_checks(run):
+    "Floors, calibration, subgroups, readers, heatmaps and checklists, as far as there are any"
+    m = run.metrics
+    floors = {k: o['macro'] for k, o in (m.get('floors') or {}).items() if o.get('macro') is not None}
+    if floors: yield 'Floors', 'Macro AUROC without any image: ' + ', '.join(f'{k} {v:.3f}' for k, v in floors.items()) + '.'
+    if 'table' in (m.get('calibration') or {}): yield 'Calibration', f'Fitted on {run.parts[0]}, judged on {run.parts[1]}; means over the findings.\n\n' + md_table(calibration_rows(m['calibration']))
+    if m.get('subgroups'): yield 'Subgroups', md_table(subgroup_rows(m['subgroups']))
+    if m.get('readers'): yield 'Other readers', md_table(reader_rows(m['readers']))
+    if m.get('localisation'): yield 'Heatmaps', md_table(localisation_table(m['localisation']))
+    for k, d in _filled(run).items(): yield k, summary(d) + '. What is open must be answered by the authors.\n\n' + md_table(readable(d))
 
 def write_model_card(
     run_dir # A run folder

@@ -14,7 +14,8 @@ __all__ = ['STAGED', 'PRECISIONS', 'SAMPLE', 'Stage', 'TrainError', 'Recipe', 'b
            'write_tables', 'stage_scores', 'train', 'train_many', 'series_recipe', 'copy_run', 'runs_home',
            'run_before', 'series_run']
 
-# %% ../nbs/api/10_training.ipynb #805ba105
+# %% ../nbs/api/10_training.ipynb #4029f280
+from .audit import audit
 from .data import ChestData, cache_home, fast, label_file, load_data, load_nih
 from .images import Cache, prepare
 from .labels import FINDINGS, CxrError, findings_of
@@ -682,7 +683,7 @@ def _floor(values, findings):
     "A floor as metrics.json holds it"
     return dict(macro=macro(values)['value'], findings={k: float(o) for k, o in zip(findings, values)})
 
-# %% ../nbs/api/10_training.ipynb #ff9ba0e8
+# %% ../nbs/api/10_training.ipynb #3ce18b5c
 def judge(
     run:Run, # Any run
     n_boot:int=1000, # Resamples of patients for the intervals
@@ -697,10 +698,17 @@ def _judge(run, parts, n_boot):
     "The first process judges what all have predicted"
     t = choose_thresholds(run)
     ev = {o: _evaluate(run, o, t, n_boot) for o in parts}
-    out = write_metrics(run.path/'metrics.json', **ev, **(dict(floors=floors(run)) if 'test' in ev else {}))
+    more = dict(floors=floors(run), **_audit(run, n_boot)) if 'test' in ev else {}
+    out = write_metrics(run.path/'metrics.json', **ev, **more)
     save_bundle(run.model, run.path, **run_config(run), thresholds=json.loads((run.path/'thresholds.json').read_text())['findings'],
                 metrics={k: out[k]['macro'] for k in ev})
     return out
+
+def _audit(run, n_boot):
+    "What an audit adds to the scores of a run: calibration, promises, subgroups, other readers"
+    val, test = (align(None, run.path/f'predictions_{o}.csv') for o in ('val', 'test'))
+    found = audit(val, test, run.data.table, n_boot=n_boot, seed=run.recipe.seed)
+    return {k: o for k, o in found.items() if k not in ('thresholds', 'held_out')}
 
 def _evaluate(run, name, t, n_boot):
     "Every metric of a part with its interval"
