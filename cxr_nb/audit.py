@@ -164,7 +164,7 @@ def _write(out, parts, thresholds, metrics, config):
     (out/'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
     return write_metrics(out/'metrics.json', **metrics)
 
-# %% ../nbs/api/21_audit.ipynb #7a9c3d2a
+# %% ../nbs/api/21_audit.ipynb #ed45baa2
 def audit_file(
     source, # Predictions CSV: image (or `Image Index`, or path) and `prob_<finding>`
     out, # Folder, made if needed
@@ -174,25 +174,24 @@ def audit_file(
     progress:bool=False, # Show a progress bar?
 )->dict: # What metrics.json holds; `test` is all films
     "Judge anyone's predictions. Raises `PredictionError` or `LabelError` naming the file and the mend"
-    bar = tqdm(total=4, disable=not progress, bar_format='{desc:<24}{n_fmt}/{total_fmt} {elapsed}')
-    step = lambda said: (bar.set_description_str(said), bar.update())
-    step('reading')
-    preds = read_predictions(source)
-    table = None if labels is None else label_table(labels, [o[5:] for o in preds.columns if o.startswith('prob_')])
-    a = align(table, preds)
-    fit, judged = halves(a, seed)
-    step('all films, floors')
-    metrics = dict(test=_judge(a, n_boot, seed), floors=audit_floors(a, table, seed=seed))
-    step('official test part')
-    official, part = _official(a, table, n_boot, seed) if str(labels) == 'nih' else ({}, a)
-    metrics |= official | dict(width=interval_width(part, n_boot, seed))
-    step('half against half')
-    found = audit(fit, judged, table, n_boot=n_boot, seed=seed)
-    bar.close()
+    with tqdm(total=4, disable=None if progress else True, bar_format='{desc:<22}{n_fmt}/{total_fmt} {elapsed}') as bar:
+        def step(said): bar.set_description_str(said), bar.update()
+        preds = read_predictions(source)
+        table = None if labels is None else label_table(labels, [o[5:] for o in preds.columns if o.startswith('prob_')])
+        a = align(table, preds)
+        fit, judged = halves(a, seed)
+        step('all films, floors')
+        metrics = dict(test=_judge(a, n_boot, seed), floors=audit_floors(a, table, seed=seed))
+        step('official test part')
+        official, part = _official(a, table, n_boot, seed) if str(labels) == 'nih' else ({}, a)
+        metrics |= official | dict(width=interval_width(part, n_boot, seed))
+        step('half against half')
+        found = audit(fit, judged, table, n_boot=n_boot, seed=seed)
+        step('done')
     t = found.pop('thresholds')
     return _write(Path(out), dict(test=a, fit=fit, held_out=judged), t, metrics | found, _described(source, labels, a, table, seed))
 
-# %% ../nbs/api/21_audit.ipynb #7a41f261
+# %% ../nbs/api/21_audit.ipynb #0fb403c2
 def _line(name, m, score='auroc'):
     "A macro mean with its interval, as text"
     o = m['macro'][score]
@@ -208,7 +207,8 @@ def audit_lines(
     if o := m.get('official_test'): out.append(_line('macro AUROC, official test part', o))
     if (w := m['width']['ratio']) is not None: out.append(f'interval by patient / by film: {w:.2f}{", official test part" if o else ""}')
     out.append(_line('macro F1, thresholds from the other half of the patients', m['held_out'], 'f1'))
-    out.append('floors, macro AUROC: ' + ', '.join(f'{k} {v["macro"]:.3f}' for k, v in floor.items() if v['macro'] is not None) + (f'; on the official test part metadata {o["floors"]["metadata"]["macro"]:.3f}' if o else ''))
+    known = lambda d: ', '.join(f'{k} {v["macro"]:.3f}' for k, v in d.items() if v['macro'] is not None) or 'none'
+    out.append(f'floors, macro AUROC: {known(floor)}' + (f'; on the official test part: {known(o["floors"])}' if o else ''))
     if cal: out.append(f'mean ECE: {cal["as it is"]["ece"]:.4f}, after Platt scaling {cal["platt"]["ece"]:.4f}')
     return out + [f'note: {o}' for o in m['test']['notes']]
 

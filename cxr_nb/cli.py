@@ -211,7 +211,7 @@ def _finish(
     write_model_card(run.path)
     _say(f'report: {write_report(run.path)}')
 
-# %% ../nbs/api/15_cli.ipynb #45d815c7
+# %% ../nbs/api/15_cli.ipynb #e315054d
 @command('''cxr-eval --run runs/first
             cxr-eval --run runs/first --subset 2000
             cxr-eval --run runs/first --weights runs/first/checkpoints/frozen_head.safetensors
@@ -231,19 +231,32 @@ def cxr_eval(
     device:str=None, # cpu, cuda, mps; the best there is if not given
 ):
     "Judge a trained run, or anyone's predictions. With --run alone its metrics.json and report are written anew."
-    if predictions: return _eval_file(predictions, labels, Path(out or Path('results')/Path(predictions).stem))
+    if predictions: _eval_file(predictions, labels, Path(out or Path('results')/Path(predictions).stem))
+    else: _eval_run(run, data, csv_path, img_root, weights, subset, out, device)
+
+def _eval_run(run, data, csv_path, img_root, weights, subset, out, device):
+    "Judge a run on its own test part, on a subset of it, or on other data"
     from cxr_nb.models import read_weights
     from cxr_nb.report import write_report
-    from cxr_nb.training import judge, judge_films, open_run, write_tables
+    from cxr_nb.training import judge_films, open_run, write_tables
     findings = _run_findings(run)
     d = _data(data, csv_path, img_root, findings) if data or csv_path or img_root else None
     r = open_run(run, d, device)
     if weights: r.model.load_state_dict(read_weights(weights))
     plain = not (d or weights or subset)
-    metrics = judge(r) if plain else judge_films(r, subset)
+    metrics = _judge_again(r) if plain else judge_films(r, subset)
     _scores(metrics)
     _say(f'tables: {write_tables(r, metrics, out)}')
     if plain: _say(f'report: {write_report(r.path)}')
+
+def _judge_again(r):
+    "Judge anew; the score of the heatmaps, which are of the same weights, stays"
+    from cxr_nb.metrics import write_metrics
+    from cxr_nb.training import is_main, judge
+    file = r.path/'metrics.json'
+    old = json.loads(file.read_text()) if file.is_file() else {}
+    new = judge(r)
+    return write_metrics(file, **new, **{k: old[k] for k in ('localisation',) if k in old}) if is_main() else new
 
 def _eval_file(predictions, labels, out):
     "Judge a file of predictions"
@@ -258,7 +271,7 @@ def _run_findings(run):
     from cxr_nb.models import read_config
     return read_config(_run_folder(run))['findings']
 
-# %% ../nbs/api/15_cli.ipynb #1f96042f
+# %% ../nbs/api/15_cli.ipynb #3ceb8b67
 @command('''cxr-gradcam --run runs/first --samples 8
             cxr-gradcam --run runs/first --samples 24 --out heatmaps''')
 def cxr_gradcam(
@@ -289,7 +302,7 @@ def _localisation(scores):
     "One line about the pointing game"
     a = scores.loc['All']
     _say(f'pointing game: peak in the box on {a.hit:.2f} of {int(a.films)} boxed findings on test films ({a.low:.2f} to {a.high:.2f}), '
-         f'a location prior that sees no image {a.prior:.2f} ({a.prior_low:.2f} to {a.prior_high:.2f})')
+         f'a location prior that sees no image {a.prior:.2f} ({a.prior_low:.2f} to {a.prior_high:.2f}), random weights {a.random:.2f}')
 
 # %% ../nbs/api/15_cli.ipynb #b6dfd9cc
 @command('''cxr-predict --run runs/first film.png

@@ -900,11 +900,11 @@ class Aligned:
         lost = f'{len(self.not_found):,} images not found in the table' + (f'; no labels for {", ".join(self.unlabelled)}' if self.unlabelled else '')
         return f'{len(self.images):,} films of {len(set(self.patients)):,} patients, {len(self.findings)} findings; {lost}'
 
-# %% ../nbs/api/08_metrics.ipynb #a72e7944
+# %% ../nbs/api/08_metrics.ipynb #bbcd3ed6
 def _own_truth(preds):
     "An image table of the file's own `patient` and `true_` columns"
     true = [o for o in preds.columns if o.startswith('true_')]
-    if not true or 'patient' not in preds: raise PredictionError('the predictions hold no columns patient and true_<finding>; give an image table')
+    if not true or 'patient' not in preds: raise PredictionError('the predictions hold no columns patient and true_<finding>; give an image table, or --labels in the shell')
     return preds[['patient', *true]].rename(columns=lambda o: o[5:] if o.startswith('true_') else o)
 
 def align(

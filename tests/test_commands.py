@@ -11,7 +11,7 @@ def test_help_has_examples(run, cmd):
     assert said.returncode == 0 and 'examples:' in said.stdout and 'never clinical use' in said.stdout
 
 def test_help_and_labels_do_not_import_torch(env):
-    code = ("import sys, contextlib, io\nimport cxr_nb.labels, cxr_nb.phantom, cxr_nb.data, cxr_nb.splits, cxr_nb.images, cxr_nb.metrics, cxr_nb.thresholds, cxr_nb.report\n"
+    code = ("import sys, contextlib, io\nimport cxr_nb.labels, cxr_nb.phantom, cxr_nb.data, cxr_nb.splits, cxr_nb.images, cxr_nb.metrics, cxr_nb.calibration, cxr_nb.thresholds, cxr_nb.subgroups, cxr_nb.readers, cxr_nb.checklists, cxr_nb.audit, cxr_nb.report\n"
             "from cxr_nb.cli import COMMANDS\nfor f in COMMANDS.values():\n  with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): f(['--help'])\n"
             "sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, '-c', code], env=env).returncode == 0
@@ -44,11 +44,25 @@ def test_eval_again_agrees_and_takes_both_spellings(run, trained, tmp_path):
     assert (tmp_path/'metrics.txt').is_file() and json.loads((tmp_path/'metrics.json').read_text())['test']['n'] <= 40
     before = json.loads((trained/'metrics.json').read_text())['test']['macro']
     assert run('cxr-eval', '--run', trained, '--device', 'cpu').returncode == 0
-    assert json.loads((trained/'metrics.json').read_text())['test']['macro'] == before
+    after = json.loads((trained/'metrics.json').read_text())
+    assert after['test']['macro'] == before and after['localisation'] and after['calibration']
 
 def test_eval_on_a_csv_and_folder_of_its_own(run, trained, phantom, tmp_path):
     said = run('cxr-eval', '--run', trained, '--csv_path', phantom/'Data_Entry_2017.csv', '--img_root', phantom, '--out', tmp_path)
     assert said.returncode == 0, said.stderr
+
+def test_eval_judges_anyones_predictions(run, trained, phantom, tmp_path):
+    "From the file's own labels, and from a label file; the folder is whole, and what cannot be judged is told in a line"
+    ours = trained/'predictions_test.csv'
+    said = run('cxr-eval', '--predictions', ours, '--out', tmp_path/'own')
+    assert said.returncode == 0 and 'macro AUROC, all films' in said.stdout and 'Traceback' not in said.stderr, said.stderr
+    assert {'report.html', 'MODEL_CARD.md', 'metrics.json', 'thresholds.json', 'config.json'} <= {o.name for o in (tmp_path/'own').iterdir()}
+    bare = pd.read_csv(ours)
+    bare[[o for o in bare if o == 'image' or o.startswith('prob_')]].to_csv(tmp_path/'bare.csv', index=False)
+    assert run('cxr-eval', '--predictions', tmp_path/'bare.csv', '--labels', phantom/'Data_Entry_2017.csv', '--out', tmp_path/'csv').returncode == 0
+    for more in ([], ['--labels', tmp_path/'none.csv']):
+        said = run('cxr-eval', '--predictions', tmp_path/'bare.csv', '--out', tmp_path/'bad', *more)
+        assert said.returncode == 2 and said.stderr.strip().splitlines()[-1].startswith('error: ') and 'Traceback' not in said.stderr, said.stderr
 
 def test_run_on_a_csv_and_folder_of_its_own_opens_again(run, phantom, tmp_path):
     "Labels and films apart, no boxes: nothing to score heatmaps against, and nothing that fails for it"
