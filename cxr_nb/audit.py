@@ -164,7 +164,7 @@ def _write(out, parts, thresholds, metrics, config):
     (out/'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
     return write_metrics(out/'metrics.json', **metrics)
 
-# %% ../nbs/api/21_audit.ipynb #ed45baa2
+# %% ../nbs/api/21_audit.ipynb #c4117020
 def audit_file(
     source, # Predictions CSV: image (or `Image Index`, or path) and `prob_<finding>`
     out, # Folder, made if needed
@@ -188,6 +188,7 @@ def audit_file(
         step('half against half')
         found = audit(fit, judged, table, n_boot=n_boot, seed=seed)
         step('done')
+    found['readers'] = readers_records(a, n_boot=n_boot, seed=seed) # nothing is chosen for them, so all films can be judged
     t = found.pop('thresholds')
     return _write(Path(out), dict(test=a, fit=fit, held_out=judged), t, metrics | found, _described(source, labels, a, table, seed))
 
