@@ -8,15 +8,16 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/audit.html.md"""
 __all__ = ['ALONE', 'take', 'halves', 'interval_width', 'calibration_audit', 'guarantee_audit', 'audit', 'label_table',
            'audit_floors', 'audit_file', 'audit_lines', 'example_predictions']
 
-# %% ../nbs/api/21_audit.ipynb #72e1a9c1
+# %% ../nbs/api/21_audit.ipynb #99f9a209
 import json, os, time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pandas as pd
 from tqdm.auto import tqdm
-from .calibration import calibration_table, ece_floor, estimate_prior, fit_calibration, shift_prior
-from .labels import adjudicated, findings_of, nih_table, official_test_patients, read_nih, read_table
+from .calibration import calibration_table, ece_floor, fit_calibration, shift_prior
+from .labels import FINDINGS, adjudicated, findings_of, nih_table, official_test_patients, read_nih, read_table
+from .labels import _read_csv as read_csv
 from .metrics import IMAGE_COLUMNS, Aligned, PredictionError, align, bootstrap, confusion, evaluate, macro, metadata_floor, multilabel_scores, read_predictions, shuffled_floor, simulate, to_metrics, with_interval, write_metrics
 from .readers import readers_records
 from .splits import fingerprint
@@ -52,7 +53,7 @@ def interval_width(
     patient, film = width(a.patients), width(None)
     return dict(by_patient=patient, by_film=film, ratio=patient/film if film else np.nan)
 
-# %% ../nbs/api/21_audit.ipynb #1b66601e
+# %% ../nbs/api/21_audit.ipynb #e13fa62e
 def calibration_audit(
     fit:Aligned, # To fit on
     judged:Aligned, # To judge on
@@ -61,8 +62,7 @@ def calibration_audit(
     fits = {m: fit_calibration(fit.y, fit.p, fit.findings, m) for m in ('temperature', 'platt')}
     ps = {'as it is': judged.p, **{m: c.apply(judged.p) for m, c in fits.items()}}
     source, true = (o.y.mean(0).clip(1e-6, 1 - 1e-6) for o in (fit, judged))
-    guess = estimate_prior(ps['platt'], source).clip(1e-6, 1 - 1e-6)
-    ps |= {'platt, estimated prevalence': shift_prior(ps['platt'], source, guess), 'platt, true prevalence': shift_prior(ps['platt'], source, true)}
+    ps |= {'platt, true prevalence': shift_prior(ps['platt'], source, true)}
     return dict(fitted_on=len(fit.y), table=calibration_table(judged.y, ps).T.to_dict(), floor=float(ece_floor(judged.p, n=20).floor.mean()),
                 **{m: c.to_dict() for m, c in fits.items()})
 
@@ -79,7 +79,7 @@ def guarantee_audit(
     rows = pd.DataFrame(dict(threshold=g.threshold, fitted=g.precision, precision=c.precision, recall=c.recall, calls=c.tp + c.fp, reason=g.reason), g.index)
     return dict(precision=precision, confidence=confidence, findings=rows.to_dict('index'))
 
-# %% ../nbs/api/21_audit.ipynb #29543b13
+# %% ../nbs/api/21_audit.ipynb #1f8dd516
 def _calibrated(fit, judged):
     "The audit of calibration, or the reason why there is none"
     try: return calibration_audit(fit, judged)
@@ -96,13 +96,15 @@ def audit(
     if both := set(fit.patients) & set(judged.patients): raise PredictionError(f'{len(both):,} patients are on both sides; what is chosen on a patient cannot be judged on them')
     t = fit_thresholds(fit.y, fit.p, fit.findings)
     limits = t.threshold.to_numpy()
+    promised = guarantee_audit(fit, judged)
+    t = t.assign(promised=[o['threshold'] for o in promised['findings'].values()])
     out = dict(thresholds=t, held_out=to_metrics(evaluate(judged.y, judged.p, judged.findings, judged.patients, limits, n_boot, seed)),
                calibration=_calibrated(fit, judged), multilabel=multilabel_scores(judged.y, judged.p, limits).to_dict('index'),
-               guarantee=guarantee_audit(fit, judged))
+               guarantee=promised)
     if table is not None: out |= dict(subgroups=subgroup_records(judged, table, limits, n_boot=n_boot, seed=seed))
     return out | dict(readers=readers_records(judged, n_boot=n_boot, seed=seed))
 
-# %% ../nbs/api/21_audit.ipynb #ec63158d
+# %% ../nbs/api/21_audit.ipynb #353383e1
 def label_table(
     labels, # 'nih' for ChestX-ray14 (release of 2020); a CSV in the NIH format; or one with an image column, a 0/1 column a finding, and perhaps patient, age, sex, view
     findings:list, # Names of the findings that have predictions
@@ -110,11 +112,16 @@ def label_table(
     "Labels to judge with. Raises `LabelError` or `PredictionError` naming the file and the mend"
     if str(labels) == 'nih': return nih_table()
     if not Path(labels).is_file(): raise PredictionError(f'{labels}: no such file (--labels); give a CSV, or nih for ChestX-ray14')
-    head = pd.read_csv(labels, nrows=0).columns
-    if {'Image Index', 'Finding Labels'} <= set(head): return read_nih(labels)
+    head = read_csv(labels).columns
+    if {'Image Index', 'Finding Labels'} <= set(head): return read_nih(labels) if set(findings) <= set(FINDINGS) else _as_nih(labels, head)
     image, have = next((o for o in IMAGE_COLUMNS if o in head), None), [o for o in findings if o in head]
     if not image or not have: raise PredictionError(f'{labels}: needs a column image and a 0/1 column for each finding, such as {findings[0]}; there are {", ".join(head[:6])}')
     return read_table(labels, image, have, **{k: k for k in ('patient', 'age', 'sex', 'view') if k in head}) # without patients each film is one of its own
+
+def _as_nih(labels, head):
+    "A CSV with the columns of the release and other findings"
+    names = dict(patient='Patient ID', age='Patient Age', sex='Patient Gender', view='View Position')
+    return read_table(labels, 'Image Index', 'Finding Labels', **{k: v for k, v in names.items() if v in head})
 
 # %% ../nbs/api/21_audit.ipynb #c30bc93f
 def _floor(s): return dict(macro=macro(s)['value'], findings={k: float(o) for k, o in s.items()})
@@ -134,7 +141,7 @@ def audit_floors(
     s = metadata_floor(films[cols]) if train is None else metadata_floor(train[cols], films[cols])
     return out | dict(metadata=_floor(s))
 
-# %% ../nbs/api/21_audit.ipynb #47f24e79
+# %% ../nbs/api/21_audit.ipynb #ecf101a1
 def _judge(a, n_boot, seed): return to_metrics(evaluate(a.y, a.p, a.findings, a.patients, None, n_boot, seed))
 
 def _official(a, table, n_boot, seed):
@@ -145,6 +152,23 @@ def _official(a, table, n_boot, seed):
     return dict(official_test=_judge(part, n_boot, seed) | dict(floors=audit_floors(part, table, train, seed))), part
 
 ALONE = 'Every film is of another patient by these labels; if that is only because patients are not named, intervals are too narrow and halves share patients'
+
+def _own_table(preds):
+    "Patient, age, sex and view from the predictions' own columns, if there are any"
+    if not {'age', 'sex', 'view'} & set(preds): return None
+    get = lambda c, none: preds[c] if c in preds else pd.Series(none, preds.index)
+    text = lambda c: get(c, '').fillna('').astype(str).str.strip().str.upper()
+    truth = preds[[o for o in preds if o.startswith('true_')]].rename(columns=lambda o: o[5:])
+    return truth.assign(patient=preds.patient, age=pd.to_numeric(get('age', np.nan), errors='coerce'), sex=text('sex').replace({'FEMALE': 'F', 'MALE': 'M'}), view=text('view'))
+
+def _remarks(a, table, few=30):
+    "What a reader must know of the films and patients"
+    n = len(set(a.patients))
+    return [o for o, when in [
+        (f'Only {n} patients: every figure is a rough guide at best', n < few),
+        (ALONE, n == len(a.images) > 1),
+        (f'{len(a.not_found):,} predictions are of images that the labels do not know, and are left out', a.not_found),
+        (f'No labels for {", ".join(a.unlabelled)}, which are left out', a.unlabelled)] if when]
 
 def _described(source, labels, a, table, seed):
     "What config.json says of a file of predictions"
@@ -166,7 +190,7 @@ def _write(out, parts, thresholds, metrics, config):
     (out/'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
     return write_metrics(out/'metrics.json', **metrics)
 
-# %% ../nbs/api/21_audit.ipynb #a4874971
+# %% ../nbs/api/21_audit.ipynb #fb704866
 def audit_file(
     source, # Predictions CSV: image (or `Image Index`, or path) and `prob_<finding>`
     out, # Folder, made if needed
@@ -181,10 +205,11 @@ def audit_file(
         preds = read_predictions(source)
         table = None if labels is None else label_table(labels, [o[5:] for o in preds.columns if o.startswith('prob_')])
         a = align(table, preds)
+        table = _own_table(preds) if table is None else table
         fit, judged = halves(a, seed)
         step('all films, floors')
         metrics = dict(test=_judge(a, n_boot, seed), floors=audit_floors(a, table, seed=seed))
-        if table is not None and table.patient.is_unique and len(table) > 1: metrics['test']['notes'].append(ALONE)
+        metrics['test']['notes'] += _remarks(a, table)
         step('official test part')
         official, part = _official(a, table, n_boot, seed) if str(labels) == 'nih' else ({}, a)
         metrics |= official | dict(width=interval_width(part, n_boot, seed))
@@ -195,7 +220,7 @@ def audit_file(
     t = found.pop('thresholds')
     return _write(Path(out), dict(test=a, fit=fit, held_out=judged), t, metrics | found, _described(source, labels, a, table, seed))
 
-# %% ../nbs/api/21_audit.ipynb #0fb403c2
+# %% ../nbs/api/21_audit.ipynb #6cff4a0d
 def _line(name, m, score='auroc'):
     "A macro mean with its interval, as text"
     o = m['macro'][score]
@@ -214,7 +239,8 @@ def audit_lines(
     known = lambda d: ', '.join(f'{k} {v["macro"]:.3f}' for k, v in d.items() if v['macro'] is not None) or 'none'
     out.append(f'floors, macro AUROC: {known(floor)}' + (f'; on the official test part: {known(o["floors"])}' if o else ''))
     if cal: out.append(f'mean ECE: {cal["as it is"]["ece"]:.4f}, after Platt scaling {cal["platt"]["ece"]:.4f}')
-    return out + [f'note: {o}' for o in m['test']['notes']]
+    notes = [f'note: {k}{n}' for k, p in (('', m['test']), ('official test part: ', o or {})) for n in p.get('notes', [])]
+    return out + notes
 
 # %% ../nbs/api/21_audit.ipynb #adf0b288
 def example_predictions(

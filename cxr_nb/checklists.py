@@ -40,10 +40,10 @@ def cited(
     "Where a checklist was published, and what its items were compared with"
     return {k: v for k, v in _read(name).items() if k != 'items'}
 
-# %% ../nbs/api/20_checklists.ipynb #be4ab7b0
+# %% ../nbs/api/20_checklists.ipynb #c0b15aec
 _CONFIG = ['library', 'data', 'caveat', 'recipe', 'parts', 'split', 'labels', 'skipped', 'seed', 'device', 'versions', 'mean', 'std', 'in_chans',
-           'arch', 'size', 'findings', 'parameters', 'stages_done', 'calibration']
-_METRICS = {'test': 'test', 'floors': 'floors', 'localisation': 'localisation', 'calibration': 'measured', 'subgroups': 'subgroups', 'readers': 'readers'}
+           'arch', 'size', 'findings', 'parameters', 'stages_done', 'calibration', 'predictions']
+_METRICS = {'test': 'test', 'held_out': 'held_out', 'floors': 'floors', 'localisation': 'localisation', 'calibration': 'measured', 'subgroups': 'subgroups', 'readers': 'readers'}
 _PATH = re.compile(r'(?<!https:)(?<!http:)(?<![\w./\\])(?:~|[A-Za-z]:)?[\\/](?=\S)(?:[^\n]*[\\/])?')
 
 def _clean(o):
@@ -95,7 +95,9 @@ def _code(f): return 'This report was made with cxr_nb, open source under Apache
 def _version(f):
     if _own(f) and (v := f.get('versions', {}).get('cxr_nb')): return f'The model was trained with its version {v}.'
 
-# %% ../nbs/api/20_checklists.ipynb #a5181675
+# %% ../nbs/api/20_checklists.ipynb #ff1cf5af
+def _foreign(f): return 'predictions' in f
+def _whole(f): return 'All films of the file' if _foreign(f) else 'Test part'
 def _n(d, what='films'): return f'{d["films"]:,} {what} of {d["patients"]:,} patients'
 def _pretty(names): return ', '.join(str(o).replace('_', ' ') for o in names)
 
@@ -206,7 +208,7 @@ def _balance(f):
 def _unbalanced(f):
     if _recipe(f).get('loss') == 'bce' and _recipe(f).get('weighted') is False: return 'So no method against class imbalance was used, and none had to be made up for.'
 
-# %% ../nbs/api/20_checklists.ipynb #9975d8ca
+# %% ../nbs/api/20_checklists.ipynb #27a747cd
 _NAMES = dict(auroc='AUROC', ap='average precision', f1='F1', recall='sensitivity', specificity='specificity', precision='precision')
 
 def _num(o, k):
@@ -240,10 +242,11 @@ def _result(f):
     t = f.get('test', {})
     if not {'n', 'macro'} <= set(t) or not (s := _scores(f, 'auroc', 'ap', 'f1')): return
     n = (t['macro'].get('auroc') or {}).get('n_findings')
-    return f'Test part, {t["n"]:,} films' + (f' of {t["patients"]:,} patients' if t.get('patients') else '') + f': mean over {n or "the"} findings of {s}. Each finding stands in the table of scores.'
+    return f'{_whole(f)}, {t["n"]:,} films' + (f' of {t["patients"]:,} patients' if t.get('patients') else '') + f': mean over {n or "the"} findings of {s}. Each finding stands in the table of scores.'
 @_says
 def _calls(f):
-    if _score(f, 'recall') and _score(f, 'specificity'): return f'At the thresholds, means over findings: {_scores(f, "recall", "specificity", "precision")}. Each finding stands in metrics.json.'
+    h = dict(f, test=f.get('held_out') or f.get('test', {})) # of a file of predictions, half had no say in the thresholds
+    if _score(h, 'recall') and _score(h, 'specificity'): return f'At the thresholds{", on the other half of the patients" if _foreign(f) else ""}, means over findings: {_scores(h, "recall", "specificity", "precision")}. Each finding stands in metrics.json.'
 @_says
 def _internal(f):
     if f.get('tested_on', f.get('data')) == f.get('data') and STATEMENTS['disjoint'](f) and (r := STATEMENTS['result'](f)): return f'Test films are of the same data set, of patients who are in no other part. {r}'
@@ -253,13 +256,13 @@ def _external(f):
 @_says
 def _events(f):
     pos = {k: o['positives'] for k, o in f.get('test', {}).get('findings', {}).items() if pd.notna(o.get('positives'))}
-    if pos: return 'Films of the test part with each finding: ' + ', '.join(f'{_pretty([k])} {v:,}' for k, v in pos.items()) + '.'
+    if pos: return f'{_whole(f)}, films with each finding: ' + ', '.join(f'{_pretty([k])} {v:,}' for k, v in pos.items()) + '.'
 @_says
 def _tuned(f):
     pos = {k: o['positives'] for k, o in f.get('thresholds', {}).items() if pd.notna(o.get('positives'))}
     if _own(f) and pos: return 'Of the validation part: ' + ', '.join(f'{_pretty([k])} {v:,.0f}' for k, v in pos.items()) + '.'
 
-# %% ../nbs/api/20_checklists.ipynb #d4cbc4f0
+# %% ../nbs/api/20_checklists.ipynb #b30a31b7
 @_says
 def _output(f):
     if _own(f): return 'A probability for each finding; it is called where the probability reaches its threshold.'
@@ -270,11 +273,11 @@ def _predictions(f):
 def _thresholds(f):
     how = Counter(o.get('method') for o in f.get('thresholds', {}).values() if o.get('method') and pd.notna(o.get('threshold')))
     if not how: return
-    where = '; on which films it was fitted is not recorded.' if not _own(f) else ', fitted on validation' + ' and judged on test.'*('test' in f) + '.'*('test' not in f)
+    where = ', fitted on one half of the patients and judged on the other.' if _foreign(f) else '; on which films it was fitted is not recorded.' if not _own(f) else ', fitted on validation' + ' and judged on test.'*('test' in f) + '.'*('test' not in f)
     return 'A threshold for each finding, best for ' + ', '.join(f'{k} ({n} findings)' for k, n in how.items()) + where
 @_says
 def _confusion(f):
-    if f.get('confusion') and 'thresholds' in f and 'test' in f: return 'The confusion matrix of each finding on the test part stands in this report.'
+    if f.get('confusion') and 'thresholds' in f and 'test' in f: return f'The confusion matrix of each finding on {"the half that thresholds were not fitted on" if _foreign(f) else "the test part"} stands in this report.'
 @_says
 def _floors(f):
     o = f.get('floors', {})

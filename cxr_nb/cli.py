@@ -211,7 +211,7 @@ def _finish(
     write_model_card(run.path)
     _say(f'report: {write_report(run.path)}')
 
-# %% ../nbs/api/15_cli.ipynb #e315054d
+# %% ../nbs/api/15_cli.ipynb #e5116743
 @command('''cxr-eval --run runs/first
             cxr-eval --run runs/first --subset 2000
             cxr-eval --run runs/first --weights runs/first/checkpoints/frozen_head.safetensors
@@ -231,6 +231,7 @@ def cxr_eval(
     device:str=None, # cpu, cuda, mps; the best there is if not given
 ):
     "Judge a trained run, or anyone's predictions. With --run alone its metrics.json and report are written anew."
+    if not (run or predictions): raise CxrError('--run or --predictions is missing; give a run folder, as in: --run runs/demo, or a file, as in: --predictions theirs.csv --labels nih')
     if predictions: _eval_file(predictions, labels, Path(out or Path('results')/Path(predictions).stem))
     else: _eval_run(run, data, csv_path, img_root, weights, subset, out, device)
 

@@ -6,12 +6,12 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/labels.html.md"""
 
 # %% auto #0
 __all__ = ['FINDINGS', 'FINDINGS13', 'NO_FINDING', 'META', 'BOX_FRAME', 'ADJUDICATED', 'CxrError', 'LabelError', 'parse_age',
-           'multi_hot', 'read_nih', 'nih_table', 'findings_of', 'no_finding', 'label_counts', 'gini', 'class_weights',
-           'label_summary', 'read_boxes', 'nih_boxes', 'scale_boxes', 'read_list', 'official_test_patients',
-           'adjudicated', 'read_table']
+           'multi_hot', 'read_rows', 'film_names', 'read_nih', 'nih_table', 'findings_of', 'no_finding', 'label_counts',
+           'gini', 'class_weights', 'label_summary', 'read_boxes', 'nih_boxes', 'scale_boxes', 'read_list',
+           'official_test_patients', 'adjudicated', 'read_table']
 
-# %% ../nbs/api/00_labels.ipynb #aac9f7ae
-import gzip, re
+# %% ../nbs/api/00_labels.ipynb #f6b49414
+import gzip, re, warnings
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,7 +63,18 @@ def multi_hot(
     rows = np.array([[f in s for f in findings] for s in sets], dtype=np.uint8).reshape(-1, len(findings))
     return rows[code]
 
-# %% ../nbs/api/00_labels.ipynb #addc0df7
+# %% ../nbs/api/00_labels.ipynb #d96568fb
+def read_rows(
+    path # A CSV file, plain or gzipped
+)->pd.DataFrame: # Its rows
+    "pandas' own reading, which takes rows with more cells than the header for something else, made strict. Raises `ValueError`"
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', pd.errors.ParserWarning)
+        try: df = pd.read_csv(path, low_memory=False, index_col=False)
+        except pd.errors.ParserWarning: raise ValueError('a row has more cells than the header; is there a comma in a text, or at the end of lines?') from None
+    if df.shape[1] == 1 and (sep := next((o for o in ';\t' if o in str(df.columns[0])), None)): raise ValueError(f'its columns are separated by {sep!r}')
+    return df
+
 def _read_csv(
     path, # A CSV file, plain or gzipped
     needed=(), # Column names that must be there
@@ -71,7 +82,7 @@ def _read_csv(
     "The rows of a CSV. Raises `LabelError` if it is missing, not a table, empty or short of a column"
     path = Path(path)
     if not path.is_file(): raise LabelError(f'{path}: no such file; give the path of the CSV')
-    try: df = pd.read_csv(path, low_memory=False)
+    try: df = read_rows(path)
     except (ValueError, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as e:
         raise LabelError(f'{path}: cannot be read as a CSV ({str(e).splitlines()[0]}); save it as comma-separated UTF-8') from None
     df.columns = [str(o).strip() for o in df.columns]
@@ -80,14 +91,23 @@ def _read_csv(
     if df.empty: raise LabelError(f'{path}: has no rows; is the download complete?')
     return df
 
-# %% ../nbs/api/00_labels.ipynb #eeb0e252
+# %% ../nbs/api/00_labels.ipynb #46720b48
+def film_names(
+    paths # File names, or paths of either kind
+)->pd.Index: # As many, named `image`
+    "Names without their folders; the whole paths where only folders tell films apart, as in CheXpert"
+    whole = pd.Index([str(o).strip() for o in paths], name='image')
+    name = pd.Index([re.split(r'[\\/]', o)[-1] for o in whole], name='image')
+    return whole if name.has_duplicates and whole.is_unique else name
+
 def _table(image, patient, y, findings, age=np.nan, sex='', view='', follow_up=0, where='the table'):
     "The image table of DESIGN.md from its columns"
     df = pd.DataFrame(dict(patient=np.asarray(patient), age=age, sex=sex, view=view, follow_up=follow_up),
-                      index=pd.Index([Path(str(o)).name for o in image], name='image'))
+                      index=film_names(image))
     if (dup := df.index[df.index.duplicated()]).size:
         raise LabelError(f'{where}: {dup[0]} stands there {df.index.value_counts()[dup[0]]} times; keep one row an image')
     for c in ('sex', 'view'): df[c] = df[c].fillna('').astype(str).str.strip().str.upper()
+    df['sex'] = df.sex.replace({'FEMALE': 'F', 'MALE': 'M'})
     return pd.concat([df, pd.DataFrame(y, index=df.index, columns=findings)], axis=1)
 
 def _patient_ids(s, where):

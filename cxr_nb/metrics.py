@@ -12,7 +12,7 @@ __all__ = ['METRICS', 'IMAGE_COLUMNS', 'PredictionError', 'check', 'simulate', '
            'shuffled_floor', 'metadata_floor', 'roc_points', 'read_predictions', 'Aligned', 'align', 'to_metrics',
            'write_metrics']
 
-# %% ../nbs/api/08_metrics.ipynb #2fe3aa07
+# %% ../nbs/api/08_metrics.ipynb #572d02da
 import json, os, re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from scipy.sparse import csr_matrix
 from scipy.special import expit, logit, ndtr, ndtri, stdtr, stdtrit
-from .labels import CxrError, findings_of
+from .labels import CxrError, film_names, findings_of, read_rows
 
 # %% ../nbs/api/08_metrics.ipynb #4bb04317
 class PredictionError(CxrError):
@@ -45,12 +45,12 @@ def check(
         raise PredictionError(f'probabilities must lie in [0, 1], not {p.min():.3g} to {p.max():.3g}; apply a sigmoid to logits')
     return y.astype(bool), p
 
-# %% ../nbs/api/08_metrics.ipynb #dda20cf9
+# %% ../nbs/api/08_metrics.ipynb #6f417cdd
 def _codes(groups, n):
     "Patient of each of n films as a number from 0, and how many patients there are"
     if groups is None: return np.arange(n), n
     groups = np.asarray(groups)
-    if groups.shape != (n,) or pd.isna(groups).any(): raise PredictionError(f'groups must name the patient of every film; {n} names, none missing')
+    if groups.shape != (n,) or pd.isna(groups).any(): raise PredictionError(f'groups must name the patient of each of the {n} films; there are {groups.size} names, {int(pd.isna(groups).sum())} of them missing')
     code, names = pd.factorize(groups)
     return code, len(names)
 
@@ -836,13 +836,13 @@ def roc_points(
     n_pos, n_neg = (np.full(len(pts), float(o)) for o in (pos[-1], neg[-1]))
     return pd.DataFrame({'threshold': np.r_[np.inf, -v], 'fpr': _ratio(pts[:, 0], n_neg), 'tpr': _ratio(pts[:, 1], n_pos)})[bend].reset_index(drop=True)
 
-# %% ../nbs/api/08_metrics.ipynb #3a59f18e
+# %% ../nbs/api/08_metrics.ipynb #fe404b2b
 IMAGE_COLUMNS = ('image', 'Image Index', 'path')
 
 def _load(path):
     "Rows of a predictions CSV"
     if not Path(path).is_file(): raise PredictionError(f'{path}: no such file; give the path of a predictions CSV')
-    try: df = pd.read_csv(path, low_memory=False)
+    try: df = read_rows(path)
     except (ValueError, UnicodeDecodeError) as e:
         raise PredictionError(f'{path}: cannot be read as a CSV ({str(e).splitlines()[0]}); save it as comma-separated UTF-8') from None
     return df.rename(columns=lambda o: str(o).strip())
@@ -853,17 +853,19 @@ def _named(df, where):
     if col is None and df.index.name in IMAGE_COLUMNS: df, col = df.reset_index(), df.index.name
     if col is None: raise PredictionError(f'{where}: no column with the name of the image; call it {", ".join(map(repr, IMAGE_COLUMNS[:-1]))} or \'path\'')
     if df[col].isna().any(): raise PredictionError(f'{where}: {df[col].isna().sum()} rows have no image name; fill in column {col!r} or drop them')
-    name = pd.Index([re.split(r'[\\/]', str(o))[-1].strip() for o in df[col]], name='image')
+    name = film_names(df[col])
     if (twice := name[name.duplicated()]).size: raise PredictionError(f'{where}: {twice[0]} has more than one row ({len(twice)} rows too many); keep one an image')
     return df.drop(columns=col).set_axis(name)
 
-# %% ../nbs/api/08_metrics.ipynb #95df71cb
+# %% ../nbs/api/08_metrics.ipynb #836723df
+def _odd(o): return 'NaN or no number' if pd.isna(o) else f'{o!r}, no number'
+
 def _probabilities(df, cols, where):
     "The probability columns as float64, complete and in [0, 1]"
     p = df[cols].apply(pd.to_numeric, errors='coerce').astype(float)
     if (bad := p.isna()).any(axis=None):
         c = bad.any().idxmax()
-        raise PredictionError(f'{where}: {c} of {bad[c].idxmax()} is NaN or no number ({int(bad.any(axis=1).sum())} rows in all); predict these images again or drop their rows')
+        raise PredictionError(f'{where}: {c} of {bad[c].idxmax()} is {_odd(df[c][bad[c]].iloc[0])} ({int(bad.any(axis=1).sum())} rows in all); predict these images again or drop their rows')
     if (bad := (p < 0) | (p > 1)).any(axis=None):
         c = bad.any().idxmax()
         raise PredictionError(f'{where}: {c} of {bad[c].idxmax()} is {p[c][bad[c]].iloc[0]:.4g}, not a probability in [0, 1]; apply a sigmoid to logits, divide percent by 100')
@@ -900,11 +902,15 @@ class Aligned:
         lost = f'{len(self.not_found):,} images not found in the table' + (f'; no labels for {", ".join(self.unlabelled)}' if self.unlabelled else '')
         return f'{len(self.images):,} films of {len(set(self.patients)):,} patients, {len(self.findings)} findings; {lost}'
 
-# %% ../nbs/api/08_metrics.ipynb #bbcd3ed6
+# %% ../nbs/api/08_metrics.ipynb #b01d35e5
 def _own_truth(preds):
     "An image table of the file's own `patient` and `true_` columns"
     true = [o for o in preds.columns if o.startswith('true_')]
-    if not true or 'patient' not in preds: raise PredictionError('the predictions hold no columns patient and true_<finding>; give an image table, or --labels in the shell')
+    if not true or 'patient' not in preds:
+        miss = ' and '.join(['patient']*('patient' not in preds) + ['true_<finding>']*(not true))
+        raise PredictionError(f'the predictions hold no columns {miss}; give an image table, or --labels in the shell')
+    if preds.patient.isna().any(): raise PredictionError(f'{preds.patient.isna().sum()} rows of the predictions name no patient, that of {preds.index[preds.patient.isna()][0]} for one; fill them in or drop them')
+    if bad := [o for o in true if not preds[o].isin([0, 1]).all()]: raise PredictionError(f'column {bad[0]} of the predictions holds something other than 0 and 1; drop the rows whose label is unknown')
     return preds[['patient', *true]].rename(columns=lambda o: o[5:] if o.startswith('true_') else o)
 
 def align(

@@ -600,7 +600,7 @@ footer { margin-top: 3rem; font-size: .85rem; color: var(--soft); }
   .fig, .scroll { overflow: visible; } .fig img { min-width: 0; } table { font-size: 8.5pt; } @page { margin: 16mm; } }
 '''
 
-# %% ../nbs/api/12_report.ipynb #b4d00ebb
+# %% ../nbs/api/12_report.ipynb #a99cc123
 NOT_CLINICAL = 'Research and education only. Not for clinical use.'
 
 def _card(value, text, cls='card'): return ft('div', ft('b', value), ft('span', text), cls=cls)
@@ -613,20 +613,20 @@ def _headline(run):
            _p(ft('strong', NOT_CLINICAL), cls='banner')]
     if c.get('caveat'): out.append(_p(c['caveat'], cls='banner caveat'))
     if not m: return out + [_p('There are no scores yet: ', ft('code', 'cxr-eval'), ' writes metrics.json.')]
-    cards = [_macro_card(m, 'auroc', 'card main'), _macro_card(m, 'ap'), _macro_card(m, 'f1')]
+    cards = [_macro_card(m, 'auroc', 'card main'), _macro_card(m, 'ap'), _macro_card(m, 'f1', note=' at 0.5'*run.foreign)]
     floor = (k.get('metadata') or {}).get('macro')
     if floor is not None: cards.append(_card(f'{floor:.3f}', 'floor: macro AUROC from view, sex and age alone'))
     who = f'of {m["patients"]:,} patients' if m.get('patients') else 'patients not known'
     return out + [ft('div', *cards, _card(f'{m["n"]:,}', f'{"films" if run.foreign else "test films"} {who}'), cls='cards')]
 
-def _macro_card(m, s, cls='card'):
+def _macro_card(m, s, cls='card', note=''):
     "A macro mean with its interval"
     o = m['macro'].get(s) or {}
     value, _, interval = _triple(o).partition(' ')
     n = f' over {o["n_findings"]} findings' if o.get('n_findings') else ''
-    return _card(value, f'macro {SCORES[s]}{n}{"; 95 % interval " + interval.strip("()") if interval else ""}', cls)
+    return _card(value, f'macro {SCORES[s]}{note}{n}{"; 95 % interval " + interval.strip("()") if interval else ""}', cls)
 
-# %% ../nbs/api/12_report.ipynb #fad973e5
+# %% ../nbs/api/12_report.ipynb #61faebee
 def _missing(what, command): return [_p(f'{what} here; ', ft('code', command), ' makes it.', cls='note')]
 
 def _data(run):
@@ -640,8 +640,8 @@ def _data(run):
     if marks: out.append(_p('Fingerprints, equal only for equal data: ' + ', '.join(marks) + '.', cls='note'))
     if run.test is not None:
         df = pd.DataFrame(run.test.y, columns=run.test.findings)
-        out.append(_img(plot_label_counts(df), 'Bars: films of the test part with each finding', 'fig slim'))
-        out.append(_p('Films of the test part by label.', cls='note'))
+        out.append(_img(plot_label_counts(df), 'Bars: films with each finding', 'fig slim'))
+        out.append(_p('Films by label.' if run.foreign else 'Films of the test part by label.', cls='note'))
     return out
 
 def _shared(run):
@@ -661,7 +661,7 @@ def _training(run):
 def _scores(run):
     "Scores on test"
     if 'test' not in run.metrics: return _missing('No test scores', 'cxr-eval')
-    table = html_table(score_table(run.metrics), f'{"All films" if run.foreign else "Test part"}, 95 % intervals by patient. F1 at {"0.5" if run.foreign else "the thresholds below"}. Most frequent finding first.')
+    table = html_table(score_table(run.metrics), f'{"All films" if run.foreign else "Test part"}, 95 % intervals by patient. F1 at {"0.5" if run.foreign else "the thresholds below"}; AP is average precision. Most frequent finding first.')
     out = [ft('div', table, cls='lead'), _img(plot_auroc(run.metrics), 'Dots: AUROC of each finding with its interval, and floors', 'fig slim')]
     undefined = [pretty(f) for f, o in run.metrics['test']['findings'].items() if o['auroc']['value'] is None]
     if undefined: out.append(_p(f'Undefined for want of positives or negatives, and not in the mean: {", ".join(undefined)}.'))
@@ -671,10 +671,11 @@ def _scores(run):
 
 def _official(m):
     "The official test part by itself, and what intervals by film would have hidden"
-    w, out = m.get('width') or {}, []
-    if o := m.get('official_test'):
+    w, o, out = m.get('width') or {}, m.get('official_test'), []
+    if o:
         floor = (o.get('floors', {}).get('metadata') or {}).get('macro')
         out = [ft('h3', 'The official test part'), html_table(score_table({'test': o}), f'{o["n"]:,} films of {o["patients"]:,} patients. ' + (f'View, sex and age alone: macro AUROC {floor:.3f}.' if floor else ''))]
+    out += [_p(n, cls='note') for n in (o or {}).get('notes', [])]
     if w.get('ratio'): out.append(_p(f'The interval of the macro AUROC{" on this part" if out else ""}, drawn by patient, is {w["ratio"]:.2f} times as wide as one that takes the films of a patient for independent.'))
     return out
 
@@ -695,7 +696,7 @@ def _curves(run):
     return [_img(plot_roc(a.y, a.p, a.findings, known), 'ROC curve of each finding'), _p('The dotted line is the floor: chance.', cls='note'),
             _img(plot_pr(a.y, a.p, a.findings, known), 'Precision-recall curve of each finding'), _p('The dotted line is the floor: the prevalence.', cls='note')]
 
-# %% ../nbs/api/12_report.ipynb #a0aa4117
+# %% ../nbs/api/12_report.ipynb #a26bebe6
 def _thresholds(run):
     "Operating points"
     if not run.thresholds: return _missing('No thresholds', 'cxr-eval')
@@ -721,7 +722,7 @@ def _guarantee(run):
     num = lambda o: '–' if o is None else f'{o:.3f}'
     names = dict(threshold='Threshold', fitted='Precision, proved on', precision='Precision, judged on', recall='Recall, judged on')
     t = pd.DataFrame.from_dict({pretty(k): {**{v: num(o[n]) for n, v in names.items()}, 'Why not': o['reason']} for k, o in g['findings'].items()}, orient='index')
-    text = f'With {g["confidence"]:.0%} confidence for each finding, the precision is at least {g["precision"]:.0%} among patients of the same kind; it is proved on {run.parts[0]} and judged on {run.parts[1]}. A finding for which no threshold can promise it is never called. Patients of another kind, as in an official test part with another prevalence, are not covered by the promise.'
+    text = f'With {g["confidence"]:.0%} confidence for each finding, the precision is at least {g["precision"]:.0%} among patients of the same kind; it is proved on {run.parts[0]} and judged on {run.parts[1]}. A finding for which no threshold can promise it is never called. Among the thresholds that keep the promise the one with the best F1 is taken, and a patient counts as at most 8 calls. Patients of another kind, as in an official test part with another prevalence, are not covered by the promise.'
     return [_p(text), html_table(t.rename_axis('Finding'))]
 
 def calibration_rows(
@@ -729,7 +730,7 @@ def calibration_rows(
 )->pd.DataFrame: # By kind of probabilities: ECE, Brier score and skill, log loss
     "Calibration for readers"
     names = {'ece': 'ECE', 'brier': 'Brier score', 'brier_skill': 'Brier skill', 'log_loss': 'Log loss'}
-    return pd.DataFrame(c['table']).T[list(names)].rename(columns=names).astype(float).map('{:.4f}'.format).rename_axis('Probabilities')
+    return pd.DataFrame(c['table']).T[list(names)].rename(columns=names).astype(float).map(lambda o: '–' if np.isnan(o) else f'{o:.4f}').rename_axis('Probabilities')
 
 def _calibration(run):
     "Are the probabilities true?"
@@ -739,7 +740,7 @@ def _calibration(run):
     a, platt = run.held, Calibration.from_dict(c['platt'])
     show = [a.findings[i] for i in np.argsort(-a.y.sum(0), kind='stable')[:8] if a.y[:, i].any()]
     text = f'Fitted on {run.parts[0]} ({c["fitted_on"]:,} films), judged on {run.parts[1]}; means over the findings. Probabilities that are exactly right would have an ECE of {c["floor"]:.4f} here.'
-    return [html_table(calibration_rows(c), text), _p('The last two rows are moved by Bayes\' rule to the prevalence that is estimated without labels, and to the true one, which nobody knows beforehand. That helps only where nothing but the prevalence differs between the two sides; where it makes matters worse, more does.', cls='note'),
+    return [html_table(calibration_rows(c), text), _p('The last row is moved by Bayes\' rule to the true prevalence of the films that are judged, which nobody knows beforehand. It is right only where nothing but the prevalence differs between the two sides.', cls='note'),
             *([_img(plot_reliability(a.y, {'as it is': a.p, 'platt': platt.apply(a.p)}, a.findings, show, groups=a.patients), 'Reliability curves of the most frequent findings')] if show else [])]
 
 def _against(o):
@@ -771,10 +772,10 @@ def _value(o): return np.nan if o['value'] is None else o['value']
 def _subgroups(run):
     "For whom it is worse"
     rec = run.metrics.get('subgroups')
-    if not rec: return _missing('No subgroups', 'cxr-eval')
+    if not rec: return [_p('No age, sex or view is known of these films.', cls='note')] if run.foreign else _missing('No subgroups', 'cxr-eval')
     why = [f'{o["by"]}: {o["subgroup"]}: {o["reason"]}.' for o in rec if o.get('reason')]
     over = {o['by']: ', '.join(map(pretty, o['findings'])) for o in rec}
-    text = f'On {run.parts[1]}, with the same thresholds for everyone; 95 % intervals by patient. False No Finding: films with a finding on which nothing is called. The last column compares with all others, and allows for how many differences were looked at.'
+    text = f'On {run.parts[1]}, with the same thresholds for everyone; 95 % intervals by patient. False No Finding: films with a finding on which nothing is called. The last column compares with all others that are judged, where the difference is above 0.01, and allows for how many were looked at. Within a grouping AUROC is a mean over the same findings for all, so that of "all films" need not lie between.'
     return [html_table(subgroup_rows(rec), text), _img(plot_subgroups(_groups(run)), 'Dots: figures of each subgroup with intervals', 'fig'),
             ft('details', ft('summary', 'Over which findings, and what is missing'), *[_p(f'{k}: {v or "no finding"}') for k, v in over.items()], *map(_p, why))]
 
@@ -792,7 +793,7 @@ def _readers(run):
     rec = run.metrics.get('readers')
     if not rec: return [_p('None of these films is among those that other readers have labelled, or the labels are not those of ChestX-ray14.', cls='note')]
     why = [_p(f'{o["label"]}: {o["reason"]}.', cls='note') for o in rec if o.get('reason')]
-    return [html_table(reader_rows(rec), 'Films of ChestX-ray14 that radiologists have read again (Majkowska et al., 2020); they are no random sample of the release. First how far the mined labels agree with the readers, then the same scores against both.'), *why]
+    return [html_table(reader_rows(rec), 'Films of ChestX-ray14 that radiologists have read again (Majkowska et al., 2020); they are no random sample of the release. First how far the mined labels agree with the readers, then the same scores against both. Where several findings stand for a label, the score is the probability that at least one is there. The model may have been trained on some of these films.'), *why]
 
 def _filled(run):
     "Each checklist, as far as the files of the run go"
@@ -869,19 +870,20 @@ def md_table(
     rows = [[df.index.name or '', *df.columns], ['---'] + ['---:']*df.shape[1], *[[i, *r] for i, r in zip(df.index, df.to_numpy())]]
     return '\n'.join('| ' + ' | '.join(_md(o) for o in r) + ' |' for r in rows)
 
-# %% ../nbs/api/12_report.ipynb #22a9c89c
+# %% ../nbs/api/12_report.ipynb #e7f6d5a0
 def _front_matter(run):
     "YAML between its fences; JSON values are YAML"
     c, m = run.config, run.metrics.get('test', {}).get('macro', {})
-    meta = dict(license=c.get('license', 'apache-2.0'), library_name='timm', pipeline_tag='image-classification', metrics=['roc_auc', 'f1'],
-                tags=['chest-x-ray', 'radiology', 'multi-label-classification', 'pytorch', 'timm', 'research-only', 'not-for-clinical-use'])
-    values = [dict(type=t, name=n, value=m[k]['value']) for k, t, n in (('auroc', 'roc_auc', 'macro AUROC'), ('f1', 'f1', 'macro F1')) if m.get(k, {}).get('value') is not None]
-    data = dict(name=c.get('data', 'unnamed'), type='image-folder', split='test')
+    own = {} if run.foreign else dict(license=c.get('license', 'apache-2.0'), library_name='timm')
+    meta = dict(**own, pipeline_tag='image-classification', metrics=['roc_auc', 'f1'],
+                tags=['chest-x-ray', 'radiology', 'multi-label-classification', *([] if run.foreign else ['pytorch', 'timm']), 'research-only', 'not-for-clinical-use'])
+    values = [dict(type=t, name=n, value=m[k]['value']) for k, t, n in (('auroc', 'roc_auc', 'macro AUROC'), ('f1', 'f1', 'macro F1 at 0.5' if run.foreign else 'macro F1')) if m.get(k, {}).get('value') is not None]
+    data = dict(name=c.get('data', 'unnamed'), type='image-folder', split='all films of the file' if run.foreign else 'test')
     task = dict(type='image-classification', name='multi-label chest X-ray classification')
     if values: meta['model-index'] = [dict(name=f'{c.get("arch", "model")} on {data["name"]}', results=[dict(task=task, dataset=data, metrics=values)])]
     return '\n'.join(['---', *[f'{k}: {json.dumps(v, ensure_ascii=False)}' for k, v in meta.items()], '---'])
 
-# %% ../nbs/api/12_report.ipynb #6fc0f641
+# %% ../nbs/api/12_report.ipynb #c5df385e
 _LOAD = '''```python
 from cxr_nb.models import load_bundle
 model, config = load_bundle('path/of/this/folder')  # safetensors and JSON; loading runs no code
@@ -898,7 +900,7 @@ def _card_sections(run):
     t = split_table(run)
     data = [f'Data: {_md(c.get("data", "not recorded"))}.', _md(c.get('caveat') or ''), '' if t.empty else md_table(t)]
     yield 'Data and split', '\n\n'.join(o for o in data if o)
-    yield 'Results', f'{"All films" if run.foreign else "Test part"}: {run.metrics["test"]["n"]:,} films. 95 % intervals by patient.\n\n' + md_table(score_table(run.metrics)) if has else 'Not judged yet; `cxr-eval` does it.'
+    yield 'Results', f'{"All films" if run.foreign else "Test part"}: {run.metrics["test"]["n"]:,} films. 95 % intervals by patient. F1 at {"0.5" if run.foreign else "the thresholds below"}.\n\n' + md_table(score_table(run.metrics)) + ''.join(f'\n\n- {o}' for o in run.metrics['test'].get('notes') or []) if has else 'Not judged yet; `cxr-eval` does it.'
     yield 'Thresholds', f'Fitted on {run.parts[0]}, judged on {run.parts[1]}.\n\n' + md_table(threshold_table(run.thresholds, run.scores, run.short)) if run.thresholds else 'None; `cxr-eval` fits them.'
     yield from _card_checks(run)
     yield 'Limits', '\n'.join(f'- {o}' for o in LIMITS)
@@ -908,6 +910,7 @@ def _card_checks(run):
     "Floors, calibration, subgroups, readers, heatmaps and checklists, as far as there are any"
     m = run.metrics
     floors = {k: o['macro'] for k, o in (m.get('floors') or {}).items() if o.get('macro') is not None}
+    if o := m.get('official_test'): yield 'The official test part', f'{o["n"]:,} films of {o["patients"]:,} patients.\n\n' + md_table(score_table({'test': o})) + ''.join(f'\n\n- {n}' for n in o.get('notes') or [])
     if floors: yield 'Floors', 'Macro AUROC without any image: ' + ', '.join(f'{k} {v:.3f}' for k, v in floors.items()) + '.'
     if 'table' in (m.get('calibration') or {}): yield 'Calibration', f'Fitted on {run.parts[0]}, judged on {run.parts[1]}; means over the findings.\n\n' + md_table(calibration_rows(m['calibration']))
     if m.get('subgroups'): yield 'Subgroups', md_table(subgroup_rows(m['subgroups']))

@@ -165,11 +165,11 @@ def _macro(each, judged, shared, films):
     rest = mean.map(lambda o: _ratio(_others(np.where(judged, o, 0)*w), np.broadcast_to(_others(w), o.shape)))
     return dict(auroc=mean, auroc_difference=mean - rest)
 
-# %% ../nbs/api/18_subgroups.ipynb #d11680ca
+# %% ../nbs/api/18_subgroups.ipynb #e3837548
 def _why(patients, enough, judged, shared, ill, well, least, positives, c):
     "Why figures of a subgroup are missing; empty if none is"
     if patients < least: return f'patients: {patients}, fewer than {least}'
-    why = [(not judged, f'AUROC: {positives} patients with and without it have {enough} of {c} findings, too few'), (judged and not shared, 'AUROC: no finding has enough patients in every subgroup'),
+    why = [(not judged, f'AUROC: only {enough} of {c} findings have {positives} patients with them and {positives} without'), (judged and not shared, 'AUROC: no finding has enough patients in every subgroup'),
            (ill < least, f'false No Finding: {ill} patients with a finding, fewer than {least}'), (well < least, f'false alarms: {well} patients without a finding, fewer than {least}')]
     return '; '.join(o for when, o in why if when)
 
