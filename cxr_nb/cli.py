@@ -133,7 +133,7 @@ def _run_folder(run):
     if not run: raise CxrError('--run is missing; give the folder that cxr-train or cxr-demo wrote, as in: --run runs/demo')
     return Path(run)
 
-# %% ../nbs/api/15_cli.ipynb #08cc6251
+# %% ../nbs/api/15_cli.ipynb #ae36fa99
 def make_recipe(
     recipe:str='staged', # 'staged', 'single', or a JSON file with a whole recipe, which leaves no room for other options
     epochs:int=None, # Of each stage
@@ -148,7 +148,8 @@ def make_recipe(
     if str(recipe).endswith('.json'): return Recipe.from_dict(json.loads(Path(recipe).read_text()))
     if recipe not in sets: raise CxrError(f'--recipe {recipe}: there are {", ".join(sets)}, or give a .json file')
     stages, factor = sets[recipe], 1 if lr is None else lr/sets[recipe][0].lr
-    new = lambda s: replace(s, epochs=epochs or s.epochs, lr=s.lr*factor, bs=s.bs if s.freeze or not batch_size else batch_size)
+    bn = 'train' if recipe == 'single' and kwargs.get('weights') == 'none' else 'fixed' # random weights have no statistics worth keeping
+    new = lambda s: replace(s, epochs=epochs or s.epochs, lr=s.lr*factor, bs=s.bs if s.freeze or not batch_size else batch_size, bn=bn)
     return Recipe(stages=[new(s) for s in stages], **kwargs)
 
 # %% ../nbs/api/15_cli.ipynb #d004f6ac
@@ -211,7 +212,7 @@ def _finish(
     write_model_card(run.path)
     _say(f'report: {write_report(run.path)}')
 
-# %% ../nbs/api/15_cli.ipynb #e5116743
+# %% ../nbs/api/15_cli.ipynb #83243142
 @command('''cxr-eval --run runs/first
             cxr-eval --run runs/first --subset 2000
             cxr-eval --run runs/first --weights runs/first/checkpoints/frozen_head.safetensors
@@ -237,13 +238,13 @@ def cxr_eval(
 
 def _eval_run(run, data, csv_path, img_root, weights, subset, out, device):
     "Judge a run on its own test part, on a subset of it, or on other data"
-    from cxr_nb.models import read_weights
+    from cxr_nb.models import load_weights
     from cxr_nb.report import write_report
     from cxr_nb.training import judge_films, open_run, write_tables
     findings = _run_findings(run)
     d = _data(data, csv_path, img_root, findings) if data or csv_path or img_root else None
     r = open_run(run, d, device)
-    if weights: r.model.load_state_dict(read_weights(weights))
+    if weights: load_weights(r.model, weights)
     plain = not (d or weights or subset)
     metrics = _judge_again(r) if plain else judge_films(r, subset)
     _scores(metrics)
@@ -272,7 +273,7 @@ def _run_findings(run):
     from cxr_nb.models import read_config
     return read_config(_run_folder(run))['findings']
 
-# %% ../nbs/api/15_cli.ipynb #3ceb8b67
+# %% ../nbs/api/15_cli.ipynb #2ed89fda
 @command('''cxr-gradcam --run runs/first --samples 8
             cxr-gradcam --run runs/first --samples 24 --out heatmaps''')
 def cxr_gradcam(
@@ -287,13 +288,13 @@ def cxr_gradcam(
 ):
     "Heatmaps of a trained run over its test films, and their score against the boxes."
     from cxr_nb.explain import explain_run
-    from cxr_nb.models import read_weights
+    from cxr_nb.models import load_weights
     from cxr_nb.report import write_report
     from cxr_nb.training import open_run
     findings = _run_findings(run)
     d = _data(data, csv_path, img_root, findings) if data or csv_path or img_root else None
     r = open_run(run, d, device)
-    if weights: r.model.load_state_dict(read_weights(weights))
+    if weights: load_weights(r.model, weights)
     folder, scores = explain_run(r, samples, out)
     _say(f'heatmaps: {folder}')
     if scores is not None: _localisation(scores)

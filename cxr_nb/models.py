@@ -6,16 +6,16 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/models.html.md"""
 
 # %% auto #0
 __all__ = ['ModelError', 'ChestModel', 'check_arch', 'read_weights', 'load_backbone', 'make_model', 'splitter', 'fix_batchnorm',
-           'probabilities', 'features', 'save_bundle', 'save_weights', 'read_config', 'load_bundle']
+           'probabilities', 'features', 'save_bundle', 'save_weights', 'read_config', 'load_weights', 'load_bundle']
 
-# %% ../nbs/api/07_models.ipynb #875c3fc8
+# %% ../nbs/api/07_models.ipynb #6b5faf80
 import json, pickle, warnings
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np, timm, torch
 from safetensors.torch import load_file, save_file
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from tqdm.auto import tqdm
 from .labels import CxrError, FINDINGS
@@ -177,7 +177,7 @@ def save_bundle(
     (path/'config.json').write_text(json.dumps({**config, **me}, indent=1, allow_nan=False))
     return path
 
-# %% ../nbs/api/07_models.ipynb #9f61c14f
+# %% ../nbs/api/07_models.ipynb #8b61a4cb
 def save_weights(
     model:nn.Module, # Any device
     path # A `.safetensors` file
@@ -186,7 +186,8 @@ def save_weights(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + '.part')
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part)
+    about = dict(arch=model.arch, findings=json.dumps(model.findings)) if isinstance(model, ChestModel) else None
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part, metadata=about)
     part.replace(path)
 
 # %% ../nbs/api/07_models.ipynb #379967ae
@@ -201,13 +202,37 @@ def read_config(
     if miss := [o for o in ('arch', 'findings', 'size') if o not in cfg]: raise ModelError(f'{file}: {miss[0]!r} is missing; is this a bundle of cxr_nb?')
     return cfg
 
+# %% ../nbs/api/07_models.ipynb #451502c5
+def _said(path):
+    "Architecture and findings that a weight file names; {} if it names none"
+    if Path(path).suffix != '.safetensors': return {}
+    with safe_open(path, 'pt') as f: said = f.metadata() or {}
+    return {k: json.loads(o) if k == 'findings' else o for k, o in said.items() if k in ('arch', 'findings')}
+
+def load_weights(
+    model:ChestModel, # Changed in place
+    path # Weights of the same network, as of `save_weights`
+)->ChestModel: # The same model
+    "Weights of a whole model. Raises `ModelError` if they are of another architecture, or of other findings, or of the same in another order"
+    sd, said = read_weights(path), _said(path)
+    if (arch := said.get('arch', model.arch)) != model.arch: raise ModelError(f'{path}: holds weights of {arch}, not of {model.arch}; give those of the same architecture')
+    a, b = said.get('findings', model.findings), model.findings
+    if a != b:
+        i = next((i for i, o in enumerate(zip(a, b)) if o[0] != o[1]), min(len(a), len(b)))
+        here = f'output {i + 1} is {a[i]!r} there and {b[i]!r} here' if i < min(len(a), len(b)) else f'{len(a)} there and {len(b)} here'
+        raise ModelError(f'{path}: its findings are others, or in another order: {here}; its outputs would get wrong names')
+    try: model.load_state_dict(sd)
+    except RuntimeError as e: raise ModelError(f'{path}: does not fit {model.arch} with {len(b)} findings ({str(e).splitlines()[-1].strip()[:100]}); is it of another architecture?') from None
+    return model
+
 # %% ../nbs/api/07_models.ipynb #a0aa4f70
+
 def load_bundle(
     path # Folder of a bundle or run
 )->tuple: # Model in eval mode, and its configuration (dict)
     "A trained classifier. Raises `ModelError` if the folder holds none"
     cfg = read_config(path)
     model = ChestModel(cfg['arch'], cfg['findings'], cfg['size'], **cfg.get('model_kwargs', {}))
-    try: model.load_state_dict(read_weights(Path(path)/'model.safetensors'))
-    except RuntimeError as e: raise ModelError(f'{path}: weights and configuration do not belong together ({str(e).splitlines()[-1].strip()[:120]})') from None
+    try: load_weights(model, Path(path)/'model.safetensors')
+    except ModelError as e: raise ModelError(f'{path}: weights and configuration do not belong together ({e})') from None
     return model.eval(), cfg
