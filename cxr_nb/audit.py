@@ -8,7 +8,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/audit.html.md"""
 __all__ = ['ALONE', 'take', 'halves', 'interval_width', 'calibration_audit', 'guarantee_audit', 'audit', 'label_table',
            'audit_floors', 'audit_file', 'audit_lines', 'example_predictions']
 
-# %% ../nbs/api/21_audit.ipynb #99f9a209
+# %% ../nbs/api/21_audit.ipynb #867acdaf
 import json, os, time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .calibration import calibration_table, ece_floor, fit_calibration, shift_prior
 from .labels import FINDINGS, adjudicated, findings_of, nih_table, official_test_patients, read_nih, read_table
 from .labels import _read_csv as read_csv
-from .metrics import IMAGE_COLUMNS, Aligned, PredictionError, align, bootstrap, confusion, evaluate, macro, metadata_floor, multilabel_scores, read_predictions, shuffled_floor, simulate, to_metrics, with_interval, write_metrics
+from .metrics import IMAGE_COLUMNS, Aligned, PredictionError, align, bootstrap, confusion, evaluate, macro, metadata_floor, multilabel_scores, read_predictions, shuffled_floor, simulate, threshold_array, to_metrics, with_interval, write_metrics
 from .readers import readers_records
 from .splits import fingerprint
 from .subgroups import subgroup_records
@@ -79,7 +79,7 @@ def guarantee_audit(
     rows = pd.DataFrame(dict(threshold=g.threshold, fitted=g.precision, precision=c.precision, recall=c.recall, calls=c.tp + c.fp, reason=g.reason), g.index)
     return dict(precision=precision, confidence=confidence, findings=rows.to_dict('index'))
 
-# %% ../nbs/api/21_audit.ipynb #1f8dd516
+# %% ../nbs/api/21_audit.ipynb #ba91496e
 def _calibrated(fit, judged):
     "The audit of calibration, or the reason why there is none"
     try: return calibration_audit(fit, judged)
@@ -88,21 +88,18 @@ def _calibrated(fit, judged):
 def audit(
     fit:Aligned, # To choose on: a validation part
     judged:Aligned, # To judge on: a test part, of other patients
+    thresholds, # As of `threshold_array`, chosen on `fit`
     table:pd.DataFrame=None, # Image table with patient, age, sex and view of the judged films, for subgroups; None leaves these out
+    whole:Aligned=None, # Films for what needs no choice, the other readers' labels; those of `judged` if not given
     n_boot:int=1000, # Resamples
     seed:int=0, # Which
-)->dict: # `thresholds` (DataFrame), `held_out`, `calibration`, `multilabel`, `guarantee`, `subgroups`, `readers`
+)->dict: # `calibration`, `multilabel`, `guarantee`, `subgroups`, `readers`
     "Choose on one set of patients, judge on another. Raises `PredictionError` if they share a patient"
     if both := set(fit.patients) & set(judged.patients): raise PredictionError(f'{len(both):,} patients are on both sides; what is chosen on a patient cannot be judged on them')
-    t = fit_thresholds(fit.y, fit.p, fit.findings)
-    limits = t.threshold.to_numpy()
-    promised = guarantee_audit(fit, judged)
-    t = t.assign(promised=[o['threshold'] for o in promised['findings'].values()])
-    out = dict(thresholds=t, held_out=to_metrics(evaluate(judged.y, judged.p, judged.findings, judged.patients, limits, n_boot, seed)),
-               calibration=_calibrated(fit, judged), multilabel=multilabel_scores(judged.y, judged.p, limits).to_dict('index'),
-               guarantee=promised)
-    if table is not None: out |= dict(subgroups=subgroup_records(judged, table, limits, n_boot=n_boot, seed=seed))
-    return out | dict(readers=readers_records(judged, n_boot=n_boot, seed=seed))
+    t = threshold_array(thresholds, judged.findings)
+    out = dict(calibration=_calibrated(fit, judged), multilabel=multilabel_scores(judged.y, judged.p, t).to_dict('index'), guarantee=guarantee_audit(fit, judged))
+    if table is not None: out |= dict(subgroups=subgroup_records(judged, table, t, n_boot=n_boot, seed=seed))
+    return out | dict(readers=readers_records(whole or judged, n_boot=n_boot, seed=seed))
 
 # %% ../nbs/api/21_audit.ipynb #353383e1
 def label_table(
@@ -141,8 +138,8 @@ def audit_floors(
     s = metadata_floor(films[cols]) if train is None else metadata_floor(train[cols], films[cols])
     return out | dict(metadata=_floor(s))
 
-# %% ../nbs/api/21_audit.ipynb #ecf101a1
-def _judge(a, n_boot, seed): return to_metrics(evaluate(a.y, a.p, a.findings, a.patients, None, n_boot, seed))
+# %% ../nbs/api/21_audit.ipynb #ab1ffab5
+def _judge(a, n_boot, seed, thresholds=None): return to_metrics(evaluate(a.y, a.p, a.findings, a.patients, thresholds, n_boot, seed))
 
 def _official(a, table, n_boot, seed):
     "The films of the official test part, judged; and the films themselves"
@@ -190,7 +187,7 @@ def _write(out, parts, thresholds, metrics, config):
     (out/'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
     return write_metrics(out/'metrics.json', **metrics)
 
-# %% ../nbs/api/21_audit.ipynb #fb704866
+# %% ../nbs/api/21_audit.ipynb #f370ee4b
 def audit_file(
     source, # Predictions CSV: image (or `Image Index`, or path) and `prob_<finding>`
     out, # Folder, made if needed
@@ -214,11 +211,11 @@ def audit_file(
         official, part = _official(a, table, n_boot, seed) if str(labels) == 'nih' else ({}, a)
         metrics |= official | dict(width=interval_width(part, n_boot, seed))
         step('half against half')
-        found = audit(fit, judged, table, n_boot=n_boot, seed=seed)
+        t = fit_thresholds(fit.y, fit.p, fit.findings)
+        metrics |= dict(held_out=_judge(judged, n_boot, seed, t), **audit(fit, judged, t, table, a, n_boot, seed))
         step('done')
-    found['readers'] = readers_records(a, n_boot=n_boot, seed=seed) # nothing is chosen for them, so all films can be judged
-    t = found.pop('thresholds')
-    return _write(Path(out), dict(test=a, fit=fit, held_out=judged), t, metrics | found, _described(source, labels, a, table, seed))
+    t['promised'] = [o['threshold'] for o in metrics['guarantee']['findings'].values()]
+    return _write(Path(out), dict(test=a, fit=fit, held_out=judged), t, metrics, _described(source, labels, a, table, seed))
 
 # %% ../nbs/api/21_audit.ipynb #6cff4a0d
 def _line(name, m, score='auroc'):

@@ -40,9 +40,9 @@ def cited(
     "Where a checklist was published, and what its items were compared with"
     return {k: v for k, v in _read(name).items() if k != 'items'}
 
-# %% ../nbs/api/20_checklists.ipynb #c0b15aec
+# %% ../nbs/api/20_checklists.ipynb #f7daa3dd
 _CONFIG = ['library', 'data', 'caveat', 'recipe', 'parts', 'split', 'labels', 'skipped', 'seed', 'device', 'versions', 'mean', 'std', 'in_chans',
-           'arch', 'size', 'findings', 'parameters', 'stages_done', 'calibration', 'predictions']
+           'arch', 'size', 'findings', 'parameters', 'stages_done', 'calibration', 'predictions', 'fusion']
 _METRICS = {'test': 'test', 'held_out': 'held_out', 'floors': 'floors', 'localisation': 'localisation', 'calibration': 'measured', 'subgroups': 'subgroups', 'readers': 'readers'}
 _PATH = re.compile(r'(?<!https:)(?<!http:)(?<![\w./\\])(?:~|[A-Za-z]:)?[\\/](?=\S)(?:[^\n]*[\\/])?')
 
@@ -166,7 +166,7 @@ def _record(f):
 def _refused(f):
     if _own(f): return 'A file that cannot be read, or is all of one gray, is refused with its reason.'
 
-# %% ../nbs/api/20_checklists.ipynb #b95888c1
+# %% ../nbs/api/20_checklists.ipynb #5948a038
 def _done(f): return [s for s in _recipe(f).get('stages') or [] if s['name'] in f.get('stages_done', [])] if _own(f) else []
 
 def _stage(s):
@@ -196,7 +196,7 @@ def _history(f):
     if _own(f) and 'epochs' in f: return f'Loss and validation AUROC of {f["epochs"]} epochs stand in history.csv; a stage ends after its number of epochs.'
 @_says
 def _selection(f):
-    if _done(f): return 'Of each stage the state with the best macro AUROC on validation is kept, the state before it included.'
+    if _done(f): return f'Of each stage the state with the best macro {"F1" if "fusion" in f else "AUROC"} on validation is kept, the state before it included.'
 @_says
 def _single(f):
     if _own(f): return 'One network, no ensemble.'

@@ -37,8 +37,8 @@ from .labels import FINDINGS, CxrError
 from .loaders import Augment, Batches, draw_affine, normalise, warp
 from .losses import WeightedBCE, inverse_frequency, make_loss
 
-# %% ../nbs/api/22_fusion.ipynb #df30dda5
-from .metrics import _logistic, _metadata, align, auroc, average_precision, compare, confusion, macro, multilabel_scores, write_metrics
+# %% ../nbs/api/22_fusion.ipynb #a3e2ded2
+from .metrics import _logistic, _metadata, align, auroc, average_precision, compare, confusion, macro, write_metrics
 from .models import ChestModel, ModelError, _timm, read_config, read_weights, save_bundle, save_weights
 from .report import plot_confusion, plot_films, plot_roc
 from .thresholds import apply_thresholds, find_optimal_thresholds_with_dynamic_adjustment, save_thresholds
@@ -565,7 +565,7 @@ def open_fusion(
     history = pd.read_csv(path/'history.csv').to_dict('records') if (path/'history.csv').is_file() else []
     return FusionRun(path, data, cache, split, recipe, model.to(device, memory_format=torch.channels_last), history, device, progress)
 
-# %% ../nbs/api/22_fusion.ipynb #d1309236
+# %% ../nbs/api/22_fusion.ipynb #cc773c5a
 def judge_fusion(
     run:FusionRun, # Any fusion run
     n_boot:int=1000, # Resamples of patients for the intervals
@@ -575,7 +575,7 @@ def judge_fusion(
     val, test = (align(None, run.path/f'predictions_{o}.csv') for o in ('val', 'test'))
     t = fusion_cuts(val.y, val.p, run.recipe)
     save_thresholds(run.path/'thresholds.json', t)
-    more = _audit(run, n_boot) | dict(multilabel=multilabel_scores(test.y, test.p, t.threshold.to_numpy()).to_dict('index'))
+    more = _audit(run, t, n_boot)
     out = write_metrics(run.path/'metrics.json', **{o: _evaluate(run, o, t, n_boot) for o in ('val', 'test')}, floors=floors(run), **more)
     save_fusion_run(run, thresholds=json.loads((run.path/'thresholds.json').read_text())['findings'], metrics={k: out[k]['macro'] for k in ('val', 'test')})
     write_figures(run, test, t, out)

@@ -883,7 +883,7 @@ def _front_matter(run):
     if values: meta['model-index'] = [dict(name=f'{c.get("arch", "model")} on {data["name"]}', results=[dict(task=task, dataset=data, metrics=values)])]
     return '\n'.join(['---', *[f'{k}: {json.dumps(v, ensure_ascii=False)}' for k, v in meta.items()], '---'])
 
-# %% ../nbs/api/12_report.ipynb #c5df385e
+# %% ../nbs/api/12_report.ipynb #df831713
 _LOAD = '''```python
 from cxr_nb.models import load_bundle
 model, config = load_bundle('path/of/this/folder')  # safetensors and JSON; loading runs no code
@@ -904,7 +904,7 @@ def _card_sections(run):
     yield 'Thresholds', f'Fitted on {run.parts[0]}, judged on {run.parts[1]}.\n\n' + md_table(threshold_table(run.thresholds, run.scores, run.short)) if run.thresholds else 'None; `cxr-eval` fits them.'
     yield from _card_checks(run)
     yield 'Limits', '\n'.join(f'- {o}' for o in LIMITS)
-    if not run.foreign: yield 'How to load', _LOAD
+    if not run.foreign: yield 'How to load', _LOAD if 'fusion' not in c else 'With `cxr_nb.fusion.load_fusion`: safetensors and JSON; loading runs no code. The input is a film and a row of age, sex and view, as [`tabular`](https://cxr-nb.github.io/cxr_nb/api/fusion.html) makes it.'
 
 def _card_checks(run):
     "Floors, calibration, subgroups, readers, heatmaps and checklists, as far as there are any"

@@ -683,7 +683,7 @@ def _floor(values, findings):
     "A floor as metrics.json holds it"
     return dict(macro=macro(values)['value'], findings={k: float(o) for k, o in zip(findings, values)})
 
-# %% ../nbs/api/10_training.ipynb #3ce18b5c
+# %% ../nbs/api/10_training.ipynb #54d52c70
 def judge(
     run:Run, # Any run
     n_boot:int=1000, # Resamples of patients for the intervals
@@ -698,17 +698,16 @@ def _judge(run, parts, n_boot):
     "The first process judges what all have predicted"
     t = choose_thresholds(run)
     ev = {o: _evaluate(run, o, t, n_boot) for o in parts}
-    more = dict(floors=floors(run), **_audit(run, n_boot)) if 'test' in ev else {}
+    more = dict(floors=floors(run), **_audit(run, t, n_boot)) if 'test' in ev else {}
     out = write_metrics(run.path/'metrics.json', **ev, **more)
     save_bundle(run.model, run.path, **run_config(run), thresholds=json.loads((run.path/'thresholds.json').read_text())['findings'],
                 metrics={k: out[k]['macro'] for k in ev})
     return out
 
-def _audit(run, n_boot):
+def _audit(run, t, n_boot):
     "What an audit adds to the scores of a run: calibration, promises, subgroups, other readers"
     val, test = (align(None, run.path/f'predictions_{o}.csv') for o in ('val', 'test'))
-    found = audit(val, test, run.data.table, n_boot=n_boot, seed=run.recipe.seed)
-    return {k: o for k, o in found.items() if k not in ('thresholds', 'held_out')}
+    return audit(val, test, t, run.data.table, n_boot=n_boot, seed=run.recipe.seed)
 
 def _evaluate(run, name, t, n_boot):
     "Every metric of a part with its interval"
