@@ -6,14 +6,14 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/backbones.html.md"""
 
 # %% auto #0
 __all__ = ['BACKBONES', 'STAND_INS', 'SCORES', 'PRICES', 'BackboneError', 'backbones', 'as_arch', 'PeakMemory', 'step_memory',
-           'cost', 'largest_batch', 'within_memory', 'speed', 'cost_table', 'in_units', 'comparison_recipe', 'recipes',
-           'start_seed', 'finished', 'train_backbone', 'compare_backbones', 'another_start', 'over_seeds', 'difference',
+           'cost', 'largest_batch', 'speed', 'cost_table', 'in_units', 'comparison_recipe', 'recipes', 'start_seed',
+           'finished', 'train_backbone', 'compare_backbones', 'another_start', 'over_seeds', 'difference',
            'comparison_table', 'in_words', 'pareto', 'plot_pareto', 'to_xrv', 'XrvPeer', 'read_xrv', 'xrv_peer',
            'ask_peer', 'predict_peer', 'xrv_backbone']
 
-# %% ../nbs/api/23_backbones.ipynb #419f1e96
+# %% ../nbs/api/23_backbones.ipynb #79b3b2c4
 import json, os, shutil, time, warnings, weakref
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -31,14 +31,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-# %% ../nbs/api/23_backbones.ipynb #45875780
+# %% ../nbs/api/23_backbones.ipynb #a3b36df4
 from .data import ChestData, fast
 from .labels import FINDINGS, CxrError
 from .loaders import MEAN, STD, Augment, Batches
 from .metrics import align, auroc, average_precision, bootstrap, compare, evaluate, f1, freedom, macro, verdict, with_interval
 from .models import ChestModel, ModelError, check_arch, make_model, probabilities, read_weights
 from .thresholds import load_thresholds
-from .training import Recipe, Run, Stage, adam, best_device, best_precision, choose_thresholds, run_stage, save_run, start_run, write_predictions
+from .training import Recipe, Run, Stage, adam, best_device, best_precision, choose_thresholds, run_stage, save_run, start_run, within_memory, write_predictions
 
 # %% ../nbs/api/23_backbones.ipynb #27123af3
 class BackboneError(CxrError):
@@ -124,25 +124,11 @@ def largest_batch(
     n = (room - (2*a - b))/((b - a)/8)
     return 0 if n < 1 else 2**int(np.log2(n))
 
-# %% ../nbs/api/23_backbones.ipynb #80db2e3b
-def _no_memory(e):
-    "Does this error say that memory has run out?"
-    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or isinstance(e, RuntimeError) and ('out of memory' in str(e) or "can't allocate memory" in str(e))
-
-@contextmanager
-def within_memory(
-    arch, # As of `as_arch`
-    size:int, # Side of the input in pixels
-    bs:int, # Films a batch
-):
-    "What runs out of memory within raises `BackboneError`, which names a batch size to try"
-    try: yield
-    except (RuntimeError, MemoryError) as e:
-        if not _no_memory(e): raise
-        room = torch.cuda.mem_get_info()[1]*.85 if torch.cuda.is_available() else np.inf
-        n = min(bs//2, largest_batch(arch, size, room)) if np.isfinite(room) else bs//2
-        todo = f'try batches of {n}, as in --batch_size {n} or Stage(bs={n})' if n else 'try a smaller size or network'
-        raise BackboneError(f'{as_arch(arch)[0]}: out of memory with {bs} films of {size}x{size} a batch; {todo}') from None
+# %% ../nbs/api/23_backbones.ipynb #1450e3c9
+def _fits(arch, size):
+    "The largest batch for this machine's graphics card; where there is none nothing is known"
+    room = torch.cuda.mem_get_info()[1]*.85 if torch.cuda.is_available() else np.inf
+    return largest_batch(arch, size, room) if np.isfinite(room) else np.inf
 
 # %% ../nbs/api/23_backbones.ipynb #a9112cca
 def _best_rate(f, n, seconds, device):
@@ -167,7 +153,7 @@ def _answer(model, x, cast):
     "What the model says"
     with cast(): return model(x)
 
-# %% ../nbs/api/23_backbones.ipynb #2533ad84
+# %% ../nbs/api/23_backbones.ipynb #b3d5389e
 def speed(
     arch, # As of `as_arch`
     size:int=224, # Side of the input in pixels
@@ -175,11 +161,11 @@ def speed(
     device=None, # 'cpu' or 'cuda'; the best there is if not given
     seconds:float=1., # Of measuring, for each of the two
 )->dict: # train and infer, films a second; on a graphics card also measured, the peak bytes of both
-    "How fast a network is on this machine. Raises `BackboneError` if it does not fit"
+    "How fast a network is on this machine. Raises `TrainError` if it does not fit"
     (name, kwargs), device = as_arch(arch), best_device(device)
     kind = best_precision(device)
     cast = nullcontext if kind == 'float32' else lambda: torch.autocast(device.type, getattr(torch, kind))
-    with within_memory(arch, size, bs):
+    with within_memory(name, size, bs, lambda: _fits(arch, size)):
         if device.type == 'cuda': torch.cuda.reset_peak_memory_stats()
         model = ChestModel(name, size=size, **kwargs).to(device, memory_format=torch.channels_last)
         x, y, opt = torch.randn(bs, 1, size, size, device=device), torch.zeros(bs, len(FINDINGS), device=device), adam([list(model.parameters())], lr=1e-4)
@@ -256,7 +242,7 @@ def finished(
     if odd: raise BackboneError(f'{path}: was trained with another {odd[0]}; move it away, or give another folder as home')
     return True
 
-# %% ../nbs/api/23_backbones.ipynb #39e513a0
+# %% ../nbs/api/23_backbones.ipynb #16296757
 def train_backbone(
     data:ChestData, # Where table and images are
     recipe:Recipe, # All choices; its seed decides the split
@@ -264,13 +250,12 @@ def train_backbone(
     seed:int=None, # Of weights, order and augmentation; that of the recipe if not given
     **kwargs # For `start_run`: cache, device, progress
 )->Path: # The run folder
-    "Train, predict, choose thresholds on validation; nothing if that was done. Raises `BackboneError` where memory does not suffice"
+    "Train, predict, choose thresholds on validation; nothing if that was done. Raises `TrainError` where memory does not suffice"
     path, seed = Path(path), recipe.seed if seed is None else seed
     if finished(path, data, replace(recipe, seed=seed)): return path
-    with within_memory((recipe.arch, recipe.model_kwargs), recipe.size, max(s.bs for s in recipe.stages)):
-        run = start_seed(data, recipe, seed, path, **kwargs)
-        for s in recipe.stages: run_stage(run, s)
-        for o in ('val', 'test'): write_predictions(run, o)
+    run = start_seed(data, recipe, seed, path, **kwargs)
+    for s in recipe.stages: run_stage(run, s)
+    for o in ('val', 'test'): write_predictions(run, o)
     shutil.rmtree(path/'checkpoints') # the bundle holds the best of them
     choose_thresholds(run) # written last: a run without them is not done
     return path

@@ -675,15 +675,15 @@ def run_cases(
     k = min(len(right), max(n - len(wrong), -(-n//2)))
     return pd.concat([right.head(k), turns(wrong).head(n - k)], ignore_index=True)
 
-# %% ../nbs/api/11_explain.ipynb #65ab16b7
+# %% ../nbs/api/11_explain.ipynb #80196c42
 def explain_run(
     run, # A judged `Run`
     samples:int=8, # Cases on the sheet
     out=None, # Folder for single heatmaps; results/gradcam of the run if not given
     random:int=3, # Random networks for the sanity check; 0 leaves it out
 )->tuple: # The folder, and the table of `score_boxes` (more columns as of `join_scores`) or None without boxes
-    "Heatmap sheet, single heatmaps and heatmap scores of a run's test part. Raises `ExplainError` if it was not judged"
-    file = run.path/'predictions_test.csv'
+    "Heatmap sheet, single heatmaps and heatmap scores of a run's test part (of validation where there is none). Raises `ExplainError` if it was not judged"
+    file = run.path/f'predictions_{run.judged}.csv'
     if not file.is_file(): raise ExplainError(f'{file}: no such file; run cxr-eval first')
     preds, t = pd.read_csv(file), load_thresholds(run.path/'thresholds.json', run.recipe.findings).threshold
     preds = preds[preds.image.isin(run.cache.usable)]

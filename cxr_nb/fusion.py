@@ -14,8 +14,8 @@ __all__ = ['COLUMNS', 'CODES', 'CAP', 'BY_HAND', 'CYCLES', 'OPTIMIZER', 'PUBLISH
            'plot_calls', 'write_figures', 'published_table', 'published_f1', 'train_fusion', 'image_alone',
            'fusion_recipe', 'metadata_probabilities', 'gains', 'gain_table']
 
-# %% ../nbs/api/22_fusion.ipynb #f43c36ac
-import contextlib, copy, json, os, time
+# %% ../nbs/api/22_fusion.ipynb #8970ac75
+import copy, json, os, time
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -37,13 +37,13 @@ from .labels import FINDINGS, CxrError
 from .loaders import Augment, Batches, draw_affine, normalise, warp
 from .losses import WeightedBCE, inverse_frequency, make_loss
 
-# %% ../nbs/api/22_fusion.ipynb #a3e2ded2
+# %% ../nbs/api/22_fusion.ipynb #826299af
 from .metrics import _logistic, _metadata, align, auroc, average_precision, compare, confusion, macro, write_metrics
 from .models import ChestModel, ModelError, _timm, read_config, read_weights, save_bundle, save_weights
 from .report import plot_confusion, plot_films, plot_roc
 from .thresholds import apply_thresholds, find_optimal_thresholds_with_dynamic_adjustment, save_thresholds
 from .training import (FixBatchNorm, History, Judged, KeepBest, Recipe, Run, SmoothLoss, ValidLoss, _audit, _data_of, _evaluate, adam,
-                             best_device, floors, precision_callbacks, run_config, save_run, start_run, write_predictions)
+                             best_device, floors, precision_callbacks, run_config, save_run, start_run, within_memory, write_predictions)
 
 # %% ../nbs/api/22_fusion.ipynb #f54611ec
 COLUMNS = ['age', 'sex', 'view'] # What the network may be told
@@ -494,7 +494,7 @@ class Plateau(ReduceLROnPlateau):
         self.opt.set_hypers(lr=max(self.opt.hypers[-1]['lr']/self.factor, self.min_lr))
         self.wait = 0
 
-# %% ../nbs/api/22_fusion.ipynb #ad46bfb4
+# %% ../nbs/api/22_fusion.ipynb #7b0e86f0
 def fusion_loss(
     run:FusionRun, # Any fusion run
     cycle:Cycle, # Its weights by hand
@@ -519,13 +519,7 @@ def fusion_learner(
     learn.recorder.smooth_loss, learn.recorder.loss = SmoothLoss(), ValidLoss()
     return learn
 
-@contextlib.contextmanager
-def _fits(bs):
-    "Out of memory, said in a sentence"
-    try: yield
-    except torch.OutOfMemoryError: raise FusionError(f'out of memory at a batch size of {bs}; give the cycles bs={max(1, bs//2)}, or a smaller size or width') from None
-
-# %% ../nbs/api/22_fusion.ipynb #decc3e62
+# %% ../nbs/api/22_fusion.ipynb #b4ddca99
 def run_cycle(
     run:FusionRun, # Changed in place
     cycle:Cycle, # One of its recipe
@@ -538,7 +532,7 @@ def run_cycle(
     learn.add_cbs([keep, FusionHistory(cycle, rows, learn.metrics[0], run.path/'log.txt', run.progress)])
     learn.create_opt()
     if done and (state := load_optimizer(out)): learn.opt.opt.load_state_dict(state)
-    with _fits(cycle.bs), learn.no_logging(), learn.no_bar(): learn.fit(cycle.epochs, cycle.lr)
+    with within_memory(run.recipe.arch, run.recipe.size, cycle.bs), learn.no_logging(), learn.no_bar(): learn.fit(cycle.epochs, cycle.lr)
     run.history = done + rows
     save_optimizer(keep.opt_state, out)
     save_weights(run.model.eval(), out/f'{cycle.name}.safetensors')

@@ -41,7 +41,7 @@ class ChestModel(nn.Module):
     def features(self, x): return self.backbone(x)
     def forward(self, x): return self.head(self.features(x))
 
-# %% ../nbs/api/07_models.ipynb #ee082d19
+# %% ../nbs/api/07_models.ipynb #bf759877
 def check_arch(
     arch:str # Name of a timm model
 )->str: # The same
@@ -53,8 +53,9 @@ def check_arch(
 def _timm(arch, size, **kwargs):
     "A timm backbone for gray images, without classifier"
     check_arch(arch)
-    sized = dict(img_size=size) if 'vit' in arch or 'swin' in arch else {}
-    return timm.create_model(arch, in_chans=1, num_classes=0, **{**sized, **kwargs})
+    kwargs = dict(in_chans=1, num_classes=0, **kwargs)
+    try: return timm.create_model(arch, **{'img_size': size, **kwargs}) # transformers must be told
+    except TypeError: return timm.create_model(arch, **kwargs) # and other networks take any size
 
 @torch.no_grad()
 def _width(backbone, size):

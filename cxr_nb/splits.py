@@ -96,14 +96,15 @@ def official_split(
     split = pd.Series(np.where(test, 'test', 'train'), index=df.index, name='part', dtype=object)
     return check_split(df, _carve(df, split, val, seed))
 
-# %% ../nbs/api/03_splits.ipynb #ab7c06ca
+# %% ../nbs/api/03_splits.ipynb #2f0007fe
 def random_split(
     df:pd.DataFrame, # Image table
     val:float=.1, # Share of all patients for validation
     test:float=.2, # Share of all patients for test
     seed:int=0, # Which split
 )->pd.Series: # 'train', 'val' or 'test' by image
-    "A mirrored random split by patient"
+    "A mirrored random split by patient. Raises `CxrError` unless the shares leave something for training"
+    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1): raise CxrError(f'shares of {val:g} for validation and {test:g} for test leave nothing to train on; give less, as in val=.1, test=.2')
     split = pd.Series('train', index=df.index, name='part', dtype=object)
     split = _carve(df, split, test, seed, 'test')
     return check_split(df, _carve(df, split, val/(1 - test), seed + 1))

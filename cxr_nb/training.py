@@ -9,10 +9,10 @@ __all__ = ['STAGED', 'PRECISIONS', 'SAMPLE', 'Stage', 'TrainError', 'Recipe', 'b
            'adam', 'is_main', 'everyone', 'main_first', 'mean_of_all', 'leave', 'best_device', 'Run', 'make_split',
            'start_run', 'run_config', 'save_run', 'macro_auroc', 'macro_ap', 'Judged', 'SmoothLoss', 'ValidLoss',
            'plain', 'KeepBest', 'FixBatchNorm', 'Compiled', 'History', 'fold', 'kept_features', 'Heads', 'HeadsLoss',
-           'BestHeads', 'stage_loss', 'val_auroc', 'net_learner', 'run_stage', 'LRSweep', 'lr_find', 'Clock',
-           'throughput', 'open_run', 'write_predictions', 'choose_thresholds', 'floors', 'judge', 'judge_films',
-           'write_tables', 'stage_scores', 'train', 'train_many', 'series_recipe', 'copy_run', 'runs_home',
-           'run_before', 'series_run']
+           'BestHeads', 'stage_loss', 'val_auroc', 'net_learner', 'within_memory', 'run_stage', 'LRSweep', 'lr_find',
+           'Clock', 'throughput', 'open_run', 'write_predictions', 'choose_thresholds', 'floors', 'judge',
+           'judge_films', 'write_tables', 'stage_scores', 'train', 'train_many', 'series_recipe', 'copy_run',
+           'runs_home', 'run_before', 'series_run']
 
 # %% ../nbs/api/10_training.ipynb #4029f280
 from .audit import audit
@@ -30,9 +30,10 @@ from .models import (ChestModel, ModelError, check_arch, features, fix_batchnorm
 from .splits import check_split, fingerprint, official_split, random_split, subset
 from .thresholds import fit_thresholds, load_thresholds, save_thresholds
 
-# %% ../nbs/api/10_training.ipynb #c5335bb1
+# %% ../nbs/api/10_training.ipynb #41f24adc
 import copy, json, os, platform, shutil, subprocess, sys, tempfile, time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from functools import partial
@@ -206,7 +207,7 @@ def best_device(
     if device.type == 'cuda': torch.backends.cudnn.benchmark = True # batches have one size
     return device
 
-# %% ../nbs/api/10_training.ipynb #cd5c9ad7
+# %% ../nbs/api/10_training.ipynb #b660dbfc
 @dataclass
 class Run:
     "A training run: its folder, data, model and history"
@@ -226,6 +227,10 @@ class Run:
         "The films: on the device if they fit there, else memory-mapped"
         if self.placed is None: self.placed = place(self.cache, self.device)
         return self.placed
+    @property
+    def judged(self):
+        "The part that figures are of: 'test', or 'val' where a random split has no test part"
+        return 'test' if (self.split == 'test').any() else 'val'
     def part(self, name): return part(self.data.table, self.cache, self.split, name)
     def batches(self, name, bs=64, **kwargs):
         "Batches of a part in order, as in judging"
@@ -556,14 +561,35 @@ def _run_unfrozen(
         else: learn.fit(stage.epochs, stage.lr)
     return rows
 
-# %% ../nbs/api/10_training.ipynb #d8a684d6
+# %% ../nbs/api/10_training.ipynb #ba52cb3c
+def _no_memory(e):
+    "Does this error say that memory has run out?"
+    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or isinstance(e, RuntimeError) and ('out of memory' in str(e) or "can't allocate memory" in str(e))
+
+@contextmanager
+def within_memory(
+    arch:str, # Name of the network
+    size:int, # Side of the input in pixels
+    bs:int, # Films a batch
+    fits:Callable=None, # Tells how many films would fit; half of them are proposed if not given
+):
+    "What runs out of memory within raises `TrainError`, which names a batch size to try"
+    try: yield
+    except (RuntimeError, MemoryError) as e:
+        if not _no_memory(e): raise
+        n = min(bs//2, fits() if fits else bs//2)
+        todo = f'try batches of {n}, as in --batch_size {n} or Stage(bs={n})' if n else 'try a smaller size or network'
+        raise TrainError(f'{arch}: out of memory with {bs} films of {size}x{size} a batch; {todo}') from None
+
+# %% ../nbs/api/10_training.ipynb #286d67ff
 def run_stage(
     run:Run, # Changed in place
     stage:Stage, # What to do
 )->Run: # The same run, its folder up to date
-    "Run one stage and leave the best state of it in the run folder"
+    "Run one stage and leave the best state of it in the run folder. Raises `TrainError` if memory runs out"
     torch.manual_seed(run.recipe.seed)
-    run.history += (_run_frozen if stage.freeze else _run_unfrozen)(run, stage)
+    with within_memory(run.recipe.arch, run.recipe.size, 64 if stage.freeze else stage.bs, (lambda: 0) if stage.freeze else None):
+        run.history += (_run_frozen if stage.freeze else _run_unfrozen)(run, stage)
     run.model.eval()
     for o in (f'{stage.name}.safetensors', 'best.safetensors', *['last.safetensors']*stage.freeze)*is_main(): save_weights(run.model, run.path/'checkpoints'/o)
     save_run(run)
@@ -683,7 +709,7 @@ def _floor(values, findings):
     "A floor as metrics.json holds it"
     return dict(macro=macro(values)['value'], findings={k: float(o) for k, o in zip(findings, values)})
 
-# %% ../nbs/api/10_training.ipynb #54d52c70
+# %% ../nbs/api/10_training.ipynb #87d168c9
 def judge(
     run:Run, # Any run
     n_boot:int=1000, # Resamples of patients for the intervals
@@ -718,14 +744,15 @@ def judge_films(
     run:Run, # Any judged run
     n_images:int=0, # About so many test films, class balance kept; 0 for all
     n_boot:int=1000, # Resamples of patients for the intervals
-)->dict: # `{'test': ...}` as in metrics.json; nothing is written
+)->dict: # `{'test': ...}` as in metrics.json, or `{'val': ...}` of a run without test part; nothing is written
     "Judge with the run's thresholds on a subset of its test part, or on other data, of which every film is taken"
-    f, t = run.recipe.findings, run.part('test') if run.split.index.isin(run.data.table.index).any() else run.data.table.loc[run.cache.usable]
+    own = run.split.index.isin(run.data.table.index).any()
+    f, t = run.recipe.findings, run.part(run.judged) if own else run.data.table.loc[run.cache.usable]
     t = subset(t, n_images, run.recipe.seed)
-    if not len(t): raise TrainError(f'{run.path}: has no test films to judge on')
+    if not len(t): raise TrainError(f'{run.path}: has no films to judge on')
     p = probabilities(run.model, Batches(run.films, run.cache.rows(t.index), t[f].to_numpy(), 64, size=run.recipe.size, device=run.device), run.progress)
     limits = load_thresholds(run.path/'thresholds.json', f).threshold.to_numpy()
-    return dict(test=to_metrics(evaluate(t[f].to_numpy(), p, f, t.patient.to_numpy(), limits, n_boot, run.recipe.seed)))
+    return {run.judged if own else 'test': to_metrics(evaluate(t[f].to_numpy(), p, f, t.patient.to_numpy(), limits, n_boot, run.recipe.seed))}
 
 def write_tables(
     run:Run, # Whose folder is used if no other is given
@@ -736,10 +763,11 @@ def write_tables(
     out = Path(out or run.path/'results'/'tables')
     out.mkdir(parents=True, exist_ok=True)
     write_metrics(out/'metrics.json', **metrics)
-    rows = {f: {'positives': o['positives'], **{k: o[k]['value'] for k in ('auroc', 'ap', 'f1', 'precision', 'recall')}} for f, o in metrics['test']['findings'].items()}
-    rows['macro mean'] = {k: metrics['test']['macro'][k]['value'] for k in ('auroc', 'ap', 'f1', 'precision', 'recall')}
-    text = pd.DataFrame(rows).T.astype(float).round(3).to_string(na_rep='-')
-    (out/'metrics.txt').write_text(f'{metrics["test"]["n"]} test films of {metrics["test"]["patients"]} patients\n\n{text}\n')
+    name, m = next((k, metrics[k]) for k in ('test', 'val') if k in metrics)
+    one = lambda o: {k: o[k]['value'] for k in ('auroc', 'ap', 'f1', 'precision', 'recall')}
+    rows = {f: {'positives': o['positives'], **one(o)} for f, o in m['findings'].items()} | {'macro mean': one(m['macro'])}
+    kind = 'test films' if name == 'test' else 'validation films, on which thresholds were chosen too'
+    (out/'metrics.txt').write_text(f'{m["n"]} {kind}, of {m["patients"]} patients\n\n{pd.DataFrame(rows).T.astype(float).round(3).to_string(na_rep="-")}\n')
     return out
 
 # %% ../nbs/api/10_training.ipynb #adb40725

@@ -75,6 +75,21 @@ def test_run_on_a_csv_and_folder_of_its_own_opens_again(run, phantom, tmp_path):
     said = run('cxr-eval', '--run', tmp_path/'run')
     assert said.returncode == 2 and '--csv_path' in said.stderr and 'Traceback' not in said.stderr
 
+def test_single_route_with_a_random_split_of_two_parts(run, phantom, tmp_path):
+    "EfficientNet-B0 in one stage on 80 and 20 % of the patients: checkpoints, tables and heatmaps lie where the help says, and the page says what validation is worth"
+    own = ['--csv_path', phantom/'Data_Entry_2017.csv', '--img_root', phantom]
+    said = run('cxr-train', *own, '--arch', 'efficientnet_b0', '--recipe', 'single', '--epochs', 1, '--batch_size', 32, '--lr', 1e-4, '--train_subset', 80, '--val_subset', 30,
+               '--split', 'random', '--test', 0, '--loss', 'pos_weight', '--weights', 'none', '--size', 32, '--out', tmp_path/'run')
+    assert said.returncode == 0 and 'there is no test part' in said.stdout, said.stderr
+    assert {'best.safetensors', 'last.safetensors'} <= {o.name for o in (tmp_path/'run'/'checkpoints').iterdir()}
+    said = run('cxr-eval', '--run', tmp_path/'run', *own, '--weights', tmp_path/'run'/'checkpoints'/'best.safetensors', '--subset', 20)
+    tables = tmp_path/'run'/'results'/'tables'
+    assert said.returncode == 0 and 'validation films' in (tables/'metrics.txt').read_text() and set(json.loads((tables/'metrics.json').read_text())) == {'val'}, said.stderr
+    assert run('cxr-gradcam', '--run', tmp_path/'run', '--samples', 2).returncode == 0 and len(list((tmp_path/'run'/'results'/'gradcam').glob('*.png'))) == 2
+    assert 'too kind' in (tmp_path/'run'/'report.html').read_text() and 'too kind' in (tmp_path/'run'/'MODEL_CARD.md').read_text()
+    said = run('cxr-train', *own, '--split', 'random', '--val', .3, '--test', .7, '--weights', 'none', '--size', 32, '--out', tmp_path/'none')
+    assert said.returncode == 2 and 'leave nothing to train on' in said.stderr
+
 def test_gradcam_writes_pictures(run, trained, tmp_path):
     said = run('cxr-gradcam', '--run', trained, '--samples', 3, '--out', tmp_path)
     assert said.returncode == 0, said.stderr
