@@ -153,7 +153,7 @@ def make_recipe(
     new = lambda s: replace(s, epochs=epochs or s.epochs, lr=s.lr*factor, bs=s.bs if s.freeze or not batch_size else batch_size, bn=bn)
     return Recipe(stages=[new(s) for s in stages], **kwargs)
 
-# %% ../nbs/api/15_cli.ipynb #93c4ebf8
+# %% ../nbs/api/15_cli.ipynb #3e471223
 @command('''cxr-train --data /path/to/nih --out runs/first --size 224
             cxr-train --data /path/to/nih --out runs/quick --train_subset 10000 --val_subset 2000 --epochs 2
             cxr-train --data /path/to/nih --out runs/single --arch efficientnet_b0 --recipe single --epochs 8 --lr 1e-4
@@ -205,10 +205,11 @@ def _finish(
     run # A judged run
 ):
     "Heatmaps, their score, the report and the model card; and what there is to see"
-    from cxr_nb.explain import explain_run
+    from cxr_nb.explain import ExplainError, explain_run
     from cxr_nb.report import write_model_card, write_report
     _skipped(run.cache)
-    _, scores = explain_run(run)
+    try: _, scores = explain_run(run)
+    except ExplainError as e: scores = _say(f'note: no heatmaps: {e}') # some transformers keep no map
     _scores(json.loads((run.path/'metrics.json').read_text()))
     if scores is not None: _localisation(scores, run.judged)
     write_model_card(run.path)

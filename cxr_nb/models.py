@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .labels import CxrError, FINDINGS
 from .loaders import gathered
 
-# %% ../nbs/api/07_models.ipynb #a5ac27f8
+# %% ../nbs/api/07_models.ipynb #c2bf6e86
 class ModelError(CxrError):
     "A model that cannot be made or loaded"
 
@@ -36,12 +36,12 @@ class ChestModel(nn.Module):
     ):
         super().__init__()
         self.arch, self.findings, self.size, self.kwargs = arch, list(findings), size, kwargs
-        self.backbone = _timm(arch, size, **kwargs)
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(_width(self.backbone, size), len(self.findings)))
+        self.backbone, width = _backbone(arch, size, **kwargs)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, len(self.findings)))
     def features(self, x): return self.backbone(x)
     def forward(self, x): return self.head(self.features(x))
 
-# %% ../nbs/api/07_models.ipynb #bf759877
+# %% ../nbs/api/07_models.ipynb #f737c914
 def check_arch(
     arch:str # Name of a timm model
 )->str: # The same
@@ -64,6 +64,17 @@ def _width(backbone, size):
     n = backbone.eval()(torch.zeros(1, 1, size, size)).shape[-1]
     backbone.train(was)
     return n
+
+def _backbone(arch, size, **kwargs):
+    "A backbone and its number of features. Raises `ModelError` if timm cannot make it for that size"
+    try:
+        net = _timm(arch, size, **kwargs)
+        return net, _width(net, size)
+    except ModelError: raise
+    except Exception as e:
+        said = (str(e).splitlines() or [''])[0][:120] or type(e).__name__
+        own = (timm.get_pretrained_cfg(arch) or timm.models.PretrainedCfg()).input_size[-1]
+        raise ModelError(f'{arch}: cannot be made for films of {size}x{size} ({said}); its own size is {own}, as in --size {own}') from e
 
 # %% ../nbs/api/07_models.ipynb #c46e92a9
 def read_weights(
