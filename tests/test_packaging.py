@@ -5,7 +5,7 @@ from importlib.metadata import entry_points
 import nbformat, pytest
 from conftest import BIN, ROOT
 
-ORDER = 'labels phantom data splits images loaders losses models metrics calibration thresholds subgroups readers checklists audit training explain report predict app bench fusion backbones cli'.split()
+ORDER = 'labels phantom data splits images loaders losses models metrics calibration thresholds subgroups readers checklists audit training explain report predict app bench indiana folds fusion backbones cli'.split()
 
 def ini():
     c = configparser.ConfigParser(delimiters=['='], interpolation=None)
@@ -25,7 +25,7 @@ def test_build(tmp_path):
     subprocess.run([sys.executable, '-m', 'build', '--outdir', str(tmp_path), str(ROOT)], check=True, capture_output=True)
     assert len(list(tmp_path.glob('*.tar.gz'))) == 1
     names = zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist()
-    assert {'cxr_nb/nih_test_patients.txt', 'cxr_nb/checklists.json'} <= set(names) and any(o.endswith('entry_points.txt') for o in names) and any('LICENSE' in o for o in names)
+    assert {'cxr_nb/nih_test_patients.txt', 'cxr_nb/checklists.json', 'cxr_nb/indiana_classes.csv', 'cxr_nb/indiana_reference.csv'} <= set(names) and any(o.endswith('entry_points.txt') for o in names) and any('LICENSE' in o for o in names)
 
 def imported(path):
     "Modules of this library that a module imports, at its top or inside of functions"
