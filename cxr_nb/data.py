@@ -93,8 +93,8 @@ def find_root(
         return Path(path)
     return kaggle_mount(kaggle) or (download_nih() if download else None)
 
-# %% ../nbs/api/02_data.ipynb #ff3858ba
-SUFFIXES = {'.png', '.jpg', '.jpeg'}
+# %% ../nbs/api/02_data.ipynb #4a15b4c8
+SUFFIXES = {'.png', '.jpg', '.jpeg', '.dcm'}
 
 def index_images(
     root # Folder to search, with everything below it

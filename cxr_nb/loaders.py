@@ -151,7 +151,7 @@ def gathered(
     from accelerate.utils import gather_object
     return np.concatenate([o for o in gather_object([x]) if o is not None])
 
-# %% ../nbs/api/05_loaders.ipynb #57feab8f
+# %% ../nbs/api/05_loaders.ipynb #c3a6d2ac
 class Batches:
     "Batches of a cache's films and their labels"
     n_inp, shared = 1, True
@@ -173,12 +173,13 @@ class Batches:
         self.bs, self.train, self.aug, self.size, self.seed, self.epoch = bs, train, aug, size or self.images.shape[-1], seed, 0
         self.device, self.weights = torch.device(device), None if weights is None else np.asarray(weights, float)/np.sum(weights)
         self.dataset, (self.rank, self.world) = self, (world or rank_world()) if self.shared else (0, 1)
+        self.start = 0 # number of the batch with which the next pass, and that pass alone, begins
         if train and bs % self.world: raise CxrError(f'batch size {bs} cannot be dealt to {self.world} processes; make it a multiple of {self.world}')
 
     def __len__(self): return len(self._numbers())
     def to(self, device): self.device = torch.device(device); return self
 
-# %% ../nbs/api/05_loaders.ipynb #342ac724
+# %% ../nbs/api/05_loaders.ipynb #e09ee5b3
 @patch
 def _numbers(self:Batches):
     "Numbers of the batches that this process takes part in: all in training, else a run of them"
@@ -213,8 +214,10 @@ def _made(self:Batches):
     rng = np.random.default_rng([self.seed, self.epoch])
     order, mine = self._order(rng), slice(self.rank, None, self.world) if self.train else slice(None)
     if self.train: self.epoch += 1
-    for i in self._numbers():
+    start, self.start = self.start, 0
+    for k, i in enumerate(self._numbers()):
         idx, drawn = order[i*self.bs:(i + 1)*self.bs], draw(len(order[i*self.bs:(i + 1)*self.bs]), self.aug, rng)
+        if k < start: continue # drawn all the same, so that the rest is as it would have been
         if drawn is not None: drawn = drawn[0][mine], drawn[1][:, mine]
         yield self._input(idx[mine], drawn), self.y[idx[mine]].to(self.device, non_blocking=True)
 

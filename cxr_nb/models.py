@@ -6,10 +6,12 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/models.html.md"""
 
 # %% auto #0
 __all__ = ['ModelError', 'ChestModel', 'check_arch', 'read_weights', 'load_backbone', 'make_model', 'splitter', 'fix_batchnorm',
-           'probabilities', 'features', 'save_bundle', 'save_weights', 'read_config', 'load_weights', 'load_bundle']
+           'probabilities', 'features', 'file_sha256', 'save_bundle', 'save_weights', 'check_config', 'read_config',
+           'bounded', 'load_weights', 'load_bundle']
 
-# %% ../nbs/api/07_models.ipynb #6b5faf80
-import json, pickle, warnings
+# %% ../nbs/api/07_models.ipynb #d8a87062
+import hashlib, json, math, re, threading, warnings
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -41,12 +43,13 @@ class ChestModel(nn.Module):
     def features(self, x): return self.backbone(x)
     def forward(self, x): return self.head(self.features(x))
 
-# %% ../nbs/api/07_models.ipynb #f737c914
+# %% ../nbs/api/07_models.ipynb #feb72843
 def check_arch(
     arch:str # Name of a timm model
 )->str: # The same
     "The name, if timm has it. Raises `ModelError` with names near it"
-    if timm.is_model(arch): return arch
+    if isinstance(arch, str) and timm.is_model(arch): return arch
+    arch = str(arch)[:100]
     near = get_close_matches(arch, timm.list_models(), n=4)
     raise ModelError(f'{arch!r} is no timm model' + (f'; near it: {", ".join(near)}' if near else '; timm.list_models() names them all'))
 
@@ -76,7 +79,7 @@ def _backbone(arch, size, **kwargs):
         own = (timm.get_pretrained_cfg(arch) or timm.models.PretrainedCfg()).input_size[-1]
         raise ModelError(f'{arch}: cannot be made for films of {size}x{size} ({said}); its own size is {own}, as in --size {own}') from e
 
-# %% ../nbs/api/07_models.ipynb #c46e92a9
+# %% ../nbs/api/07_models.ipynb #59d7d6c2
 def read_weights(
     path # `.safetensors`, or a `.pth`/`.pt`/`.bin` state dict
 )->dict: # Name to tensor
@@ -87,7 +90,7 @@ def read_weights(
         with warnings.catch_warnings(): # torch remarks on the age of a pickle before it refuses it
             warnings.simplefilter('ignore')
             sd = load_file(path) if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, OSError) as e:
+    except Exception as e: # whatever a broken or hostile file makes of its reader
         raise ModelError(f'{path}: not a file of plain tensors, refused ({type(e).__name__}); save it as .safetensors') from None
     sd = sd.get('state_dict', sd.get('model', sd)) if isinstance(sd, dict) else sd
     if not isinstance(sd, dict) or not all(isinstance(o, torch.Tensor) for o in sd.values()): raise ModelError(f'{path}: holds no state dict; save model.state_dict()')
@@ -175,21 +178,40 @@ def features(
     "What the backbone makes of each film"
     return _over(model, batches, model.features, progress, 'features')
 
-# %% ../nbs/api/07_models.ipynb #74feca1e
+# %% ../nbs/api/07_models.ipynb #c3b6e34f
+def file_sha256(
+    path # A file
+)->str: # 64 hexadecimal digits
+    "The fingerprint of a file"
+    h = hashlib.sha256()
+    with open(path, 'rb') as f:
+        while block := f.read(1 << 20): h.update(block)
+    return h.hexdigest()
+
+def _write_part(model, path):
+    "Weights into a file beside the one that they are for"
+    part = path.with_name(path.name + '.part')
+    about = dict(arch=model.arch, findings=json.dumps(model.findings)) if isinstance(model, ChestModel) else None
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part, metadata=about)
+    return part
+
+# %% ../nbs/api/07_models.ipynb #d9f2f2bf
 def save_bundle(
     model:ChestModel, # Any device
     path, # Folder, made if needed
     **config # More for config.json: anything that JSON can hold
 )->Path: # The folder
-    "Write `model.safetensors` and `config.json`"
+    "Write `model.safetensors` and `config.json`, with the fingerprint of the weights in it; a kill leaves the old pair or the new one"
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    save_weights(model, path/'model.safetensors')
-    me = dict(arch=model.arch, findings=model.findings, size=model.size, library='cxr_nb')
-    (path/'config.json').write_text(json.dumps({**config, **me}, indent=1, allow_nan=False))
+    weights, cfg = _write_part(model, path/'model.safetensors'), path/'config.json.part'
+    me = dict(arch=model.arch, findings=model.findings, size=model.size, library='cxr_nb', weights_sha256=file_sha256(weights))
+    cfg.write_text(json.dumps({**config, **me}, indent=1, allow_nan=False))
+    weights.replace(path/'model.safetensors')
+    cfg.replace(path/'config.json')
     return path
 
-# %% ../nbs/api/07_models.ipynb #8b61a4cb
+# %% ../nbs/api/07_models.ipynb #e7c12443
 def save_weights(
     model:nn.Module, # Any device
     path # A `.safetensors` file
@@ -197,24 +219,108 @@ def save_weights(
     "Weights of a model, written whole or not at all"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + '.part')
-    about = dict(arch=model.arch, findings=json.dumps(model.findings)) if isinstance(model, ChestModel) else None
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part, metadata=about)
-    part.replace(path)
+    _write_part(model, path).replace(path)
 
-# %% ../nbs/api/07_models.ipynb #379967ae
+# %% ../nbs/api/07_models.ipynb #b451f448
+_NO_OPTION = re.compile(r'pretrained|checkpoint|cache_dir|state_dict|url|file|^(img_size|in_chans|num_classes|features_only|feature_cls|arch|size|findings|device|dtype|scriptable|exportable|no_jit|self)$')
+
+def _plain(v, deep=0):
+    "Why an option of a network is refused; '' if it is not"
+    if isinstance(v, dict): return next(filter(None, [_odd_name(k) or _plain(o, deep + 1) for k, o in v.items()]), '') if deep < 4 else 'is nested deeper than 4'
+    if isinstance(v, list): return ('is too long' if len(v) > 1000 else next(filter(None, [_plain(o, deep + 1) for o in v]), '')) if deep < 4 else 'is nested deeper than 4'
+    if isinstance(v, str): return '' if re.fullmatch(r'[\w.+-]{0,64}', v) else f'holds {v[:40]!r}; a word must not be a path or an address'
+    return '' if v is None or (math.isfinite(v) and abs(v) <= 10_000) else f'holds {str(v)[:40]}; numbers may be at most 10,000'
+
+def _odd_name(k): return '' if k.isidentifier() and not _NO_OPTION.search(k) else f'{k[:40]!r} is no option that a bundle may set'
+
+def check_config(
+    cfg, # What a config.json says
+    file='config.json' # Its name, for the error
+)->dict: # The same
+    "A configuration, if a network may be built as it says. Raises `ModelError` with the reason"
+    def no(why): raise ModelError(f'{file}: {why}; is this a bundle of cxr_nb?')
+    if not isinstance(cfg, dict): no('holds no settings')
+    if miss := [o for o in ('arch', 'findings', 'size') if o not in cfg]: no(f'{miss[0]!r} is missing')
+    try: check_arch(cfg['arch'])
+    except ModelError as e: raise ModelError(f'{file}: {e}') from None
+    f, s = cfg['findings'], cfg['size']
+    if not isinstance(f, list) or not 1 <= len(f) <= 1000 or not all(isinstance(o, str) and 0 < len(o) <= 200 and o.isprintable() for o in f) or len(set(f)) < len(f): no("'findings' must be up to 1,000 names, each once")
+    if type(s) is not int or not 16 <= s <= 2048: no(f"'size' is {str(s)[:40]}, and must be 16 to 2048 pixels")
+    for k in ('model_kwargs', 'fusion', 'vit'):
+        if not isinstance(o := cfg.get(k) or {}, dict): no(f'{k!r} holds no options')
+        if why := _plain(o): no(f'{k!r}: {why}')
+    return cfg
+
+# %% ../nbs/api/07_models.ipynb #9bb2bbbf
+def _parsed(file):
+    "The JSON of a configuration, looked through"
+    if not file.is_file(): raise ModelError(f'{file.parent}: no config.json there; is this the folder that cxr-train wrote with --out?')
+    try:
+        if file.stat().st_size > 1 << 26: raise ValueError('larger than 64 MB')
+        cfg = json.loads(file.read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as e: raise ModelError(f'{file}: not valid JSON ({str(e)[:100]}); train again or restore it') from None
+    return check_config(cfg, file)
+
+def _interrupted(file, sha):
+    "The configuration of a save that was killed between its two files; None if there was no such"
+    part = file.with_name(file.name + '.part')
+    if sha is None or not part.is_file(): return None
+    try: old = _parsed(file)
+    except ModelError: old = {}
+    try: new = _parsed(part)
+    except ModelError: return None
+    return new if new.get('weights_sha256') == sha != old.get('weights_sha256') else None
+
 def read_config(
     path # Folder of a bundle or run
 )->dict: # What config.json says
-    "The configuration of a bundle. Raises `ModelError` if there is none"
-    file = Path(path)/'config.json'
-    if not file.is_file(): raise ModelError(f'{path}: no config.json there; is this the folder that cxr-train wrote with --out?')
-    try: cfg = json.loads(file.read_text())
-    except ValueError as e: raise ModelError(f'{file}: not valid JSON ({e}); train again or restore it') from None
-    if miss := [o for o in ('arch', 'findings', 'size') if o not in cfg]: raise ModelError(f'{file}: {miss[0]!r} is missing; is this a bundle of cxr_nb?')
+    "The configuration of a bundle. Raises `ModelError` if there is none, or if the weights beside it are not those that it names"
+    file, weights = Path(path)/'config.json', Path(path)/'model.safetensors'
+    sha = file_sha256(weights) if weights.is_file() else None
+    cfg = _interrupted(file, sha) or _parsed(file)
+    said = cfg.get('weights_sha256')
+    if sha and said is None: warnings.warn(f'{path}: a bundle without a fingerprint, as older versions wrote it; nobody can tell whether its weights are the right ones', stacklevel=2)
+    elif sha and said != sha:
+        raise ModelError(f'{weights}: the weights are not those that its config.json names (SHA-256 {sha[:12]} here, {str(said)[:12]} there), so they do not belong together; restore both files, or give other weights as --weights FILE')
     return cfg
 
-# %% ../nbs/api/07_models.ipynb #451502c5
+# %% ../nbs/api/07_models.ipynb #2e0609da
+@contextmanager
+def _limit(tensors, numbers):
+    "Within: a network of this thread may register no more than that, and make no map of more than 2 GB"
+    me, left = threading.get_ident(), [tensors, numbers]
+    def full(): raise ModelError('the network is larger than its weights, or its maps too large')
+    def count(module, name, t):
+        if t is None or threading.get_ident() != me: return
+        left[0] -= 1; left[1] -= t.numel()
+        if min(left) < 0: full()
+    def look(module, given, out):
+        if threading.get_ident() == me and isinstance(out, torch.Tensor) and out.numel() > 1 << 29: full()
+    m = nn.modules.module
+    with ExitStack() as stack:
+        for on, f in ((m.register_module_parameter_registration_hook, count), (m.register_module_buffer_registration_hook, count), (m.register_module_forward_hook, look)):
+            stack.callback(on(f).remove)
+        yield
+
+def bounded(
+    make, # Makes a network, without arguments
+    weights # Its `.safetensors` file
+)->nn.Module: # The network, its weights not yet loaded
+    "A network no larger than its weight file, stopped before it takes memory. Raises `ModelError` if it is larger, or cannot be made"
+    if not Path(weights).is_file(): raise ModelError(f'{weights}: no such weight file')
+    try:
+        with safe_open(weights, 'pt') as f: sizes = [math.prod(f.get_slice(k).get_shape()) for k in f.keys()]
+    except SafetensorError as e: raise ModelError(f'{weights}: not a file of plain tensors, refused ({type(e).__name__})') from None
+    room = 2*len(sizes) + 200, 2*sum(sizes) + (1 << 20) # some networks make a layer, and another in its place
+    for where in ('meta', 'cpu'):
+        try:
+            with _limit(*room), torch.device(where): net = make()
+        except Exception as e:
+            if isinstance(e, ModelError) and 'larger than its weights' in str(e): raise
+            if where == 'cpu': raise e if isinstance(e, ModelError) else ModelError(f'cannot be made as config.json says ({type(e).__name__}: {str(e)[:100]})') from None
+    return net
+
+# %% ../nbs/api/07_models.ipynb #69058055
 def _said(path):
     "Architecture and findings that a weight file names; {} if it names none"
     if Path(path).suffix != '.safetensors': return {}
@@ -237,14 +343,12 @@ def load_weights(
     except RuntimeError as e: raise ModelError(f'{path}: does not fit {model.arch} with {len(b)} findings ({str(e).splitlines()[-1].strip()[:100]}); is it of another architecture?') from None
     return model
 
-# %% ../nbs/api/07_models.ipynb #a0aa4f70
-
 def load_bundle(
     path # Folder of a bundle or run
 )->tuple: # Model in eval mode, and its configuration (dict)
-    "A trained classifier. Raises `ModelError` if the folder holds none"
-    cfg = read_config(path)
-    model = ChestModel(cfg['arch'], cfg['findings'], cfg['size'], **cfg.get('model_kwargs', {}))
-    try: load_weights(model, Path(path)/'model.safetensors')
+    "A trained classifier. Raises `ModelError` if the folder holds none, or weights that are not its own"
+    cfg, weights = read_config(path), Path(path)/'model.safetensors'
+    if 'fusion' in cfg: raise ModelError(f'{path}: holds a network that is told age, sex and view too; open it in Python with cxr_nb.fusion, by open_fusion or load_fusion')
+    try: model = load_weights(bounded(lambda: ChestModel(cfg['arch'], cfg['findings'], cfg['size'], **cfg.get('model_kwargs') or {}), weights), weights)
     except ModelError as e: raise ModelError(f'{path}: weights and configuration do not belong together ({e})') from None
     return model.eval(), cfg

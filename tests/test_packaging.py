@@ -5,7 +5,7 @@ from importlib.metadata import entry_points
 import nbformat, pytest
 from conftest import BIN, ROOT
 
-ORDER = 'labels phantom data splits images loaders losses models metrics calibration thresholds subgroups readers checklists audit training explain report predict app bench indiana folds fusion backbones cli'.split()
+ORDER = 'labels phantom data splits images gate loaders losses models metrics calibration thresholds subgroups readers checklists audit resume training explain report predict checks export app bench indiana folds fusion backbones cli'.split()
 
 def ini():
     c = configparser.ConfigParser(delimiters=['='], interpolation=None)

@@ -1,0 +1,149 @@
+"A training that is killed, at whatever moment, goes on and ends bit for bit as one that was left alone."
+import io, json, multiprocessing, os, random, resource, shutil, signal, sys, time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pandas as pd, pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='needs fork and prlimit')
+STAGE = dict(epochs=2, lr=1e-3, bs=16)
+RECIPE = dict(arch='mobilenetv2_050', size=48, weights='none', dropout=.3, weighted=True, stages=[
+    dict(STAGE, name='frozen_head', freeze=True, repeats=2), dict(STAGE, name='unfreeze', schedule='one_cycle'), dict(STAGE, name='fine_tune', lr=1e-4, bn='train')])
+
+def child(argv, said):
+    "cxr-train, with what it says in a file; heatmaps and report, which would take longer than the training here, are left out"
+    import torch
+    from cxr_nb import cli
+    torch.set_num_threads(1)
+    cli._finish = lambda run: (run.path/'report.html').write_text('')
+    with open(said, 'a', buffering=1) as f, redirect_stdout(f), redirect_stderr(f): code = cli.cxr_train(argv)
+    os._exit(code)
+
+@pytest.fixture(scope='module')
+def start(tmp_path_factory, env):
+    "Start cxr-train in a process forked from one that has imported everything; gives the process"
+    tmp, ctx, real = tmp_path_factory.mktemp('resume'), multiprocessing.get_context('forkserver'), dict(os.environ)
+    from cxr_nb.phantom import make_phantom
+    data = make_phantom(tmp/'nih', n_images=320, size=64, seed=0, progress=False)
+    (tmp/'recipe.json').write_text(json.dumps(RECIPE))
+    os.environ.update({**env, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''})
+    ctx.set_forkserver_preload(['cxr_nb.cli', 'cxr_nb.training', 'cxr_nb.explain', 'cxr_nb.report', 'accelerate'])
+    def _start(out, *more, every=.02):
+        argv = ['--data', data, '--out', out, '--recipe', tmp/'recipe.json', '--cache', f'{out}_cache', '--device', 'cpu', '--save_every', every, *more]
+        p = ctx.Process(target=child, args=([*map(str, argv)], f'{out}.txt'))
+        p.start()
+        return p
+    warm = ctx.Process(target=int) # waits for the imports
+    warm.start()
+    warm.join()
+    yield _start
+    os.environ.clear()
+    os.environ.update(real)
+
+def ended(p):
+    "Wait for its end; the exit code"
+    p.join(120)
+    return p.exitcode
+
+def kill(p):
+    "No warning; was it still alive?"
+    alive = p.is_alive()
+    if alive: os.kill(p.pid, signal.SIGKILL)
+    p.join()
+    return alive and p.exitcode == -signal.SIGKILL
+
+@pytest.fixture(scope='module')
+def whole(start, tmp_path_factory):
+    "A run that was left alone, and its seconds"
+    out = tmp_path_factory.mktemp('whole')/'run'
+    began = time.perf_counter()
+    assert ended(start(out, every=45)) == 0, Path(f'{out}.txt').read_text()
+    return out, time.perf_counter() - began
+
+def content(path):
+    "The bytes of a file; of weights the header is read, since safetensors writes its entries in any order"
+    raw = path.read_bytes()
+    if path.suffix != '.safetensors': return raw
+    n = 8 + int.from_bytes(raw[:8], 'little')
+    return json.loads(raw[8:n]), raw[n:]
+
+def same(a, b):
+    "Everything that a run leaves, but for seconds, the date, and the fingerprint of a file whose header has no order"
+    files = ['model.safetensors', *(f'checkpoints/{o}.safetensors' for o in ('frozen_head', 'unfreeze', 'fine_tune', 'best', 'last')), 'predictions_val.csv', 'predictions_test.csv',
+             'metrics.json', 'thresholds.json', 'split.csv']
+    for o in files: assert content(a/o) == content(b/o), o
+    h, g = (pd.read_csv(o/'history.csv', dtype=str).drop(columns='seconds') for o in (a, b))
+    assert h.equals(g)
+    c, d = ({k: v for k, v in json.loads((o/'config.json').read_text()).items() if k not in ('date', 'weights_sha256')} for o in (a, b))
+    assert c == d
+    assert {o.name for o in a.iterdir()} == {o.name for o in b.iterdir()} and not (b/'resume').exists() and not list(b.rglob('*.part'))
+
+AIMS = { # a moment, and how it shows
+    'cache': lambda out: (o := Path(f'{out}_cache')/'plan.json').exists() and o.stat().st_size and not o.with_name('meta.json').exists(),
+    'features': lambda out: any((out/'resume').glob('*.f32')),
+    'state half written': lambda out: (out/'resume'/'state.safetensors.part').exists(),
+    'stage ended': lambda out: (out/'checkpoints'/'unfreeze.safetensors').exists(),
+    'weights half written': lambda out: any((out/'checkpoints').glob('*.part')),
+    'last stage': lambda out: (out/'checkpoints'/'fine_tune.safetensors').exists(),
+    'judging': lambda out: (out/'predictions_val.csv').exists(),
+    'judged': lambda out: (out/'metrics.json').exists(),
+}
+
+def test_killed_at_chosen_moments(start, whole, tmp_path):
+    out, killed = tmp_path/'run', []
+    for name, there in AIMS.items():
+        p = start(out, '--resume')
+        while p.is_alive() and not there(out): time.sleep(.0002)
+        if kill(p): killed.append(name)
+        if name == 'stage ended' and killed[-1] == name: # the state still knows the stage, whether its files were all written or not
+            (out/'checkpoints'/'unfreeze.safetensors').unlink()
+    assert ended(start(out, '--resume')) == 0, Path(f'{out}.txt').read_text()
+    assert killed == list(AIMS)
+    same(whole[0], out)
+
+def test_killed_at_random_moments(start, whole, tmp_path):
+    rng, kills, runs = random.Random(0), 0, 0
+    while kills < 12 and runs < 6:
+        out, p, runs = tmp_path/f'run{runs}', None, runs + 1
+        for share in [rng.uniform(.2, .6) for _ in range(5)]: # of the time that a whole run takes
+            p = start(out, '--resume')
+            p.join(share*whole[1])
+            if not kill(p): break
+            kills += 1
+        assert ended(start(out, '--resume')) == 0, Path(f'{out}.txt').read_text()
+        same(whole[0], out)
+    assert kills >= 12
+
+def test_full_disk_leaves_the_last_state(start, whole, tmp_path):
+    from cxr_nb.resume import StateFile, read_state
+    out, file = tmp_path/'run', StateFile(tmp_path/'run')
+    p = start(out)
+    middle = lambda: file.path.is_file() and 'epoch' in read_state(file.path)[1]
+    while p.is_alive() and not middle(): time.sleep(.001)
+    resource.prlimit(p.pid, resource.RLIMIT_FSIZE, (100_000, 100_000)) # from now on no file may be longer, as if the disk were full
+    assert ended(p) == 2
+    assert 'error: ' + str(out) in (said := Path(f'{out}.txt').read_text()) and 'no room is left on the disk' in said and '--resume' in said
+    assert middle() and not list((out/'resume').glob('*.part'))
+    assert ended(start(out, '--resume')) == 0
+    assert 'goes on with unfreeze, epoch' in Path(f'{out}.txt').read_text()
+    same(whole[0], out)
+
+def test_resume_says_what_it_does(start, whole, tmp_path):
+    out = Path(shutil.copytree(whole[0], tmp_path/'run'))
+    Path(shutil.copytree(f'{whole[0]}_cache', f'{out}_cache'))
+    when = (out/'metrics.json').stat().st_mtime_ns
+    assert ended(start(out, '--resume')) == 0
+    assert 'this run is finished' in Path(f'{out}.txt').read_text() and (out/'metrics.json').stat().st_mtime_ns == when
+    (out/'metrics.json').unlink()
+    assert ended(start(out, '--resume')) == 0
+    same(whole[0], out)
+    assert ended(start(out, '--resume', '--recipe', 'single', '--size', 48)) == 2
+    assert 'holds another run (recipe.' in Path(f'{out}.txt').read_text()
+    new = tmp_path/'new'
+    p = start(new, '--resume')
+    while not (new/'resume'/'state.safetensors').exists(): time.sleep(.001)
+    kill(p)
+    assert 'nothing was left to go on from; begins anew' in Path(f'{new}.txt').read_text()
+    p = start(new)
+    while 'a run was broken off here (frozen_head' not in Path(f'{new}.txt').read_text() and p.is_alive(): time.sleep(.01)
+    assert kill(p)
