@@ -167,13 +167,13 @@ def _gradio():
     except ImportError: raise PageError('the page needs Gradio; install it with: pip install "cxr_nb[app]"') from None
     return gradio
 
-# %% ../nbs/api/14_app.ipynb #674a4e87
+# %% ../nbs/api/14_app.ipynb #ff9396c1
 def make_page(
     clf:Classifier, # Ready to predict
     home, # Folder of uploads, as in `GRADIO_TEMP_DIR`
     card:str='', # Model card, Markdown
     name:str='chest X-ray classifier', # Of the bundle, shown at the top
-): # `gradio.Blocks`, to be launched
+)->object: # A `gradio.Blocks`, to be launched
     "The page of a classifier"
     gr, names = _gradio(), [(_pretty(f), f) for f in clf.findings]
     private = dict(api_visibility='private')

@@ -219,7 +219,7 @@ class LateLearner(Learner):
     def _do_fit(self):
         for self.epoch in range(self.first, self.n_epoch): self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
-# %% ../nbs/api/27_resume.ipynb #6b43bcfd
+# %% ../nbs/api/27_resume.ipynb #3844afe3
 class SaveState(Callback):
     "Saves all that a fit needs to go on, after each epoch and whenever the interval is over; and goes on from such a state"
     order = 80
@@ -237,7 +237,7 @@ class SaveState(Callback):
     def scaler(self): return self.learn.mixed.scaler if hasattr(self.learn, 'mixed') else None
     def before_fit(self):
         self.last, self.learn.first = time.monotonic(), 0
-        if self.was: self.restore(*self.was)
+        if self.was: self._restore(*self.was)
     def before_train(self):
         self.batch, self.seen = 0, 0
         if not self.was: return
@@ -246,29 +246,29 @@ class SaveState(Callback):
         if self.batch: self.learn.pct_train = info['pct']
         set_random_state(tensors, info['random'], self.dls.device)
     def before_validate(self):
-        if self.was and self.was[1]['seen']: self.restore_scores(*self.was)
+        if self.was and self.was[1]['seen']: self._restore_scores(*self.was)
         self.was = None
     def after_batch(self):
         if self.training: self.batch += 1
         else: self.seen += 1
-        if self.file and time.monotonic() - self.last >= self.file.every and (self.training or self.valid_too): self.save(self.epoch, self.batch, self.seen)
+        if self.file and time.monotonic() - self.last >= self.file.every and (self.training or self.valid_too): self._save(self.epoch, self.batch, self.seen)
     def after_epoch(self):
-        if self.file and self.epoch + 1 < self.n_epoch: self.save(self.epoch + 1, 0, 0)
+        if self.file and self.epoch + 1 < self.n_epoch: self._save(self.epoch + 1, 0, 0)
 
-# %% ../nbs/api/27_resume.ipynb #c4d063cc
+# %% ../nbs/api/27_resume.ipynb #83cbdb35
 @patch
-def save(self:SaveState, epoch, batch, seen):
+def _save(self:SaveState, epoch, batch, seen):
     "Write a state; the next pass begins at batch number `batch` of training and `seen` of validation"
     smooth, (tensors, random) = self.recorder.smooth_loss, random_state(self.dls.device)
     tensors |= {f'model.{k}': v for k, v in self.net.state_dict().items()} | {f'best.{k}': v for k, v in self.keeper.state.items()}
     tensors |= optimiser_state(self.opt.opt) | {'smooth': torch.as_tensor(smooth.val)}
-    if seen: tensors |= self.scores()
+    if seen: tensors |= self._scores()
     self.file.write(tensors, epoch=epoch, batch=batch, seen=seen, pct=self.pct_train, train_iter=self.train_iter, random=random, rows=self.history.rows,
                     best=self.keeper.best, best_epoch=self.keeper.best_epoch, smooth_count=smooth.count, scaler=self.scaler.state_dict() if self.scaler else {})
     self.last = time.monotonic()
 
 @patch
-def restore(self:SaveState, tensors, info):
+def _restore(self:SaveState, tensors, info):
     "Everything as it was, and the position"
     named = lambda head: {k[len(head):]: v for k, v in tensors.items() if k.startswith(head)}
     self.net.load_state_dict(named('best.'))
@@ -284,15 +284,15 @@ def restore(self:SaveState, tensors, info):
     self.learn.first = self.dls.train.epoch = info['epoch']
     self.dls.train.start, self.dls.valid.start = info['batch'], info['seen']
 
-# %% ../nbs/api/27_resume.ipynb #de6c1db5
+# %% ../nbs/api/27_resume.ipynb #98023753
 @patch
-def scores(self:SaveState):
+def _scores(self:SaveState):
     "What validation has gathered so far"
     m, loss = self.learn.metrics[0], self.recorder.loss
     return {'valid.p': torch.cat(m.p), 'valid.y': torch.cat(m.y), 'valid.total': torch.as_tensor(loss.total), 'valid.count': torch.tensor(loss.count)}
 
 @patch
-def restore_scores(self:SaveState, tensors, info):
+def _restore_scores(self:SaveState, tensors, info):
     "Validation as it was"
     p, y, total = (tensors[f'valid.{o}'].to(self.dls.device) for o in ('p', 'y', 'total'))
     for m in self.learn.metrics: m.p, m.y = [p], [y]

@@ -28,7 +28,7 @@ def start(tmp_path_factory, env):
     (tmp/'recipe.json').write_text(json.dumps(RECIPE))
     os.environ.update({**env, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''})
     ctx.set_forkserver_preload(['cxr_nb.cli', 'cxr_nb.training', 'cxr_nb.explain', 'cxr_nb.report', 'accelerate'])
-    def _start(out, *more, every=.02):
+    def _start(out, *more, every=.3):
         argv = ['--data', data, '--out', out, '--recipe', tmp/'recipe.json', '--cache', f'{out}_cache', '--device', 'cpu', '--save_every', every, *more]
         p = ctx.Process(target=child, args=([*map(str, argv)], f'{out}.txt'))
         p.start()
@@ -92,7 +92,7 @@ AIMS = { # a moment, and how it shows
 def test_killed_at_chosen_moments(start, whole, tmp_path):
     out, killed = tmp_path/'run', []
     for name, there in AIMS.items():
-        p = start(out, '--resume')
+        p = start(out, '--resume', every=.02 if name in ('features', 'state half written') else .3)
         while p.is_alive() and not there(out): time.sleep(.0002)
         if kill(p): killed.append(name)
         if name == 'stage ended' and killed[-1] == name: # the state still knows the stage, whether its files were all written or not
@@ -117,7 +117,7 @@ def test_killed_at_random_moments(start, whole, tmp_path):
 def test_full_disk_leaves_the_last_state(start, whole, tmp_path):
     from cxr_nb.resume import StateFile, read_state
     out, file = tmp_path/'run', StateFile(tmp_path/'run')
-    p = start(out)
+    p = start(out, every=.1)
     middle = lambda: file.path.is_file() and 'epoch' in read_state(file.path)[1]
     while p.is_alive() and not middle(): time.sleep(.001)
     resource.prlimit(p.pid, resource.RLIMIT_FSIZE, (100_000, 100_000)) # from now on no file may be longer, as if the disk were full
