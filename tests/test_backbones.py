@@ -3,13 +3,13 @@ import json
 from dataclasses import replace
 
 import numpy as np, pytest, torch
-from cxr_nb import backbones, models
-from cxr_nb.backbones import BACKBONES, BackboneError, compare_backbones, train_backbone
+from cxr_nb import backbones, models, training
+from cxr_nb.backbones import BACKBONES, compare_backbones, train_backbone
 from cxr_nb.data import load_nih
 from cxr_nb.explain import cam_layer, gradcam
 from cxr_nb.labels import FINDINGS
 from cxr_nb.models import ModelError, load_backbone, load_bundle, make_model, read_weights, save_bundle, save_weights
-from cxr_nb.training import Recipe, Stage, run_stage, start_run
+from cxr_nb.training import Recipe, Stage, TrainError, run_stage, start_run
 
 NARROW = {'vgg16': dict(mlp_ratio=1/64), 'vit_base_patch16_224': dict(depth=3)} # the layers left out are like those that stay
 SIZES = {'vit_base_patch16_224': 32}
@@ -93,8 +93,8 @@ def test_eval_with_weights_of_another_architecture_ends_in_a_line(run, trained, 
 
 def test_out_of_memory_suggests_a_batch_size(films, cache, tmp_path, monkeypatch):
     def full(*args): raise torch.OutOfMemoryError('CUDA out of memory')
-    monkeypatch.setattr(backbones, 'run_stage', full)
-    with pytest.raises(BackboneError, match='resnet18: out of memory with 16 films of 64x64 a batch; try batches of 8'):
+    monkeypatch.setattr(training, '_run_unfrozen', full)
+    with pytest.raises(TrainError, match='resnet18: out of memory with 16 films of 64x64 a batch; try batches of 8'):
         train_backbone(films, recipe('resnet18'), tmp_path/'r', cache=cache/'64', device='cpu', progress=False)
 
 def test_a_killed_comparison_goes_on(films, cache, tmp_path, monkeypatch):
