@@ -1,5 +1,5 @@
 "A training that is killed, at whatever moment, goes on and ends bit for bit as one that was left alone."
-import io, json, multiprocessing, os, random, resource, shutil, signal, sys, time
+import errno, json, multiprocessing, os, random, resource, shutil, signal, subprocess, sys, time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -103,30 +103,60 @@ def test_killed_at_chosen_moments(start, whole, tmp_path):
 
 def test_killed_at_random_moments(start, whole, tmp_path):
     rng, kills, runs = random.Random(0), 0, 0
-    while kills < 12 and runs < 6:
+    while kills < 20 and runs < 10:
         out, p, runs = tmp_path/f'run{runs}', None, runs + 1
-        for share in [rng.uniform(.2, .6) for _ in range(5)]: # of the time that a whole run takes
+        for share in [rng.uniform(.1, .5) for _ in range(6)]: # of the time that a whole run takes
             p = start(out, '--resume')
             p.join(share*whole[1])
             if not kill(p): break
             kills += 1
         assert ended(start(out, '--resume')) == 0, Path(f'{out}.txt').read_text()
         same(whole[0], out)
-    assert kills >= 12
+    assert kills >= 20
 
-def test_full_disk_leaves_the_last_state(start, whole, tmp_path):
+def begun(start, out):
+    "A run that is in the middle of an epoch, its state file, and whether that is still so"
     from cxr_nb.resume import StateFile, read_state
-    out, file = tmp_path/'run', StateFile(tmp_path/'run')
-    p = start(out, every=.1)
+    p, file = start(out, every=.1), StateFile(out)
     middle = lambda: file.path.is_file() and 'epoch' in read_state(file.path)[1]
     while p.is_alive() and not middle(): time.sleep(.001)
-    resource.prlimit(p.pid, resource.RLIMIT_FSIZE, (100_000, 100_000)) # from now on no file may be longer, as if the disk were full
+    return p, middle
+
+def stopped_and_went_on(start, whole, p, middle, out, more_room=lambda: None):
+    "It ended in a line that names the mend, the last state is whole, and with more room it goes on from there"
     assert ended(p) == 2
     assert 'error: ' + str(out) in (said := Path(f'{out}.txt').read_text()) and 'no room is left on the disk' in said and '--resume' in said
     assert middle() and not list((out/'resume').glob('*.part'))
+    more_room()
     assert ended(start(out, '--resume')) == 0
     assert 'goes on with unfreeze, epoch' in Path(f'{out}.txt').read_text()
     same(whole[0], out)
+
+def test_no_room_for_long_files_leaves_the_last_state(start, whole, tmp_path):
+    p, middle = begun(start, tmp_path/'run')
+    resource.prlimit(p.pid, resource.RLIMIT_FSIZE, (100_000, 100_000)) # from now on no file may be longer
+    stopped_and_went_on(start, whole, p, middle, tmp_path/'run')
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A disk of 128 MB"
+    disk = tmp_path/'disk'
+    disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=128m', 'tmpfs', disk], capture_output=True).returncode: pytest.skip('only root can mount a tmpfs')
+    (disk/'run.txt').symlink_to(tmp_path/'run.txt') # what a run says does not go on it
+    yield disk
+    subprocess.run(['umount', disk], check=True)
+
+def test_full_disk_leaves_the_last_state(start, whole, small_disk):
+    p, middle = begun(start, small_disk/'run')
+    filler, chunk = small_disk/'filler', bytes(2**16)
+    with open(filler, 'ab', buffering=0) as f:
+        while p.is_alive(): # what a state gives back when the next takes its place is filled as well
+            try: f.write(chunk)
+            except OSError as e:
+                assert e.errno == errno.ENOSPC
+                time.sleep(.001)
+    stopped_and_went_on(start, whole, p, middle, small_disk/'run', filler.unlink)
 
 def test_resume_says_what_it_does(start, whole, tmp_path):
     out = Path(shutil.copytree(whole[0], tmp_path/'run'))
