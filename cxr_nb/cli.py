@@ -333,7 +333,7 @@ def _localisation(scores, part):
     _say(f'pointing game: peak in the box on {a.hit:.2f} of {int(a.films)} boxed findings on {part} films ({a.low:.2f} to {a.high:.2f}), '
          f'a location prior that sees no image {a.prior:.2f} ({a.prior_low:.2f} to {a.prior_high:.2f}), random weights {a.random:.2f}')
 
-# %% ../nbs/api/15_cli.ipynb #3d05ccd1
+# %% ../nbs/api/15_cli.ipynb #9c6323fb
 @command('''cxr-predict --run runs/first film.png
             cxr-predict --run runs/first /path/to/films --out predictions.csv
             cxr-predict --run runs/first film.dcm --out film.json''')
@@ -343,7 +343,7 @@ def cxr_predict(
     out:str='predictions.csv', # Where the table goes: .csv or .json
     force:bool=False, # Predict films that look turned, inverted or not like a chest, with a warning
     device:str='cpu', # cpu, cuda, mps
-    batch_size:int=64, # Films at a time
+    batch_size:int=16, # Films at a time
 )->int: # Exit code
     "Probabilities, calls and No Finding of image files, a row a file. Exit code: 0 all predicted, 3 some with a warning, 1 some refused, 2 none predicted."
     import time

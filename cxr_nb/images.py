@@ -9,14 +9,14 @@ __all__ = ['MIN_SIDE', 'MAX_PIXELS', 'MAX_BYTES', 'MAX_ASPECT', 'FILM_MODALITIES
            'file_kind', 'colour_share', 'Picture', 'read_picture', 'read_gray', 'to_square', 'Cache', 'open_cache',
            'build_cache', 'cache_path', 'prepare']
 
-# %% ../nbs/api/04_images.ipynb #731042cb
+# %% ../nbs/api/04_images.ipynb #9485cbf1
 import hashlib, json, logging, os, re, stat, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2, numpy as np, pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 from tqdm.auto import tqdm
 from .labels import CxrError
 
@@ -75,7 +75,7 @@ def _open(path, f, kind):
     if getattr(im, 'n_frames', 1) > 1: raise ImageError(path, f'{im.n_frames} pictures in one file', 'export one film a file', 'frames')
     return im
 
-# %% ../nbs/api/04_images.ipynb #162fc6cc
+# %% ../nbs/api/04_images.ipynb #0f8796c7
 def _eight_bits(a):
     "uint8 from an array of more bits: the smallest usual depth that holds its maximum becomes 255"
     top = next(t for t in (255, 1023, 4095, 16383, 65535) if a.max() <= t)
@@ -90,9 +90,9 @@ def _gray(im):
     if im.mode == 'L': return np.asarray(im)
     if im.mode[0] in 'IF': return _eight_bits(np.asarray(im).astype(np.uint16))
     if im.mode == 'RGBA' and im.getextrema()[3][0] == 255: return np.asarray(im.convert('L'))
-    if im.mode in ('RGBA', 'LA', 'PA') or 'transparency' in im.info:
-        im = Image.alpha_composite(Image.new('RGBA', im.size, 'black'), im.convert('RGBA'))
-    return np.asarray(im.convert('RGB').convert('L'))
+    if im.mode not in ('RGBA', 'LA', 'PA') and 'transparency' not in im.info: return np.asarray(im.convert('RGB').convert('L'))
+    if im.mode != 'RGBA': im = im.convert('RGBA')
+    return np.asarray(ImageChops.multiply(im.convert('L'), im.getchannel('A')))
 
 # %% ../nbs/api/04_images.ipynb #f3126673
 def colour_share(

@@ -90,20 +90,23 @@ def probabilities_of(
     x = augment(torch.from_numpy(films[:, None]).to(clf.device), None)
     return clf.model(x).sigmoid().float().cpu().numpy()
 
-# %% ../nbs/api/13_predict.ipynb #9a73292b
+# %% ../nbs/api/13_predict.ipynb #5a450f3b
 def predict_files(
     clf:Classifier, # Ready to predict
     paths, # Files and folders
-    bs:int=64, # Files a block
+    bs:int=16, # Files a block
     progress:bool=False, # Show a progress bar?
     force:bool=False, # Predict what the gate refuses for its looks alone, with a warning?
 )->pd.DataFrame: # A row a file: path, image, status, codes, reason, confidence, prob_<finding>, call_<finding>, No Finding
     "Predict files. Status is 'ok', 'warning' (predicted, with a reason) or 'refused' (no probabilities, and the reason)"
     paths, rows = gather(paths), []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), desc='predict', unit='img', disable=not progress) as bar:
-        for i in range(0, len(paths), bs):
-            block = paths[i:i + bs]
-            rows.append(_rows(clf, block, list(pool.map(lambda o: _read(o, clf.model.size, force), block))))
+    blocks = [paths[i:i + bs] for i in range(0, len(paths), bs)]
+    with ThreadPoolExecutor(min(4, os.cpu_count())) as pool, tqdm(total=len(paths), desc='predict', unit='img', disable=not progress) as bar:
+        read = lambda block: [pool.submit(_read, o, clf.model.size, force) for o in block]
+        reading = read(blocks[0])
+        for block, after in zip(blocks, [*blocks[1:], []]):
+            films, reading = [o.result() for o in reading], read(after)
+            rows.append(_rows(clf, block, films))
             bar.update(len(block))
     return add_calls(pd.concat(rows, ignore_index=True), clf)
 
