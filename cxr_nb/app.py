@@ -8,8 +8,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/app.html.md"""
 __all__ = ['WARNING', 'log', 'EXAMPLES', 'Answer', 'answer', 'answer_table', 'verdict_html', 'bars_html', 'film_html',
            'PageError', 'read_upload', 'example', 'make_page', 'open_page']
 
-# %% ../nbs/api/14_app.ipynb #70499306
-import atexit, base64, html, logging, os, shutil, tempfile
+# %% ../nbs/api/14_app.ipynb #1ea3c357
+import atexit, base64, html, logging, os, shutil, tempfile, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,7 +119,7 @@ def film_html(
     alt = html.escape(f'{a.name}, {_pretty(finding) if finding else "film"}')
     return f'<div class="cxr-film"><img alt="{alt}" src="data:image/png;base64,{png}"><p>{html.escape(said)}</p></div>'
 
-# %% ../nbs/api/14_app.ipynb #b7065cf5
+# %% ../nbs/api/14_app.ipynb #1e56773d
 log = logging.getLogger('cxr_nb.app')
 
 class PageError(CxrError):
@@ -129,13 +129,17 @@ def read_upload(
     clf:Classifier, # Ready to predict
     path, # File that was uploaded; it is deleted
     home, # Folder of uploads
+    recent:dict=None, # Path to time and answer, of the last minute
 )->Answer: # Refused where it is no film
     "Read, judge, predict, delete. Raises `PageError` for a file that was not uploaded, and leaves it alone"
-    path = Path(path).resolve()
+    path, now, recent = Path(path).resolve(), time.monotonic(), {} if recent is None else recent
     if not path.is_relative_to(Path(home).resolve()): raise PageError('this file was not uploaded to this page')
+    for k in [k for k, (then, _) in recent.items() if now - then > 60]: del recent[k]
+    if path in recent and not path.exists(): return recent[path][1]
     try:
         got = read_film(path)
-        return answer(clf, got.pixels, got.verdict, path.name)
+        recent[path] = now, answer(clf, got.pixels, got.verdict, path.name)
+        return recent[path][1]
     finally: path.unlink(missing_ok=True)
 
 # %% ../nbs/api/14_app.ipynb #b2a44de0
@@ -167,7 +171,7 @@ def _gradio():
     except ImportError: raise PageError('the page needs Gradio; install it with: pip install "cxr_nb[app]"') from None
     return gradio
 
-# %% ../nbs/api/14_app.ipynb #ff9396c1
+# %% ../nbs/api/14_app.ipynb #78e45860
 def make_page(
     clf:Classifier, # Ready to predict
     home, # Folder of uploads, as in `GRADIO_TEMP_DIR`
@@ -176,14 +180,14 @@ def make_page(
 )->object: # A `gradio.Blocks`, to be launched
     "The page of a classifier"
     gr, names = _gradio(), [(_pretty(f), f) for f in clf.findings]
-    private = dict(api_visibility='private')
+    private, recent = dict(api_visibility='private'), {}
 
     def show(a, finding):
         finding = finding if a.probs is None else answer_table(a, clf).index[0]
         return a, verdict_html(a), bars_html(a, clf), film_html(a, finding, clf), gr.Dropdown(value=finding, interactive=a.cams is not None)
     def upload(path, finding):
         if path is None: return None, '', '', '', gr.Dropdown(value=finding)
-        try: return show(read_upload(clf, path, home), finding)
+        try: return show(read_upload(clf, path, home, recent), finding)
         except Exception as e: _failed(e)
     def paint(a, finding): return film_html(a, finding, clf) if a is not None else ''
 
