@@ -90,6 +90,14 @@ def test_ten_visitors_at_once(browser, served, files):
     for o in pages: o.close()
 
 @needs_browser
+def test_too_large_a_file_is_a_sentence(browser, served, tmp_path):
+    (tmp_path/'large.png').write_bytes(bytes(31*2**20))
+    page = visit(browser, served[0])
+    page.set_input_files('#upload input[type=file]', str(tmp_path/'large.png'))
+    page.get_by_text('maximum allowed size').first.wait_for(timeout=60_000)
+    assert page.locator('#verdict strong').count() == 0
+
+@needs_browser
 def test_fits_a_phone(browser, served):
     page = visit(browser, served[0], viewport=dict(width=390, height=844))
     page.click('#example-Cardiomegaly')
@@ -104,6 +112,11 @@ def test_serves_no_file_of_the_machine(served, trained):
         assert e.value.code in (403, 404)
     said = push(url, {'path': str(trained/'thresholds.json'), 'meta': {'_type': 'gradio.FileData'}})
     assert 'threshold' not in said.replace('thresholds.json', '') and (trained/'thresholds.json').is_file()
+
+def test_a_large_upload_is_refused_by_the_server_too(served):
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + bytes(31*2**20) + b'\r\n--x--\r\n'
+    with pytest.raises(urllib.error.HTTPError) as e: urllib.request.urlopen(urllib.request.Request(f'{served[0]}gradio_api/upload', body, {'Content-Type': 'multipart/form-data; boundary=x'}))
+    assert e.value.code == 413 and not [o for o in served[1].rglob('*') if o.is_file() and o.stat().st_size > 2**24]
 
 def push(url, file):
     "What the page's queue answers to a made-up upload"
