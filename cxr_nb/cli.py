@@ -108,7 +108,7 @@ def _scores(out):
         if a['value'] is not None: _say(f'{name}: macro AUROC {a["value"]:.3f} ({spread}) over {a["n_findings"]} findings, {m["n"]:,} films of {m["patients"]:,} patients')
     if 'test' not in out: _say('note: there is no test part; weights and thresholds were chosen on these validation films, so the figures are too kind')
 
-# %% ../nbs/api/15_cli.ipynb #2a9c9530
+# %% ../nbs/api/15_cli.ipynb #f0d37e09
 @command('''cxr-prepare --data /path/to/nih --size 224
             CXR_DATA=/path/to/nih cxr-prepare --size 256 --out cache''')
 def cxr_prepare(
@@ -120,13 +120,22 @@ def cxr_prepare(
     workers:int=None, # Threads; one a core if not given
     download:bool=False, # Download the release from Kaggle if it is nowhere (45 GB)
 ):
-    "Read every image once and keep it small, gray and square; name those that cannot be used."
+    "Read every image once and keep it small, gray and square; name those that cannot be used, and those that look turned or inverted."
     from cxr_nb.data import cache_home
     from cxr_nb.images import prepare
     d = _data(data, csv_path, img_root, download=download)
     cache = prepare(d.table, d.files, out or cache_home(), size, None if out else d.name, workers=workers)
     _say(f'cache: {len(cache.usable):,} films at {size}x{size} in {cache.path}')
     _skipped(cache)
+    _doubted(cache)
+
+def _doubted(cache, n=5):
+    "Films that look turned, inverted or like no chest film, in `gate.csv`; they stay in the cache"
+    from cxr_nb.gate import judge_cache
+    odd, out = judge_cache(cache, progress=True).query('status != "ok"').sort_values('confidence', ascending=False), cache.path/'gate.csv'
+    odd.to_csv(out)
+    if not len(odd): return
+    _say(f'{len(odd):,} films look turned, inverted or unlike a chest film; they stay in, but look at them: {out}', *(f'  {o.Index}: {o.codes} ({o.confidence:.0%})' for o in odd.head(n).itertuples()))
 
 # %% ../nbs/api/15_cli.ipynb #d198e3e8
 def _run_folder(run):

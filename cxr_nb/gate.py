@@ -9,7 +9,7 @@ __all__ = ['TURNS', 'WARN', 'REFUSE', 'NAMED', 'COLOURED', 'ANNOTATED', 'Reason'
            'Judge', 'not_films', 'fit_gate', 'save_gate', 'load_gate', 'check_pixels', 'Film', 'read_film',
            'judge_cache']
 
-# %% ../nbs/api/26_gate.ipynb #d9b262fb
+# %% ../nbs/api/26_gate.ipynb #0f7727ee
 import json
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -21,6 +21,7 @@ from PIL import Image
 from scipy.fft import dctn
 from scipy.special import softmax
 from scipy.stats import rankdata
+from tqdm.auto import tqdm
 from .images import NOTES, ImageError, colour_share, read_picture
 from .labels import CxrError
 
@@ -311,7 +312,7 @@ def read_film(
     notes = [Reason(o, NOTES[o], refuse=False) for o in p.notes]
     return Film(p.pixels, Verdict(notes + check_pixels(p.pixels, p.colour, judge).reasons), p.kind)
 
-# %% ../nbs/api/26_gate.ipynb #5a89d2f0
+# %% ../nbs/api/26_gate.ipynb #ce3cdda2
 def _unpadded(a, w, h):
     "A square film without the black that made it square"
     s = len(a)
@@ -322,12 +323,15 @@ def judge_cache(
     cache, # A `Cache`
     judge:Judge=None, # `load_gate()` if not given
     block:int=256, # Films at a time
+    progress:bool=False, # Show a progress bar?
 )->pd.DataFrame: # By image: status, codes, confidence (of the strongest reason, 0 without one); usable images only
     "Judge all usable films of a cache, and change nothing"
     df, out, judge = cache.index[cache.index.status == 'ok'], [], judge or load_gate()
-    for i in range(0, len(df), block):
-        part = df.iloc[i:i + block]
-        films = [_unpadded(np.asarray(cache.images[o.row]), o.width, o.height) for o in part.itertuples()]
-        out += [Verdict([*_other_reasons(a, 0.), *_turn_reasons(s)]) for a, s in zip(films, judge.scores(films))]
+    with tqdm(total=len(df), desc='gate', unit='img', disable=not progress) as bar:
+        for i in range(0, len(df), block):
+            part = df.iloc[i:i + block]
+            films = [_unpadded(np.asarray(cache.images[o.row]), o.width, o.height) for o in part.itertuples()]
+            out += [Verdict([*_other_reasons(a, 0.), *_turn_reasons(s)]) for a, s in zip(films, judge.scores(films))]
+            bar.update(len(part))
     rows = [(v.status, ' '.join(v.codes), max((float(o.confidence) for o in v.reasons), default=0.)) for v in out]
     return pd.DataFrame(rows, columns=['status', 'codes', 'confidence'], index=df.index)

@@ -1,5 +1,5 @@
 "Hostile files at the input gate: whatever they hold, a verdict with a reason, soon, in little memory, and nothing of the patient."
-import io, json, logging, os, struct, subprocess, sys, time, warnings, zlib
+import io, json, logging, os, shutil, struct, subprocess, sys, time, warnings, zlib
 
 import numpy as np, pandas as pd, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -274,3 +274,13 @@ def test_predict_meets_the_corpus(env, trained, corpus, listed, valid, tmp_path)
     assert len(refused) > 150 and (refused.reason != '').all() and (refused.codes != '').all() and (df[df.path.str.contains('/good/')].status == 'ok').all()
     alone = peak(env, BIN/'cxr-predict', '--run', trained, '--out', tmp_path/'q.csv', tmp_path/'good'/'8.png')
     assert alone[0] == 0 and mb < alone[2] + 1000
+
+def test_prepare_names_films_that_lie_wrong_and_keeps_them(run, phantom, tmp_path):
+    data = shutil.copytree(phantom, tmp_path/'nih')
+    films = sorted(data.rglob('*.png'))
+    for f, change in ((films[3], lambda a: 255 - a), (films[8], lambda a: a[::-1, ::-1])): Image.fromarray(change(np.asarray(Image.open(f)))).save(f)
+    said = run('cxr-prepare', '--data', data, '--size', 64, '--out', tmp_path/'cache')
+    assert said.returncode == 0 and 'they stay in, but look at them' in said.stdout, said.stderr
+    odd = pd.read_csv(tmp_path/'cache'/'gate.csv', index_col='image')
+    assert odd.codes[[films[3].name, films[8].name]].tolist() == ['inverted', 'rotated_180'] and len(odd) < 10
+    assert f'{len(films)} films at 64x64' in said.stdout
