@@ -63,13 +63,14 @@ def answer_table(
     df['called'], df['bar'] = df.probability >= df.threshold, (df.probability/(df.probability + df.threshold)).fillna(df.probability)
     return df.sort_values(['called', 'bar'], ascending=False)
 
-# %% ../nbs/api/14_app.ipynb #35e19c1c
+# %% ../nbs/api/14_app.ipynb #1d2cac8b
 _CSS = '''
 .cxr-warn { border-left: 5px solid #D55E00; padding: .6rem .9rem; margin: 0 0 .6rem; background: color-mix(in srgb, #D55E00 9%, transparent); }
 .cxr-ok, .cxr-warning, .cxr-refused { border-left: 5px solid #009E73; padding: .5rem .9rem; margin: .4rem 0; }
 .cxr-warning { border-color: #b8860b; } .cxr-refused { border-color: #D55E00; }
 .cxr-bars { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.cxr-bars td, .cxr-bars th { padding: .22rem .5rem .22rem 0; text-align: left; border: 0; font-weight: 400; } .cxr-bars td:last-child { white-space: nowrap; text-align: right; }
+.cxr-bars, .cxr-bars tr, .cxr-bars tbody { border: 0 !important; }
+.cxr-bars td, .cxr-bars th { padding: .22rem .5rem .22rem 0 !important; text-align: left; border: 0 !important; font-weight: 400; } .cxr-bars td:last-child { white-space: nowrap; text-align: right; }
 .cxr-bars .called th { font-weight: 700; } .cxr-bars .room { width: 45%; }
 .cxr-bar { position: relative; height: .8rem; background: color-mix(in srgb, currentColor 10%, transparent); border-radius: .2rem; min-width: 5rem; }
 .cxr-bar i { position: absolute; inset: 0 auto 0 0; background: #56B4E9; border-radius: .2rem; } .called .cxr-bar i { background: #D55E00; }
@@ -171,7 +172,7 @@ def _gradio():
     except ImportError: raise PageError('the page needs Gradio; install it with: pip install "cxr_nb[app]"') from None
     return gradio
 
-# %% ../nbs/api/14_app.ipynb #78e45860
+# %% ../nbs/api/14_app.ipynb #b8230671
 def make_page(
     clf:Classifier, # Ready to predict
     home, # Folder of uploads, as in `GRADIO_TEMP_DIR`
@@ -194,10 +195,11 @@ def make_page(
     with gr.Blocks(title='cxr_nb', analytics_enabled=False, delete_cache=(60, 60)) as page:
         held = gr.State(None, time_to_live=900) # of one visitor, in memory
         gr.HTML(f'<div class="cxr-warn" role="note"><strong>{WARNING}</strong></div>')
-        gr.Markdown(f'# What would this model say?\n{html.escape(name)}: drop a frontal chest film (PNG, JPEG or DICOM), or take a drawn one. Nothing you upload is kept.')
+        gr.Markdown(f'# What would this model say?\n{html.escape(name)}: drop a frontal chest film (PNG, JPEG or DICOM). Nothing you upload is kept.')
         with gr.Row():
             with gr.Column(min_width=300):
                 file = gr.File(label='A chest film', type='filepath', height=140, elem_id='upload')
+                gr.HTML('<p class="cxr-note">Or a drawn film with</p>')
                 with gr.Row(): buttons = {f: gr.Button(_pretty(f), size='sm', min_width=90, elem_id=f'example-{f}') for f in EXAMPLES}
                 verdict = gr.HTML(elem_id='verdict')
                 pick = gr.Dropdown(names, value=clf.findings[0], label='Heatmap of', filterable=False, elem_id='finding')

@@ -178,7 +178,7 @@ def features(
     "What the backbone makes of each film"
     return _over(model, batches, model.features, progress, 'features')
 
-# %% ../nbs/api/07_models.ipynb #c3b6e34f
+# %% ../nbs/api/07_models.ipynb #5a93608b
 def file_sha256(
     path # A file
 )->str: # 64 hexadecimal digits
@@ -193,6 +193,7 @@ def _write_part(model, path):
     part = path.with_name(path.name + '.part')
     about = dict(arch=model.arch, findings=json.dumps(model.findings)) if isinstance(model, ChestModel) else None
     save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part, metadata=about)
+    part.chmod(part.parent.stat().st_mode & 0o666) # safetensors leaves it to its owner alone; a run may be shared like its folder
     return part
 
 # %% ../nbs/api/07_models.ipynb #d9f2f2bf
