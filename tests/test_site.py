@@ -18,6 +18,7 @@ def site(tmp_path_factory, env):
         (copy/o).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT/o, copy/o, follow_symlinks=False)
     subprocess.run([str(BIN/'nbdev-proc-nbs')], cwd=copy, env={**env, 'OMP_NUM_THREADS': '1'}, check=True, capture_output=True, timeout=600)
+    assert {o.name for o in copy.glob('_proc/images/*')} == {o.name for o in copy.glob('nbs/images/*')} != set() # Quarto takes them from there
     return {address(o.relative_to(copy/'_proc').with_suffix('')): nbformat.read(o, 4) for o in copy.glob('_proc/**/*.ipynb')}
 
 def address(path): return re.sub(r'(^|/)\d+_', r'\1', str(path)) + '.html'
@@ -34,7 +35,7 @@ def anchors(nb):
 def bad_links(page, nb, site):
     "Links of a page to what is not there"
     here = SITE + page
-    for target in re.findall(r'\]\(([^)\s]+)\)', text_of(nb)):
+    for target in re.findall(r'\]\(([^)\s]+)\)', re.sub(r'!\[[^\]]*\]\([^)]*\)', '', text_of(nb))): # pictures are looked for below
         if re.match(r'https?:|mailto:', target) and not target.startswith(SITE): continue
         base = target if target.startswith(SITE) else SITE + str(_join(page, target))
         url = urlsplit(base)
