@@ -63,7 +63,7 @@ def answer_table(
     df['called'], df['bar'] = df.probability >= df.threshold, (df.probability/(df.probability + df.threshold)).fillna(df.probability)
     return df.sort_values(['called', 'bar'], ascending=False)
 
-# %% ../nbs/api/14_app.ipynb #1d2cac8b
+# %% ../nbs/api/14_app.ipynb #f02a8832
 _CSS = '''
 .cxr-warn { border-left: 5px solid #D55E00; padding: .6rem .9rem; margin: 0 0 .6rem; background: color-mix(in srgb, #D55E00 9%, transparent); }
 .cxr-ok, .cxr-warning, .cxr-refused { border-left: 5px solid #009E73; padding: .5rem .9rem; margin: .4rem 0; }
@@ -86,7 +86,7 @@ def verdict_html(
 )->str: # HTML
     "What the input gate says"
     words = dict(ok='The file looks like a frontal chest film.', warning='Read, with a warning.', refused='Refused: this file gets no probabilities.')
-    why = ''.join(f'<li>{html.escape(o.text)}' + f' (confidence {o.confidence:.0%})'*(o.confidence < 1) + '</li>' for o in a.verdict.reasons)
+    why = ''.join(f'<li>{html.escape(o.text)}' + (f' (confidence {o.confidence:.0%})' if o.confidence < 1 else '') + '</li>' for o in a.verdict.reasons)
     return f'<div class="cxr-{a.verdict.status}" role="status"><strong>{words[a.verdict.status]}</strong>' + f'<ul>{why}</ul>'*bool(why) + '</div>'
 
 def bars_html(
@@ -212,7 +212,7 @@ def make_page(
         pick.input(paint, [held, pick], picture, show_progress='hidden', **private)
     return page.queue(max_size=64, default_concurrency_limit=1, api_open=False)
 
-# %% ../nbs/api/14_app.ipynb #c6aa349a
+# %% ../nbs/api/14_app.ipynb #64592c8c
 def open_page(
     run, # Folder of a bundle or run
     host:str='127.0.0.1', # Who may see it; '0.0.0.0' for the network
@@ -223,6 +223,7 @@ def open_page(
     browser:bool=False, # Open it in a browser?
 )->tuple: # The page and its address
     "Serve a classifier as a web page. Raises `PageError` without Gradio, or where the port is taken"
+    if not 0 <= port <= 65535: raise PageError(f'port {port}: there are 0 (any free one) to 65535')
     gr, clf = _gradio(), load_classifier(run, device)
     home = tempfile.mkdtemp(prefix='cxr-app-')
     atexit.register(shutil.rmtree, home, ignore_errors=True)

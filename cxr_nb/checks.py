@@ -157,7 +157,9 @@ def leaks(
     n = split.groupby(table.patient.reindex(split.index)).nunique()
     return n.index[n > 1].tolist()
 
-# %% ../nbs/api/28_checks.ipynb #6510ada9
+# %% ../nbs/api/28_checks.ipynb #1853b066
+def _people(numbers): return [f'patient {o}' for o in numbers]
+
 def check_lists(
     data:ChestData # Any data
 )->list: # Rows
@@ -167,7 +169,7 @@ def check_lists(
     again, mend = 'download train_val_list.txt and test_list.txt again', 'add them to a list, or take them out of the label file: they are in no part'
     rows = [found('films listed twice', [o for o, n in count.items() if n > 1], f'{len(count):,} listed', mend=again),
             found('films in no list', [o for o in t.index if o not in count], f'{len(t):,} films', mend=mend, verdict='warning'),
-            found('patients in both lists', leaks(t, parts), f'{t.patient.nunique():,} patients', mend='split by patient: ' + again)]
+            found('patients in both lists', _people(leaks(t, parts)), f'{t.patient.nunique():,} patients', mend='split by patient: ' + again)]
     if not of_release(data): return rows
     test = t.patient.reindex(parts.index).isin(official_test_patients())
     size = {k: len(set(v)) for k, v in data.lists.items()}
@@ -399,7 +401,7 @@ def _pair_rows(name, p, n, verdict, mend):
     if two.across.any(): row['seen'] += f' ({int(two.across.sum()):,} across parts)'
     return [row, _row(f'{name}, one patient', 'ok', f'{len(one):,}' + (f': {_some(say(one))}' if len(one) else ''))]
 
-# %% ../nbs/api/28_checks.ipynb #bf3b7430
+# %% ../nbs/api/28_checks.ipynb #851446a3
 RUN_FILES = ['split.csv', 'model.safetensors', 'thresholds.json', 'metrics.json', 'history.csv']
 
 def _read_run(run):
@@ -422,6 +424,10 @@ def run_data(
     csv = where.get('csv') or home
     return load_nih(where['root'], findings) if home and Path(csv) == home.resolve() else load_data(csv_path=csv, img_root=where['root'], findings=findings)
 
+def _sha256(file):
+    "The fingerprint of a file, as under `weights_sha256` in a config.json"
+    with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
+
 def _weights(file):
     "Why a file of weights cannot be opened, or nothing"
     from safetensors import SafetensorError, safe_open
@@ -429,22 +435,23 @@ def _weights(file):
         with safe_open(str(file), framework='np') as f: return [] if list(f.keys()) else ['model.safetensors is empty']
     except (SafetensorError, OSError) as e: return [f'model.safetensors ({str(e).splitlines()[0]})']
 
-# %% ../nbs/api/28_checks.ipynb #3c874214
+# %% ../nbs/api/28_checks.ipynb #8ac9f7ce
 def check_run(
     run, # A run folder
     data:ChestData, # The data that it was trained on
 )->list: # Rows
     "Does a run's split hold, and is the run what its config.json says? Raises `CxrError` if it is no run folder"
     (cfg, split), run, t = _read_run(run), Path(run), data.table
-    have = run/'model.safetensors'
+    have, said = run/'model.safetensors', cfg.get('weights_sha256')
     rows = [found('run: files', [o for o in RUN_FILES if not (run/o).is_file()] + (_weights(have) if have.is_file() else []), f'{len(RUN_FILES)}', 'all there and whole', 'restore the folder, or train again')]
+    if have.is_file() and said: rows.append(found('run: weights as in config.json', [sha[:16]]*((sha := _sha256(have)) != said), said[:16], said[:16], 'restore the weights: they are not those that were judged'))
     if not len(split): return rows + [_row('run: split', 'skipped', 'no split.csv')]
     table = t[[o for o in cfg.get('findings', []) if o in t]].assign(patient=t.patient)
     marks = {label_fingerprint(table.drop(columns='patient').loc[o]) for o in (t.index, t.index.intersection(split.index))}
     rows += [found('run: split as in config.json', [fingerprint(split)]*(fingerprint(split) != cfg.get('split')), f'{len(split):,} films', cfg.get('split', 'a fingerprint'), 'restore split.csv: it is not the one that was trained with'),
              found('run: labels as in config.json', sorted(marks)*(cfg.get('labels') not in marks), f'{len(t):,} films', cfg.get('labels', 'a fingerprint'), 'give the data that the run was trained on; its labels were others'),
              found('run: films that are not in the table', split.index.difference(t.index), f'{len(split):,}', mend='give the data that the run was trained on'),
-             found('run: patients in two parts', leaks(t, split[split.index.isin(t.index)]), f'{t.patient.nunique():,} patients', mend='split by patient, and train again')]
+             found('run: patients in two parts', _people(leaks(t, split[split.index.isin(t.index)])), f'{t.patient.nunique():,} patients', mend='split by patient, and train again')]
     random = cfg.get('recipe', {}).get('split') == 'random'
     return rows + _run_lists(split, data, random) + [{**o, 'check': 'run: ' + o['check']} for o in check_boxed(data.boxes, split, boxed_verdict(data, random))] + _run_predictions(run, split)
 

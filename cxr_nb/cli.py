@@ -40,7 +40,7 @@ def parser(
     p.formatter_class = Formatter
     return p
 
-# %% ../nbs/api/15_cli.ipynb #2f40a1a9
+# %% ../nbs/api/15_cli.ipynb #9e5daea4
 def command(
     examples:str, # Shown below the options of `--help`, one a line
 )->Callable: # Takes the function; what it returns takes the arguments as typed (those of the shell if None) and gives the exit code
@@ -68,13 +68,18 @@ def _run(f, *args, **kwargs):
 def _fail(e):
     "One line about an error"
     what = f'{e.filename}: {e.strerror}' if isinstance(e, OSError) and e.filename else str(e)
+    if isinstance(e, (FileExistsError, NotADirectoryError)): what += '; a folder is needed there, give another name'
     print('error: ' + ' '.join(what.split()), file=sys.stderr)
     return 2
 
-# %% ../nbs/api/15_cli.ipynb #7acd6813
+# %% ../nbs/api/15_cli.ipynb #cb753e8b
 def _say(*lines):
     "Print, unless another of several processes does"
     if os.environ.get('RANK', '0') == '0': print(*lines, sep='\n', flush=True)
+
+def _threads(n):
+    "Raise `CxrError` for a number of threads that there cannot be"
+    if n is not None and n < 1: raise CxrError(f'--workers {n}: give 1 or more, or leave it out')
 
 def _findings(n):
     "The set of 14 or of 13 findings"
@@ -108,7 +113,7 @@ def _scores(out):
         if a['value'] is not None: _say(f'{name}: macro AUROC {a["value"]:.3f} ({spread}) over {a["n_findings"]} findings, {m["n"]:,} films of {m["patients"]:,} patients')
     if 'test' not in out: _say('note: there is no test part; weights and thresholds were chosen on these validation films, so the figures are too kind')
 
-# %% ../nbs/api/15_cli.ipynb #f0d37e09
+# %% ../nbs/api/15_cli.ipynb #8af17a51
 @command('''cxr-prepare --data /path/to/nih --size 224
             CXR_DATA=/path/to/nih cxr-prepare --size 256 --out cache''')
 def cxr_prepare(
@@ -123,6 +128,7 @@ def cxr_prepare(
     "Read every image once and keep it small, gray and square; name those that cannot be used, and those that look turned or inverted."
     from cxr_nb.data import cache_home
     from cxr_nb.images import prepare
+    _threads(workers)
     d = _data(data, csv_path, img_root, download=download)
     cache = prepare(d.table, d.files, out or cache_home(), size, None if out else d.name, workers=workers)
     _say(f'cache: {len(cache.usable):,} films at {size}x{size} in {cache.path}')
@@ -143,7 +149,7 @@ def _run_folder(run):
     if not run: raise CxrError('--run is missing; give the folder that cxr-train or cxr-demo wrote, as in: --run runs/demo')
     return Path(run)
 
-# %% ../nbs/api/15_cli.ipynb #444b2ebe
+# %% ../nbs/api/15_cli.ipynb #35b048fd
 @command('''cxr-check --data /path/to/nih
             cxr-check --data /path/to/nih --quick --out checks.json
             cxr-check --run runs/first''')
@@ -156,16 +162,17 @@ def cxr_check(
     out:str=None, # Write the table: .json, .csv or .html
     workers:int=None, # Threads; a few a core if not given
 )->int: # Exit code
-    "Prove what a run relies on: release, split, boxes, files and their duplicates."
+    "Prove what a run relies on: release, split, boxes, files and their duplicates. Exit code: 0 nothing is violated, 1 something is, 2 it could not be checked."
     from cxr_nb.checks import check_data, checks_text, report_form, run_data, write_checks
     if out: report_form(out)
+    _threads(workers)
     d = _data(data, csv_path, img_root) if data or csv_path or img_root or not run else run_data(run)
     table = check_data(d, run, quick, workers)
     _say(checks_text(table))
     if out: _say(f'table: {write_checks(table, out)}')
     return int(table.verdict.eq('violation').any())
 
-# %% ../nbs/api/15_cli.ipynb #ae36fa99
+# %% ../nbs/api/15_cli.ipynb #630cc2c1
 def make_recipe(
     recipe:str='staged', # 'staged', 'single', or a JSON file with a whole recipe, which leaves no room for other options
     epochs:int=None, # Of each stage
@@ -181,7 +188,7 @@ def make_recipe(
     if recipe not in sets: raise CxrError(f'--recipe {recipe}: there are {", ".join(sets)}, or give a .json file')
     stages, factor = sets[recipe], 1 if lr is None else lr/sets[recipe][0].lr
     bn = 'train' if recipe == 'single' and kwargs.get('weights') == 'none' else 'fixed' # random weights have no statistics worth keeping
-    new = lambda s: replace(s, epochs=epochs or s.epochs, lr=s.lr*factor, bs=s.bs if s.freeze or not batch_size else batch_size, bn=bn)
+    new = lambda s: replace(s, epochs=s.epochs if epochs is None else epochs, lr=s.lr*factor, bs=s.bs if s.freeze or batch_size is None else batch_size, bn=bn)
     return Recipe(stages=[new(s) for s in stages], **kwargs)
 
 # %% ../nbs/api/15_cli.ipynb #06bcefe5
@@ -342,7 +349,7 @@ def _localisation(scores, part):
     _say(f'pointing game: peak in the box on {a.hit:.2f} of {int(a.films)} boxed findings on {part} films ({a.low:.2f} to {a.high:.2f}), '
          f'a location prior that sees no image {a.prior:.2f} ({a.prior_low:.2f} to {a.prior_high:.2f}), random weights {a.random:.2f}')
 
-# %% ../nbs/api/15_cli.ipynb #9c6323fb
+# %% ../nbs/api/15_cli.ipynb #2b2b65c6
 @command('''cxr-predict --run runs/first film.png
             cxr-predict --run runs/first /path/to/films --out predictions.csv
             cxr-predict --run runs/first film.dcm --out film.json''')
@@ -357,6 +364,7 @@ def cxr_predict(
     "Probabilities, calls and No Finding of image files, a row a file. Exit code: 0 all predicted, 3 some with a warning, 1 some refused, 2 none predicted."
     import time
     from cxr_nb.predict import load_classifier, predict_files, write_rows
+    if Path(out).suffix.lower() not in ('.csv', '.json'): raise CxrError(f'{out}: give a name that ends with .csv or .json')
     if not files: raise CxrError('no files given; name image files or folders, as in: cxr-predict --run RUN film.png')
     clf, began = load_classifier(_run_folder(run), device), time.perf_counter()
     df = predict_files(clf, files, batch_size, progress=True, force=force)
@@ -368,7 +376,7 @@ def cxr_predict(
 
 def _first(rows, kind, n=5):
     "The first few files of a kind, with their reasons"
-    _say(*(f'{kind}: {o.path}: {o.reason}' for o in rows.head(n).itertuples()), *([f'... and {len(rows) - n:,} more with status {kind}'] if len(rows) > n else []))
+    if len(rows): _say(*(f'{kind}: {o.path}: {o.reason}' for o in rows.head(n).itertuples()), *([f'... and {len(rows) - n:,} more with status {kind}'] if len(rows) > n else []))
 
 # %% ../nbs/api/15_cli.ipynb #af93b0ca
 @command('''cxr-export --run runs/first --out model.onnx
@@ -454,7 +462,7 @@ def cxr_demo(
     recipe.weights = str(pre.path/'model.safetensors')
     _finish(train(data, recipe, out, device=device, on_stage=_stage_line))
 
-# %% ../nbs/api/15_cli.ipynb #233cc669
+# %% ../nbs/api/15_cli.ipynb #144ca98c
 @command('''cxr-app
             cxr-app --run runs/first --port 8000 --browser
             cxr-app --run runs/first --host 0.0.0.0''')
@@ -467,7 +475,9 @@ def cxr_app(
     browser:bool=False, # Open it in a browser
 ):
     "A web page that says what the model says of a film, with heatmaps. Needs pip install 'cxr_nb[app]'."
+    import signal, threading
     from cxr_nb.app import open_page
+    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)) # uploads that were not read yet go with the page
     if not (Path(run)/'config.json').is_file(): raise CxrError(f'{run}: no trained run there; run cxr-demo first, or give the folder that cxr-train wrote as --run')
     page, url = open_page(run, host, port, max_mb, device, block=False, browser=browser)
     _say(f'page: {url} (research and education only; end it with Ctrl-C)')

@@ -158,7 +158,7 @@ def _checked(path, clf, tol):
     if not (d := parity(path, clf)) <= tol: raise ExportError(f'{clf.model.arch}: the exported file gives other probabilities than PyTorch, by up to {d:.2g} (allowed is {tol:g}); it was not kept')
     return d
 
-# %% ../nbs/api/29_export.ipynb #7daf62e7
+# %% ../nbs/api/29_export.ipynb #dde91538
 @dataclass
 class OnnxClassifier:
     "An exported model, ready for films"
@@ -186,7 +186,7 @@ def _about_of(meta, path):
     "The text of a file as values, looked through"
     try: cfg = {k: json.loads(v) if k in ('findings', 'size', 'channels', 'mean', 'std', 'thresholds') else v for k, v in meta.items()}
     except (ValueError, RecursionError): raise ExportError(f'{path}: what it says about itself cannot be read; export it again') from None
-    try: check_config(cfg, path)
+    try: check_config({k: v for k, v in cfg.items() if k != 'thresholds'}, path)
     except ModelError as e: raise ExportError(f'{e} Only files of cxr-export can be opened here') from None
     t = cfg.get('thresholds')
     good = lambda v: v is None or type(v) in (int, float) and np.isfinite(v)

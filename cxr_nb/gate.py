@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from .images import NOTES, ImageError, colour_share, read_picture
 from .labels import CxrError
 
-# %% ../nbs/api/26_gate.ipynb #007def4f
+# %% ../nbs/api/26_gate.ipynb #f66de4f0
 @dataclass(frozen=True)
 class Reason:
     "One thing that is wrong with a film, and what mends it"
@@ -33,6 +33,7 @@ class Reason:
     text: str # A sentence that names the mend
     confidence: float = 1. # 0 to 1; 1 for facts
     refuse: bool = True # Or only a warning?
+    def __post_init__(self): object.__setattr__(self, 'confidence', float(self.confidence))
 
 @dataclass
 class Verdict:

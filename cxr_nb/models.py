@@ -9,7 +9,7 @@ __all__ = ['ModelError', 'ChestModel', 'check_arch', 'read_weights', 'load_backb
            'probabilities', 'features', 'file_sha256', 'save_bundle', 'save_weights', 'check_config', 'read_config',
            'bounded', 'load_weights', 'load_bundle']
 
-# %% ../nbs/api/07_models.ipynb #d8a87062
+# %% ../nbs/api/07_models.ipynb #cc6fb5c1
 import hashlib, json, math, re, threading, warnings
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from tqdm.auto import tqdm
 from .labels import CxrError, FINDINGS
-from .loaders import gathered
+from .loaders import MEAN, STD, gathered
 
 # %% ../nbs/api/07_models.ipynb #c2bf6e86
 class ModelError(CxrError):
@@ -96,7 +96,7 @@ def read_weights(
     if not isinstance(sd, dict) or not all(isinstance(o, torch.Tensor) for o in sd.values()): raise ModelError(f'{path}: holds no state dict; save model.state_dict()')
     return sd
 
-# %% ../nbs/api/07_models.ipynb #d09696dc
+# %% ../nbs/api/07_models.ipynb #2fd22b0e
 def load_backbone(
     model:ChestModel, # Changed in place
     weights, # 'imagenet' for timm's hub, else a file
@@ -104,13 +104,21 @@ def load_backbone(
     "Pretrained weights for the backbone; the head stays as it is. Raises `ModelError` if they cannot be had or do not fit"
     sd = None if weights == 'imagenet' else read_weights(weights)
     ours = sd and {k.removeprefix('backbone.'): v for k, v in sd.items() if k.startswith('backbone.')}
-    try: model.backbone.load_state_dict(ours or _pretrained(model, sd))
+    try: model.backbone.load_state_dict(ours or _fitting(_pretrained(model, sd), sd, model.arch, weights))
     except ModelError: raise
     except Exception as e:
         if weights == 'imagenet': raise ModelError(f'ImageNet weights of {model.arch} could not be downloaded ({type(e).__name__}); '
             'give a local file as --weights FILE, or --weights none to start from random ones') from e
         raise ModelError(f'{weights}: does not fit {model.arch} ({str(e).splitlines()[0][:100]}); is it of another architecture?') from None
     return model
+
+def _fitting(new, sd, arch, weights):
+    "What was made of a state dict, if a tenth of it at least comes from there; timm takes what has a name that it knows, and leaves the rest random"
+    if sd is None: return new
+    mark = lambda o: (tuple(o.shape), *o.flatten()[[0, -1]].double().tolist()) if o.numel() else ()
+    have = {mark(o) for o in sd.values()}
+    if (n := sum(mark(o) in have for o in new.values())) < .1*len(new): raise ModelError(f'{weights}: holds {n} of the {len(new)} tensors of {arch}; is it of another architecture?')
+    return new
 
 def _pretrained(model, sd):
     "What timm makes of its own weights, or of a state dict, for one gray channel and without classifier"
@@ -152,7 +160,15 @@ def fix_batchnorm(
         if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
     return model
 
-# %% ../nbs/api/07_models.ipynb #e019c12a
+# %% ../nbs/api/07_models.ipynb #33bb49e2
+def _device(name):
+    "A torch device. Raises `ModelError` for one that there is not, or not here"
+    try: d = torch.device(name)
+    except RuntimeError: raise ModelError(f'{name!r} is no device; choose cpu, cuda or mps') from None
+    here = dict(cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available())).get(d.type, 1)
+    if (d.index or 0) >= here: raise ModelError(f'{name}: PyTorch finds no such device on this machine; choose cpu, or leave it out')
+    return d
+
 @torch.inference_mode()
 def _over(model, batches, f, progress, desc):
     "Stack f(x) over batches, in eval mode, as float32 on the CPU; several processes share the work, and each gets all of it"
@@ -222,7 +238,7 @@ def save_weights(
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_part(model, path).replace(path)
 
-# %% ../nbs/api/07_models.ipynb #b451f448
+# %% ../nbs/api/07_models.ipynb #2f206c0e
 _NO_OPTION = re.compile(r'pretrained|checkpoint|cache_dir|state_dict|url|file|^(img_size|in_chans|num_classes|features_only|feature_cls|arch|size|findings|device|dtype|scriptable|exportable|no_jit|self)$')
 
 def _plain(v, deep=0):
@@ -233,6 +249,12 @@ def _plain(v, deep=0):
     return '' if v is None or (math.isfinite(v) and abs(v) <= 10_000) else f'holds {str(v)[:40]}; numbers may be at most 10,000'
 
 def _odd_name(k): return '' if k.isidentifier() and not _NO_OPTION.search(k) else f'{k[:40]!r} is no option that a bundle may set'
+
+def _limits_fit(t, findings):
+    "Are thresholds, if there are any, one number or null for each finding?"
+    if t is None: return True
+    good = lambda o: isinstance(o, dict) and ('threshold' in o) and (o['threshold'] is None or type(o['threshold']) in (int, float) and 0 <= o['threshold'] <= 1)
+    return isinstance(t, dict) and all(good(t.get(k)) for k in findings)
 
 def check_config(
     cfg, # What a config.json says
@@ -247,12 +269,15 @@ def check_config(
     f, s = cfg['findings'], cfg['size']
     if not isinstance(f, list) or not 1 <= len(f) <= 1000 or not all(isinstance(o, str) and 0 < len(o) <= 200 and o.isprintable() for o in f) or len(set(f)) < len(f): no("'findings' must be up to 1,000 names, each once")
     if type(s) is not int or not 16 <= s <= 2048: no(f"'size' is {str(s)[:40]}, and must be 16 to 2048 pixels")
+    for k, v in (('mean', MEAN), ('std', STD), ('in_chans', 1)):
+        if cfg.get(k, v) != v: no(f'{k!r} is {str(cfg[k])[:40]}, and this version takes films with {v}')
+    if not _limits_fit(cfg.get('thresholds'), f): no("'thresholds' must be a number from 0 to 1, or null, for each finding")
     for k in ('model_kwargs', 'fusion', 'vit'):
         if not isinstance(o := cfg.get(k) or {}, dict): no(f'{k!r} holds no options')
         if why := _plain(o): no(f'{k!r}: {why}')
     return cfg
 
-# %% ../nbs/api/07_models.ipynb #9bb2bbbf
+# %% ../nbs/api/07_models.ipynb #eba1bf7a
 def _parsed(file):
     "The JSON of a configuration, looked through"
     if not file.is_file(): raise ModelError(f'{file.parent}: no config.json there; is this the folder that cxr-train wrote with --out?')
@@ -282,7 +307,7 @@ def read_config(
     said = cfg.get('weights_sha256')
     if sha and said is None: warnings.warn(f'{path}: a bundle without a fingerprint, as older versions wrote it; nobody can tell whether its weights are the right ones', stacklevel=2)
     elif sha and said != sha:
-        raise ModelError(f'{weights}: the weights are not those that its config.json names (SHA-256 {sha[:12]} here, {str(said)[:12]} there), so they do not belong together; restore both files, or give other weights as --weights FILE')
+        raise ModelError(f'{weights}: the weights are not those that its config.json names (SHA-256 {sha[:12]} here, {str(said)[:12]} there), so they do not belong together; restore both files')
     return cfg
 
 # %% ../nbs/api/07_models.ipynb #2e0609da

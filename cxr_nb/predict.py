@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from tqdm.auto import tqdm
 
-# %% ../nbs/api/13_predict.ipynb #0f3b04e7
+# %% ../nbs/api/13_predict.ipynb #9b93fbb9
 from .data import SUFFIXES
 from .gate import Verdict, read_film
 from .images import to_square
 from .labels import NO_FINDING, CxrError
 from .loaders import augment, keep_memory
-from .models import ChestModel, load_bundle
+from .models import ChestModel, _device, load_bundle
 from .thresholds import apply_thresholds, no_finding
 
-# %% ../nbs/api/13_predict.ipynb #a5410766
+# %% ../nbs/api/13_predict.ipynb #a26d2b24
 @dataclass
 class Classifier:
     "A model ready for films"
@@ -46,11 +46,16 @@ def load_classifier(
     device='cpu' # Where to compute
 )->Classifier: # Ready to predict
     "A trained classifier. Raises `ModelError` if the folder holds none"
-    model, cfg = load_bundle(path)
-    if torch.device(device).type == 'cpu': keep_memory()
-    return Classifier(model.to(device), cfg, torch.device(device))
+    (model, cfg), device = load_bundle(path), _device(device)
+    if device.type == 'cpu': keep_memory()
+    return Classifier(model.to(device), cfg, device)
 
-# %% ../nbs/api/13_predict.ipynb #d619cf62
+# %% ../nbs/api/13_predict.ipynb #43183a19
+def _is_dicom(path):
+    "Is this a DICOM file? Machines leave out the suffix"
+    if not path.is_file(): return False
+    with open(path, 'rb') as f: return f.read(132)[128:] == b'DICM'
+
 def gather(
     paths # Files and folders, or one of them
 )->list: # Paths of files
@@ -58,7 +63,7 @@ def gather(
     out = []
     for p in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
         if not p.exists(): raise CxrError(f'{p}: no such file or folder')
-        found = sorted(o for o in p.rglob('*') if o.suffix.lower() in SUFFIXES) if p.is_dir() else [p]
+        found = sorted(o for o in p.rglob('*') if o.suffix.lower() in SUFFIXES or _is_dicom(o)) if p.is_dir() else [p]
         if not found: raise CxrError(f'{p}: holds no image; {", ".join(sorted(SUFFIXES))} are looked for')
         out += found
     return out
@@ -90,7 +95,7 @@ def probabilities_of(
     x = augment(torch.from_numpy(films[:, None]).to(clf.device), None)
     return clf.model(x).sigmoid().float().cpu().numpy()
 
-# %% ../nbs/api/13_predict.ipynb #5a450f3b
+# %% ../nbs/api/13_predict.ipynb #c0eac2ab
 def predict_files(
     clf:Classifier, # Ready to predict
     paths, # Files and folders
@@ -99,6 +104,7 @@ def predict_files(
     force:bool=False, # Predict what the gate refuses for its looks alone, with a warning?
 )->pd.DataFrame: # A row a file: path, image, status, codes, reason, confidence, prob_<finding>, call_<finding>, No Finding
     "Predict files. Status is 'ok', 'warning' (predicted, with a reason) or 'refused' (no probabilities, and the reason)"
+    if bs < 1: raise CxrError(f'{bs} films at a time; give 1 or more')
     paths, rows = gather(paths), []
     blocks = [paths[i:i + bs] for i in range(0, len(paths), bs)]
     with ThreadPoolExecutor(min(4, os.cpu_count())) as pool, tqdm(total=len(paths), desc='predict', unit='img', disable=not progress) as bar:

@@ -9,8 +9,8 @@ __all__ = ['ResumeError', 'write_state', 'read_state', 'disk_room', 'differences
            'set_random_state', 'optimiser_state', 'set_optimiser_state', 'StateFile', 'Pass', 'LateLearner',
            'SaveState']
 
-# %% ../nbs/api/27_resume.ipynb #01025280
-import errno, json, os, random, shutil, time
+# %% ../nbs/api/27_resume.ipynb #7ecfd969
+import errno, json, os, random, shutil, time, zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from .labels import CxrError
 
-# %% ../nbs/api/27_resume.ipynb #9d287040
+# %% ../nbs/api/27_resume.ipynb #957378ca
 class ResumeError(CxrError):
     "A training state that cannot be saved, read or gone on from"
 
@@ -33,6 +33,12 @@ def _sync(path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
+def _crc(tensors, info):
+    "A checksum of all that is in a state"
+    crc = zlib.crc32(info.encode())
+    for k in sorted(tensors): crc = zlib.crc32(tensors[k].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(k.encode(), crc))
+    return crc
+
 def write_state(
     path, # A `.safetensors` file; its folder is made if needed
     tensors:dict, # Name to tensor, on any device
@@ -41,9 +47,9 @@ def write_state(
     "Write a state, whole or not at all: where it fails, the file that was there stays"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + '.part')
+    part, tensors = path.with_name(path.name + '.part'), {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata=dict(info=json.dumps(info)))
+        save_file(tensors, part, metadata=dict(info=json.dumps(info), crc=str(_crc(tensors, json.dumps(info)))))
         _sync(part)
         os.replace(part, path)
         _sync(path.parent)
@@ -51,7 +57,7 @@ def write_state(
         part.unlink(missing_ok=True)
         raise
 
-# %% ../nbs/api/27_resume.ipynb #9f05e6bb
+# %% ../nbs/api/27_resume.ipynb #c027ddee
 def read_state(
     path # As of `write_state`
 )->tuple: # Tensors on the CPU, and the info; None if there is no such file
@@ -59,7 +65,9 @@ def read_state(
     path = Path(path)
     if not path.is_file(): return None
     try:
-        with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {})['info'])
+        with safe_open(path, 'pt') as f: tensors, said = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+        if int(said['crc']) != _crc(tensors, said['info']): raise ValueError('another checksum')
+        return tensors, json.loads(said['info'])
     except (SafetensorError, KeyError, ValueError, OSError) as e:
         raise ResumeError(f'{path}: is no whole training state ({type(e).__name__}); delete it, and the run goes on from its last stage') from None
 

@@ -24,10 +24,10 @@ from .loaders import (MEAN, STD, Augment, Batches, FeatureBatches, gathered, kee
 from .losses import LOSSES, make_loss
 from .metrics import align, auroc, average_precision, evaluate, macro, metadata_floor, shuffled_floor, to_metrics, write_metrics
 
-# %% ../nbs/api/10_training.ipynb #d862f790
+# %% ../nbs/api/10_training.ipynb #f5fb5ada
 from .models import (ChestModel, ModelError, check_arch, features, fix_batchnorm, load_bundle, make_model, probabilities, read_weights,
                            save_bundle, save_weights, splitter)
-from .models import _over
+from .models import _device, _over
 from .resume import LateLearner, Pass, ResumeError, SaveState, StateFile, disk_room, refuse_other
 from .splits import check_split, fingerprint, official_split, random_split, subset
 from .thresholds import fit_thresholds, load_thresholds, save_thresholds
@@ -186,7 +186,7 @@ def mean_of_all(
     if n > 1: torch.distributed.all_reduce(x)
     return x if n == 1 else x/n
 
-# %% ../nbs/api/10_training.ipynb #5398b4a3
+# %% ../nbs/api/10_training.ipynb #1e6952a0
 def _join(
     device=None # 'cpu' or 'cuda'; the best there is if not given
 )->torch.device: # That of this process
@@ -203,7 +203,7 @@ def best_device(
 )->torch.device: # The device
     "Where to compute; joins the other processes if `torchrun` started this one"
     if int(os.environ.get('WORLD_SIZE', 1)) > 1: device = _join(name)
-    else: device = torch.device(name or ('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'))
+    else: device = _device(name or ('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'))
     if device.type == 'cpu': keep_memory()
     cv2.setNumThreads(1) # a film is small, and OpenCV's idle threads would stand in the way of the network's
     if device.type == 'cuda': torch.backends.cudnn.benchmark = True # batches have one size
@@ -259,7 +259,16 @@ def make_split(
         split = split.drop(inside.index.difference(subset(inside, n, recipe.seed).index))
     return check_split(table, split)
 
-# %% ../nbs/api/10_training.ipynb #1dbf6203
+# %% ../nbs/api/10_training.ipynb #c5e5e546
+def _possible(r):
+    "Raise `TrainError` for a recipe with a number that makes no sense"
+    wrong = [f'stage {o.name}: {k} is {getattr(o, k)}, and must be {word}' for o in r.stages for k, ok, word in (('epochs', o.epochs >= 1, '1 or more'), ('bs', o.bs >= 1, '1 or more'), ('lr', o.lr > 0, 'above 0')) if not ok]
+    if not r.stages: wrong.append('there is no stage')
+    if not 16 <= r.size <= 2048: wrong.append(f'size is {r.size}, and must be 16 to 2048 pixels')
+    if not (0 < r.val < 1 and 0 <= r.test < 1 and (r.split != 'random' or r.val + r.test < 1)): wrong.append(f'val is {r.val} and test is {r.test}; give shares of the patients that leave some for training')
+    if min(r.train_subset, r.val_subset) < 0: wrong.append('a subset has fewer than no films')
+    if wrong: raise TrainError(wrong[0])
+
 def start_run(
     data:ChestData, # Where table and images are
     recipe:Recipe, # All choices
@@ -271,6 +280,7 @@ def start_run(
 )->Run: # Ready for its first stage, or for the one after `done`
     "Split, cache and model of a new run. Raises `CxrError` if nothing usable is there, or if another run shall be gone on with"
     check_arch(recipe.arch)
+    _possible(recipe)
     if recipe.loss not in LOSSES: raise TrainError(f'{recipe.loss!r} is no loss; choose one of {", ".join(LOSSES)}')
     if miss := [o for o in recipe.findings if o not in data.table]: raise TrainError(f'the table of {data.name} has no column {miss[0]!r}; name yours, as in Recipe(findings={findings_of(data.table)[:3]})')
     path, device = Path(path), best_device(device)
@@ -881,7 +891,7 @@ def stage_scores(
         columns[s.name] = auroc(y, probabilities(model, batches, run.progress))
     return pd.DataFrame(columns, index=run.recipe.findings)
 
-# %% ../nbs/api/10_training.ipynb #bc2f106b
+# %% ../nbs/api/10_training.ipynb #57afb1c8
 def train(
     data:ChestData, # Where table and images are
     recipe:Recipe, # All choices
@@ -920,7 +930,8 @@ def _opening(path, resume):
         if resume: raise
         return None
     if resume and not at: return None if _left_of(Path(path)) else f'{path}: nothing was left to go on from; begins anew'
-    return at and (f'{path}: goes on with {at}' if resume else f'{path}: a run was broken off here ({at}); it is begun anew, --resume would go on with it')
+    if not at: return f'{path}: the finished run there is replaced' if (Path(path)/'metrics.json').is_file() else None
+    return (f'{path}: goes on {at if at.startswith("after ") else "with " + at}' if resume else f'{path}: a run was broken off here ({at}); it is begun anew, --resume would go on with it')
 
 def judged(
     run:Run, # Any run

@@ -80,6 +80,10 @@ def test_refusal_is_a_sentence(browser, served, files):
     page = visit(browser, served[0])
     drop(page, files/'broken.png', 'refused')
     assert 'Refused' in page.inner_text('#verdict') and len(page.inner_text('#verdict li')) > 15 and page.locator('#film img').count() == 0
+    cv2.imwrite(str(files/'negative.png'), 255 - cv2.imread(str(files/'film.png')))
+    page = visit(browser, served[0])
+    drop(page, files/'negative.png', 'refused')
+    assert 'looks inverted' in page.inner_text('#verdict') and 'confidence' in page.inner_text('#verdict')
 
 @needs_browser
 def test_ten_visitors_at_once(browser, served, files):

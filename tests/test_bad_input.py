@@ -98,3 +98,34 @@ def test_weights_of_another_network(run, trained, tmp_path):
     from cxr_nb.models import make_model, save_weights
     save_weights(make_model('resnet10t', size=64), tmp_path/'other.safetensors')
     for cmd in ('cxr-eval', 'cxr-gradcam'): one_line(run(cmd, '--run', trained, '--weights', tmp_path/'other.safetensors'), 'other.safetensors', 'resnet10t', 'mobilenetv2_050')
+
+ODD = [('cxr_train', o, why) for o, why in (('--epochs 0', 'epochs is 0'), ('--batch_size 0', 'bs is 0'), ('--lr -1', 'lr is -1'), ('--size 7', 'size is 7'), ('--val 1.5', 'val is 1.5'), ('--device foo', 'no device'),
+       ('--device cuda:99', 'no such device'), ('--split random --val .5 --test .5', 'leave some for training'), ('--weights OTHER', 'another architecture'), ('--out FILE', 'a folder is needed'))]
+ODD += [('cxr_predict', o, why) for o, why in (('FILM --batch_size 0', '1 or more'), ('FILM --device foo', 'no device'), ('FILM --out x.txt', '.csv or .json'), ('FILM --run CONFIG', 'thresholds'), ('FILM --run SCALED', 'takes films with'))]
+ODD += [('cxr_check', '--workers -1', '--workers -1'), ('cxr_prepare', '--workers 0', '--workers 0'), ('cxr_app', '--port 99999', 'port 99999')]
+
+@pytest.fixture(scope='module')
+def named(phantom, trained, tmp_path_factory):
+    "What the words in capitals stand for"
+    import json, torch
+    tmp = tmp_path_factory.mktemp('odd')
+    torch.save({'a': torch.zeros(2)}, tmp/'other.pth')
+    (tmp/'file').write_text('')
+    cfg = json.loads((trained/'config.json').read_text())
+    for name, more in (('config', dict(thresholds='x')), ('scaled', dict(mean='abc'))):
+        shutil.copytree(trained, tmp/name)
+        (tmp/name/'config.json').write_text(json.dumps(cfg | more))
+    return dict(OTHER=tmp/'other.pth', FILE=tmp/'file', FILM=next(phantom.rglob('*.png')), CONFIG=tmp/'config', SCALED=tmp/'scaled')
+
+@pytest.mark.parametrize('cmd,options,why', ODD)
+def test_options_that_make_no_sense(cmd, options, why, named, phantom, trained, tmp_path, capsys, monkeypatch):
+    from cxr_nb import cli
+    monkeypatch.chdir(tmp_path)
+    first = {'cxr_train': ['--data', phantom, '--size', 64, '--weights', 'none', '--out', 'run', '--cache', 'cache', '--device', 'cpu'], 'cxr_predict': ['--run', trained], 'cxr_app': ['--run', trained]}
+    code = getattr(cli, cmd)([str(o) for o in [*first.get(cmd, ['--data', phantom]), *(named.get(w, w) for w in options.split())]])
+    said = [o for o in capsys.readouterr().err.splitlines() if o.strip() and 'img/s' not in o]
+    assert code == 2 and len(said) == 1 and said[0].startswith('error: ') and why in said[0], said
+
+def test_a_finished_run_is_not_replaced_without_a_word(trained, tmp_path):
+    from cxr_nb.training import _opening
+    assert 'the finished run there is replaced' in _opening(trained, False) and _opening(tmp_path, False) is None
