@@ -435,7 +435,7 @@ def _weights(file):
         with safe_open(str(file), framework='np') as f: return [] if list(f.keys()) else ['model.safetensors is empty']
     except (SafetensorError, OSError) as e: return [f'model.safetensors ({str(e).splitlines()[0]})']
 
-# %% ../nbs/api/28_checks.ipynb #8ac9f7ce
+# %% ../nbs/api/28_checks.ipynb #62eec5bb
 def check_run(
     run, # A run folder
     data:ChestData, # The data that it was trained on
@@ -444,7 +444,9 @@ def check_run(
     (cfg, split), run, t = _read_run(run), Path(run), data.table
     have, said = run/'model.safetensors', cfg.get('weights_sha256')
     rows = [found('run: files', [o for o in RUN_FILES if not (run/o).is_file()] + (_weights(have) if have.is_file() else []), f'{len(RUN_FILES)}', 'all there and whole', 'restore the folder, or train again')]
-    if have.is_file() and said: rows.append(found('run: weights as in config.json', [sha[:16]]*((sha := _sha256(have)) != said), said[:16], said[:16], 'restore the weights: they are not those that were judged'))
+    if have.is_file() and said:
+        sha = _sha256(have)
+        rows.append(found('run: weights as in config.json', [sha[:16]]*(sha != said), 'one file', said[:16], 'restore the weights: they are not those that were judged'))
     if not len(split): return rows + [_row('run: split', 'skipped', 'no split.csv')]
     table = t[[o for o in cfg.get('findings', []) if o in t]].assign(patient=t.patient)
     marks = {label_fingerprint(table.drop(columns='patient').loc[o]) for o in (t.index, t.index.intersection(split.index))}

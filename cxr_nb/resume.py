@@ -9,7 +9,7 @@ __all__ = ['ResumeError', 'write_state', 'read_state', 'disk_room', 'differences
            'set_random_state', 'optimiser_state', 'set_optimiser_state', 'StateFile', 'Pass', 'LateLearner',
            'SaveState']
 
-# %% ../nbs/api/27_resume.ipynb #7ecfd969
+# %% ../nbs/api/27_resume.ipynb #f8698276
 import errno, json, os, random, shutil, time, zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +18,8 @@ import numpy as np, torch
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.learner import Learner
 from fastcore.basics import patch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from .labels import CxrError
 
 # %% ../nbs/api/27_resume.ipynb #957378ca
@@ -57,7 +57,7 @@ def write_state(
         part.unlink(missing_ok=True)
         raise
 
-# %% ../nbs/api/27_resume.ipynb #c027ddee
+# %% ../nbs/api/27_resume.ipynb #e703f227
 def read_state(
     path # As of `write_state`
 )->tuple: # Tensors on the CPU, and the info; None if there is no such file
@@ -65,7 +65,8 @@ def read_state(
     path = Path(path)
     if not path.is_file(): return None
     try:
-        with safe_open(path, 'pt') as f: tensors, said = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+        raw = path.read_bytes() # once: `safe_open` reads names and numbers apart, and the file may be replaced in between
+        tensors, said = load(raw), json.loads(raw[8:8 + int.from_bytes(raw[:8], 'little')])['__metadata__']
         if int(said['crc']) != _crc(tensors, said['info']): raise ValueError('another checksum')
         return tensors, json.loads(said['info'])
     except (SafetensorError, KeyError, ValueError, OSError) as e:
