@@ -194,7 +194,7 @@ def features(
     "What the backbone makes of each film"
     return _over(model, batches, model.features, progress, 'features')
 
-# %% ../nbs/api/07_models.ipynb #5a93608b
+# %% ../nbs/api/07_models.ipynb #9a9174aa
 def file_sha256(
     path # A file
 )->str: # 64 hexadecimal digits
@@ -207,7 +207,7 @@ def file_sha256(
 def _write_part(model, path):
     "Weights into a file beside the one that they are for"
     part = path.with_name(path.name + '.part')
-    about = dict(arch=model.arch, findings=json.dumps(model.findings)) if isinstance(model, ChestModel) else None
+    about = dict(model=json.dumps(dict(arch=model.arch, findings=model.findings))) if isinstance(model, ChestModel) else None # one key: safetensors shuffles several, and equal weights would differ as files
     save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part, metadata=about)
     part.chmod(part.parent.stat().st_mode & 0o666) # safetensors leaves it to its owner alone; a run may be shared like its folder
     return part
@@ -346,12 +346,14 @@ def bounded(
             if where == 'cpu': raise e if isinstance(e, ModelError) else ModelError(f'cannot be made as config.json says ({type(e).__name__}: {str(e)[:100]})') from None
     return net
 
-# %% ../nbs/api/07_models.ipynb #69058055
+# %% ../nbs/api/07_models.ipynb #f130257e
 def _said(path):
     "Architecture and findings that a weight file names; {} if it names none"
     if Path(path).suffix != '.safetensors': return {}
     with safe_open(path, 'pt') as f: said = f.metadata() or {}
-    return {k: json.loads(o) if k == 'findings' else o for k, o in said.items() if k in ('arch', 'findings')}
+    try: named = json.loads(said['model']) if 'model' in said else {k: json.loads(o) if k == 'findings' else o for k, o in said.items() if k in ('arch', 'findings')} # the second as older versions wrote it
+    except ValueError: raise ModelError(f'{path}: what it says of itself cannot be read; refused') from None
+    return named if isinstance(named, dict) else {}
 
 def load_weights(
     model:ChestModel, # Changed in place

@@ -259,13 +259,13 @@ def make_split(
         split = split.drop(inside.index.difference(subset(inside, n, recipe.seed).index))
     return check_split(table, split)
 
-# %% ../nbs/api/10_training.ipynb #c5e5e546
+# %% ../nbs/api/10_training.ipynb #d08607e2
 def _possible(r):
     "Raise `TrainError` for a recipe with a number that makes no sense"
     wrong = [f'stage {o.name}: {k} is {getattr(o, k)}, and must be {word}' for o in r.stages for k, ok, word in (('epochs', o.epochs >= 1, '1 or more'), ('bs', o.bs >= 1, '1 or more'), ('lr', o.lr > 0, 'above 0')) if not ok]
     if not r.stages: wrong.append('there is no stage')
     if not 16 <= r.size <= 2048: wrong.append(f'size is {r.size}, and must be 16 to 2048 pixels')
-    if not (0 < r.val < 1 and 0 <= r.test < 1 and (r.split != 'random' or r.val + r.test < 1)): wrong.append(f'val is {r.val} and test is {r.test}; give shares of the patients that leave some for training')
+    if not (0 < r.val < 1 and 0 <= r.test < 1 and (r.split != 'random' or r.val + r.test < 1)): wrong.append(f'val is {r.val} and test is {r.test}; they leave nothing to train on, give smaller shares of the patients')
     if min(r.train_subset, r.val_subset) < 0: wrong.append('a subset has fewer than no films')
     if wrong: raise TrainError(wrong[0])
 
