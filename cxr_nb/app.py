@@ -172,7 +172,7 @@ def _gradio():
     except ImportError: raise PageError('the page needs Gradio; install it with: pip install "cxr_nb[app]"') from None
     return gradio
 
-# %% ../nbs/api/14_app.ipynb #b8230671
+# %% ../nbs/api/14_app.ipynb #abb44573
 def make_page(
     clf:Classifier, # Ready to predict
     home, # Folder of uploads, as in `GRADIO_TEMP_DIR`
@@ -195,7 +195,7 @@ def make_page(
     with gr.Blocks(title='cxr_nb', analytics_enabled=False, delete_cache=(60, 60)) as page:
         held = gr.State(None, time_to_live=900) # of one visitor, in memory
         gr.HTML(f'<div class="cxr-warn" role="note"><strong>{WARNING}</strong></div>')
-        gr.Markdown(f'# What would this model say?\n{html.escape(name)}: drop a frontal chest film (PNG, JPEG or DICOM). Nothing you upload is kept.')
+        gr.Markdown(f'# What would this model say?\n{html.escape(name)}: drop a frontal chest film (PNG, JPEG or DICOM). No upload is kept on disk.')
         with gr.Row():
             with gr.Column(min_width=300):
                 file = gr.File(label='A chest film', type='filepath', height=140, elem_id='upload')

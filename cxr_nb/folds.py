@@ -28,7 +28,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from tqdm.auto import tqdm
 
-# %% ../nbs/api/25_folds.ipynb #5327d4ee
+# %% ../nbs/api/25_folds.ipynb #ad874b80
 from .data import ChestData, cache_home
 from .images import Cache, _write, prepare
 from .indiana import INDIANA
@@ -36,7 +36,7 @@ from .labels import CxrError
 from .loaders import MEAN, STD, Augment, Batches, place
 from .losses import LOSSES, make_loss
 from .metrics import align, auroc, confusion, evaluate, macro, multilabel_scores, write_metrics
-from .models import bounded, ChestModel, ModelError, _over, _timm, probabilities, read_config, read_weights, save_bundle
+from .models import ChestModel, ModelError, _filled, _over, _timm, probabilities, read_config, read_weights, save_bundle
 from .report import BLUE, GRAY, INK, ORANGE, _axes, _text, plot_confusion
 from .splits import check_split, fingerprint
 from .thresholds import fit_thresholds, load_thresholds, save_thresholds
@@ -659,7 +659,7 @@ def final_evaluation(
     every = multilabel_scores(got['test'].y, got['test'].p, t).to_dict('index')
     return write_metrics(run.path/'metrics.json', **ev, sets=sets, multilabel=every, sweep=dict(budget=budget, fold=fold, epoch=epoch))
 
-# %% ../nbs/api/25_folds.ipynb #a8881864
+# %% ../nbs/api/25_folds.ipynb #d3e8c42e
 def save_vit(
     model:ChestViT, # Any device
     path, # Folder, made if needed
@@ -674,11 +674,7 @@ def load_vit(
     "A network of this page; no download is needed. Raises `ModelError` if the folder holds none"
     cfg = read_config(path)
     if 'vit' not in cfg: raise ModelError(f'{path}: holds a {cfg["arch"]} of another kind; `load_bundle` reads it')
-    weights = Path(path)/'model.safetensors'
-    model = bounded(lambda: ChestViT(cfg['arch'], cfg['findings'], cfg['size'], **cfg['vit']), weights)
-    try: model.load_state_dict(read_weights(weights))
-    except RuntimeError as e: raise ModelError(f'{path}: weights and configuration do not belong together ({str(e).splitlines()[-1].strip()[:120]})') from None
-    return model.eval(), cfg
+    return _filled(lambda: ChestViT(cfg['arch'], cfg['findings'], cfg['size'], **cfg['vit']), path), cfg
 
 # %% ../nbs/api/25_folds.ipynb #aa34fc82
 def set_table(

@@ -37,9 +37,9 @@ from .labels import FINDINGS, CxrError
 from .loaders import Augment, Batches, draw_affine, normalise, warp
 from .losses import WeightedBCE, inverse_frequency, make_loss
 
-# %% ../nbs/api/22_fusion.ipynb #1cd09a81
+# %% ../nbs/api/22_fusion.ipynb #5f3157fd
 from .metrics import _logistic, _metadata, align, auroc, average_precision, compare, confusion, macro, write_metrics
-from .models import bounded, ChestModel, ModelError, _timm, read_config, read_weights, save_bundle, save_weights
+from .models import ChestModel, ModelError, _filled, _timm, read_config, save_bundle, save_weights
 from .report import plot_confusion, plot_films, plot_roc
 from .thresholds import apply_thresholds, find_optimal_thresholds_with_dynamic_adjustment, save_thresholds
 from .training import (FixBatchNorm, History, Judged, KeepBest, Recipe, Run, SmoothLoss, ValidLoss, _audit, _data_of, _evaluate, adam,
@@ -179,7 +179,7 @@ def fuse(
     net.head[-1].bias.data = share.clamp(1e-4, 1 - 1e-4).logit()
     return net.eval()
 
-# %% ../nbs/api/22_fusion.ipynb #b6be1639
+# %% ../nbs/api/22_fusion.ipynb #b26f5673
 def save_fusion(
     model:FusionNet, # Any device
     path, # Folder, made if needed
@@ -197,11 +197,7 @@ def load_fusion(
     if 'fusion' not in cfg: raise ModelError(f'{path}: holds a {cfg["arch"]} without tabular input; `load_bundle` reads it')
     if findings is not None and list(findings) != cfg['findings']:
         raise ModelError(f'{path}: its outputs are {", ".join(cfg["findings"])}, not {", ".join(findings)}; take the names and the order of this model')
-    weights = Path(path)/'model.safetensors'
-    model = bounded(lambda: FusionNet(cfg['arch'], cfg['findings'], cfg['size'], **cfg['fusion']), weights)
-    try: model.load_state_dict(read_weights(weights))
-    except RuntimeError as e: raise ModelError(f'{path}: weights and configuration do not belong together ({str(e).splitlines()[-1].strip()[:120]})') from None
-    return model.eval(), cfg
+    return _filled(lambda: FusionNet(cfg['arch'], cfg['findings'], cfg['size'], **cfg['fusion']), path), cfg
 
 # %% ../nbs/api/22_fusion.ipynb #78aff2de
 class FixedRow(nn.Module):

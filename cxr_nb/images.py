@@ -62,7 +62,7 @@ def file_kind(
     if head[128:132] == b'DICM' or (head[:2] == b'\x08\0' and head[3:4] == b'\0' and len(head) >= 132): return 'dicom'
     return next((k for k, mark in _MARKS.items() if head.startswith(mark)), '')
 
-# %% ../nbs/api/04_images.ipynb #8de20fc5
+# %% ../nbs/api/04_images.ipynb #c053c19a
 def _said(e): return str(e).splitlines()[0][:80] if str(e) else type(e).__name__
 
 def _open(path, f, kind):
@@ -70,7 +70,7 @@ def _open(path, f, kind):
     try: im = Image.open(f, formats=[kind.upper()])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(path, f'more than {MAX_PIXELS:,} pixels', 'export the film at the size of its detector', 'too_large') from None
-    except Exception as e: raise ImageError(path, f'broken file: no {kind.upper()} in spite of its first bytes', 'copy or download it again', 'broken') from None
+    except Exception: raise ImageError(path, f'broken file: no {kind.upper()} in spite of its first bytes', 'copy or download it again', 'broken') from None
     _check_size(path, *im.size)
     if getattr(im, 'n_frames', 1) > 1: raise ImageError(path, f'{im.n_frames} pictures in one file', 'export one film a file', 'frames')
     return im

@@ -310,12 +310,12 @@ def read_config(
         raise ModelError(f'{weights}: the weights are not those that its config.json names (SHA-256 {sha[:12]} here, {str(said)[:12]} there), so they do not belong together; restore both files')
     return cfg
 
-# %% ../nbs/api/07_models.ipynb #2e0609da
+# %% ../nbs/api/07_models.ipynb #c48a976f
 @contextmanager
 def _limit(tensors, numbers):
     "Within: a network of this thread may register no more than that, and make no map of more than 2 GB"
     me, left = threading.get_ident(), [tensors, numbers]
-    def full(): raise ModelError('the network is larger than its weights, or its maps too large')
+    def full(): raise _TooLarge('the network is larger than its weights, or its maps too large')
     def count(module, name, t):
         if t is None or threading.get_ident() != me: return
         left[0] -= 1; left[1] -= t.numel()
@@ -327,6 +327,8 @@ def _limit(tensors, numbers):
         for on, f in ((m.register_module_parameter_registration_hook, count), (m.register_module_buffer_registration_hook, count), (m.register_module_forward_hook, look)):
             stack.callback(on(f).remove)
         yield
+
+class _TooLarge(ModelError): "Larger than its weights"
 
 def bounded(
     make, # Makes a network, without arguments
@@ -341,12 +343,12 @@ def bounded(
     for where in ('meta', 'cpu'):
         try:
             with _limit(*room), torch.device(where): net = make()
+        except _TooLarge: raise
         except Exception as e:
-            if isinstance(e, ModelError) and 'larger than its weights' in str(e): raise
             if where == 'cpu': raise e if isinstance(e, ModelError) else ModelError(f'cannot be made as config.json says ({type(e).__name__}: {str(e)[:100]})') from None
     return net
 
-# %% ../nbs/api/07_models.ipynb #f130257e
+# %% ../nbs/api/07_models.ipynb #e72aab2a
 def _said(path):
     "Architecture and findings that a weight file names; {} if it names none"
     if Path(path).suffix != '.safetensors': return {}
@@ -370,6 +372,14 @@ def load_weights(
     try: model.load_state_dict(sd)
     except RuntimeError as e: raise ModelError(f'{path}: does not fit {model.arch} with {len(b)} findings ({str(e).splitlines()[-1].strip()[:100]}); is it of another architecture?') from None
     return model
+
+def _filled(make, path):
+    "A network made by `make`, with the weights of a bundle, in eval mode; for kinds that name no findings in their weights"
+    weights = Path(path)/'model.safetensors'
+    model = bounded(make, weights)
+    try: model.load_state_dict(read_weights(weights))
+    except RuntimeError as e: raise ModelError(f'{path}: weights and configuration do not belong together ({str(e).splitlines()[-1].strip()[:120]})') from None
+    return model.eval()
 
 def load_bundle(
     path # Folder of a bundle or run

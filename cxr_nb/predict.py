@@ -7,8 +7,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/predict.html.md"""
 # %% auto #0
 __all__ = ['Classifier', 'load_classifier', 'gather', 'probabilities_of', 'predict_files', 'add_calls', 'write_rows']
 
-# %% ../nbs/api/13_predict.ipynb #66d38850
-import json, os
+# %% ../nbs/api/13_predict.ipynb #cc1d779a
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from tqdm.auto import tqdm
 
-# %% ../nbs/api/13_predict.ipynb #9b93fbb9
+# %% ../nbs/api/13_predict.ipynb #95660501
 from .data import SUFFIXES
 from .gate import Verdict, read_film
-from .images import to_square
+from .images import file_kind, to_square
 from .labels import NO_FINDING, CxrError
 from .loaders import augment, keep_memory
 from .models import ChestModel, _device, load_bundle
@@ -50,11 +50,13 @@ def load_classifier(
     if device.type == 'cpu': keep_memory()
     return Classifier(model.to(device), cfg, device)
 
-# %% ../nbs/api/13_predict.ipynb #43183a19
+# %% ../nbs/api/13_predict.ipynb #0c559290
 def _is_dicom(path):
     "Is this a DICOM file? Machines leave out the suffix"
-    if not path.is_file(): return False
-    with open(path, 'rb') as f: return f.read(132)[128:] == b'DICM'
+    try:
+        if not path.is_file(): return False
+        with open(path, 'rb') as f: return file_kind(f.read(132)) == 'dicom'
+    except OSError: return False # what may not be read is none of the files that were meant
 
 def gather(
     paths # Files and folders, or one of them
