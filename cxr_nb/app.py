@@ -19,7 +19,7 @@ import cv2, numpy as np, pandas as pd
 from .explain import ExplainError, gradcam, overlay
 from .gate import Verdict, check_pixels, read_film
 from .images import to_square
-from .labels import CxrError
+from .core import CxrError
 from .loaders import normalise
 from .phantom import anatomy, film
 from .predict import Classifier, load_classifier, probabilities_of

@@ -33,7 +33,8 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/api/23_backbones.ipynb #a3b36df4
 from .data import ChestData, fast
-from .labels import FINDINGS, CxrError
+from .core import CxrError
+from .labels import FINDINGS
 from .loaders import MEAN, STD, Augment, Batches
 from .metrics import align, auroc, average_precision, bootstrap, compare, evaluate, f1, freedom, macro, verdict, with_interval
 from .models import ChestModel, ModelError, check_arch, make_model, probabilities, read_weights

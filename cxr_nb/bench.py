@@ -31,7 +31,8 @@ from fastcore.basics import listify
 from tqdm.auto import tqdm
 from .data import fast, label_file, phantom_data
 from .images import build_cache, read_gray, to_square
-from .labels import FINDINGS, CxrError, nih_table, official_test_patients
+from .core import CxrError
+from .labels import FINDINGS, nih_table, official_test_patients
 from .phantom import _alone
 
 # %% ../nbs/api/16_bench.ipynb #8ebf5d1f

@@ -14,7 +14,7 @@ from collections import Counter
 from importlib.resources import files
 
 import pandas as pd
-from .labels import CxrError
+from .core import CxrError
 from .metrics import with_interval
 
 # %% ../nbs/api/20_checklists.ipynb #9d7a0849

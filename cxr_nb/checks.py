@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 from .data import PHANTOM_CAVEAT, ChestData, label_file, load_data, load_nih
 from .images import MIN_SIDE, ImageError, read_gray, to_square
 from .labels import *
-from .labels import BOX_FRAME, CxrError, official_test_patients, read_rows
+from .core import CxrError
+from .labels import BOX_FRAME, official_test_patients, read_rows
 from .splits import fingerprint
 
 # %% ../nbs/api/28_checks.ipynb #b73f67e0

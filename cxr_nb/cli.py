@@ -16,7 +16,8 @@ from inspect import signature
 from pathlib import Path
 
 from fastcore.script import anno_parser
-from .labels import FINDINGS, FINDINGS13, CxrError
+from .core import CxrError
+from .labels import FINDINGS, FINDINGS13
 
 # %% ../nbs/api/15_cli.ipynb #328e8227
 def hyphenate(
@@ -454,7 +455,7 @@ def cxr_demo(
     check_arch(arch)
     if not (n_images > 0 and 32 <= size <= 1024): raise CxrError(f'--n-images {n_images}, --size {size}: give at least one film, and a side of 32 to 1024 pixels')
     out, (first, recipe) = Path(out), demo_recipes(arch, size, pretrain_epochs, seed)
-    other = phantom_data(pretrain_images, size, seed + 1, enrich=1., first_patient=50_001)
+    other = phantom_data(pretrain_images, size, seed + 1, enrich=1., first_patient=150_001)
     _say(f'phantom: {len(other.table):,} synthetic films to begin with; they say nothing about patients')
     pre = train(other, first, out/'pretrain', device=device, on_stage=_stage_line)
     data = phantom_data(n_images, size, seed)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 from fastcore.xdg import xdg_cache_home
+from .core import CxrError, one_at_a_time
 from .labels import *
 from .labels import _read_csv
 from .phantom import make_phantom
@@ -75,7 +76,8 @@ def download_nih()->Path: # The folder of the release, about 45 GB
     "ChestX-ray14 from Kaggle through kagglehub (needs `pip install 'cxr_nb[kaggle]'`)"
     try: import kagglehub
     except ImportError: raise DataError("kagglehub is not installed; run `pip install 'cxr_nb[kaggle]'`") from None
-    try: return Path(kagglehub.dataset_download('nih-chest-xrays/data'))
+    try:
+        with one_at_a_time(cache_home()/'download', 'the download of the release'): return Path(kagglehub.dataset_download('nih-chest-xrays/data'))
     except Exception as e: raise DataError(f'the download from Kaggle failed ({e}); check the network and your Kaggle key, or download '
                                            'nih-chest-xrays/data by hand and give its folder as --data') from e
 
@@ -103,7 +105,7 @@ def index_images(
     found = {}
     for folder, dirs, names in os.walk(root, followlinks=True):
         dirs.sort()
-        for o in names:
+        for o in sorted(names):
             if Path(o).suffix.lower() not in SUFFIXES: continue
             if o in found: raise DataError(f'{found[o]} and {Path(folder)/o} have the same name; rename one, names tell images apart')
             found[o] = Path(folder)/o

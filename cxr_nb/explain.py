@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 from torch import nn
 
-from .labels import BOX_FRAME, CxrError
+from .core import CxrError
+from .labels import BOX_FRAME
 from .loaders import normalise
 from .metrics import boot_weights, write_metrics
 from .thresholds import load_thresholds

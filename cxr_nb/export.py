@@ -22,7 +22,7 @@ from torch import nn
 # %% ../nbs/api/29_export.ipynb #147fac72
 from . import __version__
 from .images import to_square
-from .labels import CxrError
+from .core import CxrError
 from .loaders import MEAN, STD
 from .models import ModelError, check_config, file_sha256, read_config
 from .phantom import anatomy, film

@@ -30,9 +30,9 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/api/25_folds.ipynb #ad874b80
 from .data import ChestData, cache_home
-from .images import Cache, _write, prepare
+from .images import Cache, prepare
 from .indiana import INDIANA
-from .labels import CxrError
+from .core import CxrError, one_at_a_time, write_json, write_whole
 from .loaders import MEAN, STD, Augment, Batches, place
 from .losses import LOSSES, make_loss
 from .metrics import align, auroc, confusion, evaluate, macro, multilabel_scores, write_metrics
@@ -72,6 +72,7 @@ class ChestViT(ChestModel):
         if not 0 <= blocks <= depth: raise ModelError(f'{arch} has {depth} blocks, of which {blocks} cannot learn; choose 0 to {depth}')
         self.blocks, self.cut = blocks, depth - blocks
         self.options = dict(width=width, blocks=blocks, dropout=dropout, **kwargs)
+        self.bundle_fields = dict(vit=self.options)
         self.proj = nn.Linear(n, width, bias=False) if width else nn.Identity()
         self.head = vit_head(width or n, len(self.findings), dropout=dropout)
         self.requires_grad_(False)
@@ -292,16 +293,21 @@ def keep_tokens(
     "Tokens from disk, or computed now. Raises `FoldError` if the disk is too full"
     path, shape, n = Path(path), token_shape(model), len(batches.rows)*(1 + flip)
     npy, said = path/'tokens.npy', dict(films=films, stem=_stem_print(model), shape=[n, *shape], size=model.size)
-    if not (npy.is_file() and (path/'tokens.json').is_file() and json.loads((path/'tokens.json').read_text()) == said):
-        path.mkdir(parents=True, exist_ok=True)
-        (path/'tokens.json').unlink(missing_ok=True)
-        need, free = token_bytes(shape, n), shutil.disk_usage(path).free
-        if need > free: raise FoldError(f'{path}: {need/1e9:.1f} GB are needed for tokens and {free/1e9:.1f} are free; give another folder as tokens, or train the head alone (blocks=0)')
-        temp = path/'tokens.part.npy'
-        _fill_tokens(np.lib.format.open_memmap(temp, mode='w+', dtype=np.float16, shape=(n, *shape)), model.eval(), batches, flip, progress)
-        os.replace(temp, npy)
-        _write(path/'tokens.json', json.dumps(said))
+    there = lambda: npy.is_file() and (path/'tokens.json').is_file() and json.loads((path/'tokens.json').read_text()) == said
+    if not there():
+        with one_at_a_time(npy, 'these tokens'):
+            if not there(): _make_tokens(path, model, batches, [n, *shape], flip, progress, said)
     return np.load(npy, mmap_mode='r')
+
+def _make_tokens(path, model, batches, shape, flip, progress, said):
+    "Compute tokens into their file, which gets its name when it is whole"
+    (path/'tokens.json').unlink(missing_ok=True)
+    need, free = token_bytes(tuple(shape[1:]), shape[0]), shutil.disk_usage(path).free
+    if need > free: raise FoldError(f'{path}: {need/1e9:.1f} GB are needed for tokens and {free/1e9:.1f} are free; give another folder as tokens, or train the head alone (blocks=0)')
+    temp = path/'tokens.part.npy'
+    _fill_tokens(np.lib.format.open_memmap(temp, mode='w+', dtype=np.float16, shape=tuple(shape)), model.eval(), batches, flip, progress)
+    os.replace(temp, path/'tokens.npy')
+    write_json(path/'tokens.json', said)
 
 # %% ../nbs/api/25_folds.ipynb #7b1b257d
 class TokenBatches(Batches):
@@ -365,7 +371,7 @@ def _claim(path, said):
     left = json.loads(file.read_text()) if file.is_file() else said
     if odd := [k for k in said if left.get(k) != said[k]]: raise FoldError(f'{path}: holds folds of another {odd[0]}; move it away, or give another folder')
     path.mkdir(parents=True, exist_ok=True)
-    _write(file, json.dumps(said, indent=1))
+    write_whole(file, json.dumps(said, indent=1))
 
 def start_folds(
     data:ChestData, # Where table and images are
@@ -457,7 +463,7 @@ def fit_fold(
         p, b, auc = _validate(model, valid, loss.cpu())
         if not auc == auc: raise FoldError('no finding of this fold has both positives and negatives; make fewer folds, or take more films')
         rows.append(dict(epoch=epoch, train_loss=a, valid_loss=b, auroc=auc, lr=lr, grad_norm=norm))
-        if log: _write(Path(log), pd.DataFrame(rows).to_csv(index=False))
+        if log: write_whole(Path(log), pd.DataFrame(rows).to_csv(index=False))
         best.see(epoch, auc, lambda: (trained_state(model), p))
         plan.step(b)
         if epoch - best.epoch >= r.patience: break
@@ -511,8 +517,15 @@ def train_fold(
 )->Path: # Its folder
     "Train on the other folds, keep the best state within each budget; nothing if that was done"
     if fold not in run.folds: raise FoldError(f'{fold!r} is no fold of this split; it has {", ".join(run.folds)}')
-    out, temp, r = run.path/fold, run.path/f'{fold}.part', run.recipe
+    out, temp = run.path/fold, run.path/f'{fold}.part'
     if (out/'fold.json').is_file(): return out
+    with one_at_a_time(out, 'this fold'):
+        if not (out/'fold.json').is_file(): _train_fold(run, fold, out, temp)
+    return out
+
+def _train_fold(run, fold, out, temp):
+    "Train a fold into a folder beside its own, which gets its name at the end"
+    r = run.recipe
     shutil.rmtree(temp, ignore_errors=True)
     temp.mkdir()
     train, valid, seed = run.images(*(o for o in run.folds if o != fold)), run.images(fold), r.seed*1000 + run.folds.index(fold)
@@ -521,9 +534,8 @@ def train_fold(
     history, kept = fit_fold(model, run.batches(train, bs=r.bs, train=True, flip=r.flip, seed=seed), run.batches(valid), r, temp/'history.csv', run.progress)
     for epoch, (state, p) in kept.items(): _keep_epoch(run, temp, model, epoch, state, p, train, valid)
     said = dict(fold=fold, epochs=len(history), stopped=len(history) < max(r.budgets), best=best_epochs(history, r.budgets), train=len(train), val=len(valid))
-    _write(temp/'fold.json', json.dumps(said, indent=1))
+    write_json(temp/'fold.json', said)
     temp.rename(out)
-    return out
 
 # %% ../nbs/api/25_folds.ipynb #78877ccc
 def epoch_search(
@@ -606,9 +618,11 @@ def out_of_fold(
 def fold_thresholds(
     run:FoldRun, # With all folds trained
     budget:int, # One of the budgets
+    fold:str=None, # A fold, for the thresholds of its network; those of all folds' predictions together if not given
 )->pd.DataFrame: # As of `fit_thresholds`
-    "F1-optimal thresholds on out-of-fold predictions"
-    a = align(None, out_of_fold(run, budget))
+    "F1-optimal thresholds on films that the networks did not see in training. A single network must get its own: what suits the five together need not suit one"
+    seen = out_of_fold(run, budget)
+    a = align(None, seen if fold is None else seen[seen.fold == fold])
     return fit_thresholds(a.y, a.p, a.findings)
 
 # %% ../nbs/api/25_folds.ipynb #be708ce1
@@ -646,17 +660,18 @@ def final_evaluation(
     if not len(test): raise FoldError(f'{run.path}: the split holds no test films out; give some the part "test"')
     budget = budget or best_budget(search)[0]
     fold = best_budget(search.loc[[budget]])[1] if budget in search.index else None
-    cuts = fold_thresholds(run, budget)
-    t, epoch = cuts.threshold.to_numpy(), json.loads((run.path/fold/'fold.json').read_text())['best'][str(budget)]
+    cuts, pooled = fold_thresholds(run, budget, fold), fold_thresholds(run, budget).threshold
+    ts = dict(train=cuts.threshold.to_numpy(), val=pooled.to_numpy(), test=cuts.threshold.to_numpy())
+    epoch = json.loads((run.path/fold/'fold.json').read_text())['best'][str(budget)]
     model = fold_model(run, fold, epoch)
     said = dict(train=fold_predictions(run, fold, budget)[0], val=out_of_fold(run, budget), test=_say(run, test, probabilities(model, run.batches(test)), 'test'))
     got = {k: _written(run, k, df) for k, df in said.items()}
-    ev = {k: evaluate(got[k].y, got[k].p, got[k].findings, got[k].patients, t, n_boot, run.recipe.seed) for k in ('test', 'val')}
+    ev = {k: evaluate(got[k].y, got[k].p, got[k].findings, got[k].patients, ts[k], n_boot, run.recipe.seed) for k in ('test', 'val')}
     search.to_csv(run.path/'epoch_search.csv')
-    save_thresholds(run.path/'thresholds.json', cuts)
+    save_thresholds(run.path/'thresholds.json', cuts.assign(pooled=pooled))
     save_vit(model, run.path, recipe=json.loads((run.path/'sweep.json').read_text()), budget=budget, fold=fold, epoch=epoch)
-    sets = {**{k: _many(a, t) for k, a in got.items()}, 'test at 0.5': _many(got['test'], np.full(len(t), .5))}
-    every = multilabel_scores(got['test'].y, got['test'].p, t).to_dict('index')
+    sets = {**{k: _many(a, ts[k]) for k, a in got.items()}, 'test at 0.5': _many(got['test'], np.full(len(cuts), .5))}
+    every = multilabel_scores(got['test'].y, got['test'].p, ts['test']).to_dict('index')
     return write_metrics(run.path/'metrics.json', **ev, sets=sets, multilabel=every, sweep=dict(budget=budget, fold=fold, epoch=epoch))
 
 # %% ../nbs/api/25_folds.ipynb #d3e8c42e
@@ -666,7 +681,7 @@ def save_vit(
     **config # More for config.json
 )->Path: # The folder
     "Write a network of this page as a bundle"
-    return save_bundle(model, path, **{**config, 'vit': model.options})
+    return save_bundle(model, path, **config)
 
 def load_vit(
     path # Folder of a bundle or run
@@ -688,6 +703,11 @@ def set_table(
     return t.loc[[*SCORES, 'classes']].rename(index=SCORES).rename_axis('score')
 
 # %% ../nbs/api/25_folds.ipynb #d40689dd
+def _cuts(run, part, findings):
+    "Thresholds of a part: those of all folds together for out-of-fold predictions, else those of the network that was chosen"
+    t = load_thresholds(run.path/'thresholds.json', findings)
+    return t.assign(threshold=t.pooled) if part == 'val' else t
+
 def class_table(
     run:FoldRun, # After `final_evaluation`
     part:str='test', # 'test', 'val' (out of fold) or 'train'
@@ -695,7 +715,7 @@ def class_table(
 )->pd.DataFrame: # By class, best AUROC first: positives, positive_patients, auroc with `_low`, `_high`, ap, f1, jaccard, accuracy, threshold
     "How well each class is ranked and called"
     a = align(None, run.path/f'predictions_{part}.csv')
-    t = load_thresholds(run.path/'thresholds.json', a.findings).threshold.to_numpy()
+    t = _cuts(run, part, a.findings).threshold.to_numpy()
     c, e = confusion(a.y, a.p, t), evaluate(a.y, a.p, a.findings, a.patients, t, n_boot, run.recipe.seed).table
     cols = ['positives', 'positive_patients', 'auroc', 'auroc_low', 'auroc_high', 'ap', 'f1']
     return e[cols].assign(jaccard=c.jaccard, accuracy=c.accuracy, threshold=t).sort_values('auroc', ascending=False, kind='stable')
@@ -763,7 +783,7 @@ def plot_calls(
     a = align(None, run.path/f'predictions_{part}.csv')
     show = list(classes or a.findings)
     if odd := [o for o in show if o not in a.findings]: raise FoldError(f'{odd[0]!r} is no class of this run; it has {", ".join(a.findings)}')
-    at, t = [a.findings.index(o) for o in show], load_thresholds(run.path/'thresholds.json', a.findings)
+    at, t = [a.findings.index(o) for o in show], _cuts(run, part, a.findings)
     fig = plot_confusion(a.y[:, at], a.p[:, at], t.loc[show], show, cols)
     for ax in fig.axes: ax.set_title('\n'.join(ax.get_title('left').rsplit(', ', 1)), fontsize=7, loc='left', color=INK) # long names need the line
     return fig

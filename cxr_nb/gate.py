@@ -23,7 +23,7 @@ from scipy.special import softmax
 from scipy.stats import rankdata
 from tqdm.auto import tqdm
 from .images import NOTES, ImageError, colour_share, read_picture
-from .labels import CxrError
+from .core import CxrError
 
 # %% ../nbs/api/26_gate.ipynb #f66de4f0
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2, numpy as np, pandas as pd
 from PIL import Image, ImageChops, ImageOps
 from tqdm.auto import tqdm
-from .labels import CxrError
+from .core import CxrError, one_at_a_time, read_json, write_json, write_whole
 
 # %% ../nbs/api/04_images.ipynb #7dde7899
 MIN_SIDE = 32 # Pixels; below it nothing of a chest can be seen
@@ -341,13 +341,23 @@ class Cache:
 def open_cache(
     path # Folder of a complete cache
 )->Cache: # With its images memory-mapped
-    "A cache from disk. Raises `CxrError` if it is incomplete or of another version"
+    "A cache from disk. Raises `CxrError` if it is incomplete, damaged or of another version"
     path = Path(path)
     if not (path/'meta.json').is_file(): raise CxrError(f'{path}: no complete cache; run cxr-prepare, it goes on where it stopped')
-    meta = json.loads((path/'meta.json').read_text())
+    meta = read_json(path/'meta.json', 'delete the folder and run cxr-prepare')
     if meta.get('version') != CACHE_VERSION: raise CxrError(f'{path}: a cache of version {meta.get("version")}, this is {CACHE_VERSION}; delete the folder and run cxr-prepare')
-    index = pd.read_csv(path/'index.csv', index_col='image', keep_default_na=False)
-    return Cache(path, np.load(path/'images.npy', mmap_mode='r'), index, meta)
+    try:
+        index = pd.read_csv(path/'index.csv', index_col='image', keep_default_na=False)
+        images = np.load(path/'images.npy', mmap_mode='r')
+    except (OSError, ValueError) as e: raise CxrError(f'{path}: a damaged cache ({_said(e)}); delete the folder and run cxr-prepare') from None
+    _check_rows(path, index, images, meta)
+    return Cache(path, images, index, meta)
+
+def _check_rows(path, index, images, meta):
+    "Raise `CxrError` unless every row of the images has exactly one line in the index"
+    n = meta.get('n')
+    if len(index) == len(images) == n and index.index.is_unique and sorted(index.row) == list(range(n)): return
+    raise CxrError(f'{path}: a damaged cache (its index has {len(index):,} lines for {len(images):,} images, and {n} were meant); delete the folder and run cxr-prepare')
 
 # %% ../nbs/api/04_images.ipynb #3efc9f94
 def _one(path, size):
@@ -367,30 +377,28 @@ def _fill(images, names, files, start, stop, pool):
                         columns=['image', 'row', 'width', 'height', 'bytes', 'status', 'reason'])
 
 # %% ../nbs/api/04_images.ipynb #904a40ef
-def _write(path, text):
-    "Write a file whole or not at all"
-    part = path.with_name(path.name + '.part')
-    part.write_text(text)
-    os.replace(part, path)
-
 def _done(log, block):
     "The lines of whole blocks in a log; a block that was cut off is taken out, to be read again"
     if not log.is_file(): return pd.DataFrame(columns=['image'])
     lines = log.read_text().splitlines(keepends=True)
     whole = max(len(lines) - 1, 0)//block*block if not lines or lines[-1].endswith('\n') else max(len(lines) - 2, 0)//block*block
-    if whole + 1 < len(lines): _write(log, ''.join(lines[:whole + 1]) if whole else '')
+    if whole + 1 < len(lines): write_whole(log, ''.join(lines[:whole + 1]) if whole else '')
     return pd.read_csv(log, keep_default_na=False) if whole else pd.DataFrame(columns=['image'])
+
+def _is(file, meta):
+    "Does this JSON file say the same?"
+    return file.is_file() and json.loads(file.read_text()) == meta
 
 def _resume(path, n, size, meta, block):
     "The array to fill and the lines that are done already; begins anew if what is there is of another kind"
     path.mkdir(parents=True, exist_ok=True)
-    plan, log, npy = path/'plan.json', path/'log.csv', path/'images.npy'
-    if plan.is_file() and json.loads(plan.read_text()) == meta and npy.is_file():
-        return np.lib.format.open_memmap(npy, mode='r+'), _done(log, block)
+    plan, log, npy = path/'plan.json', path/'log.csv', path/'images.npy.part'
+    done = npy if npy.is_file() else path/'images.npy' # the images may have got their name already
+    if _is(plan, meta) and log.is_file() and done.is_file(): return np.lib.format.open_memmap(done, mode='r+'), _done(log, block)
     if any(path.iterdir()) and not plan.is_file(): raise CxrError(f'{path}: holds other files; give a new or empty folder for the cache')
     for o in (path/'meta.json', log): o.unlink(missing_ok=True)
     images = np.lib.format.open_memmap(npy, mode='w+', dtype=np.uint8, shape=(n, size, size))
-    plan.write_text(json.dumps(meta))
+    write_json(plan, meta)
     return images, pd.DataFrame(columns=['image'])
 
 # %% ../nbs/api/04_images.ipynb #814be342
@@ -402,19 +410,29 @@ def build_cache(
     progress:bool=True, # Show a progress bar?
     block:int=512, # Images between two lines of the log
 )->Cache: # Complete; bad images are named in its index
-    "Decode and resize all files, in parallel; resumes after a kill and returns at once when complete"
+    "Decode and resize all files, in parallel. Resumes after a kill, waits for another builder, and returns at once when complete"
     path, names = Path(path), list(files)
-    meta = {'version': CACHE_VERSION, 'size': size, 'filter': 'area', 'n': len(names), 'source': hashlib.sha256('\n'.join(names).encode()).hexdigest()[:16]}
-    if (path/'meta.json').is_file() and json.loads((path/'meta.json').read_text()) == meta: return _retry(open_cache(path), files)
-    images, lines = _resume(path, len(names), size, meta, block)
+    source = hashlib.sha256('\n'.join(names).encode()).hexdigest()[:16]
+    meta = {'version': CACHE_VERSION, 'size': size, 'filter': 'area', 'n': len(names), 'source': source}
+    if _is(path/'meta.json', meta): return _refresh(path, files)
+    with one_at_a_time(path, 'this image cache'):
+        if not _is(path/'meta.json', meta): _build(path, files, meta, workers, progress, block)
+        return _refresh(path, files)
+
+def _build(path, files, meta, workers, progress, block):
+    "Read what is not yet read. The images get their name when all are there, and `meta.json`, without which nobody opens them, comes last"
+    names = list(files)
+    images, lines = _resume(path, len(names), meta['size'], meta, block)
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool, tqdm(total=len(names), initial=len(lines), desc='cache', unit='img', disable=not progress) as bar:
         for start in range(len(lines), len(names), block):
             new = _fill(images, names, files, start, min(start + block, len(names)), pool)
             new.to_csv(path/'log.csv', mode='a', header=not start, index=False)
             bar.update(len(new))
-    (path/'log.csv').replace(path/'index.csv')
-    _write(path/'meta.json', json.dumps(meta))
-    return open_cache(path)
+    log, part = path/'log.csv', path/'images.npy.part'
+    if part.is_file(): part.replace(path/'images.npy')
+    write_whole(path/'index.csv', log.read_bytes())
+    write_json(path/'meta.json', meta)
+    log.unlink()
 
 # %% ../nbs/api/04_images.ipynb #0c476d99
 def _changed(cache, files, n=200):
@@ -424,18 +442,29 @@ def _changed(cache, files, n=200):
     differ = lambda names: [o for o in names if now(o) != size[o]]
     return differ(size.index) if differ(size.index[::max(1, len(size)//n)]) else []
 
-def _retry(cache, files):
-    "Read again what was unusable when the cache was built, in case it has been mended, and what is another file by now"
-    got = {o: _one(files[o], cache.size) for o in [*(o for o in cache.skipped.index if files.get(o)), *_changed(cache, files)]}
-    got = {o: v for o, v in got.items() if v[0] is not None or cache.index.status[o] == 'ok'}
-    if not got: return cache
+def _news(cache, files):
+    "Lines of images that were unusable and have been mended, or that are another file by now"
+    again = [o for o in cache.skipped.index if files.get(o)] + _changed(cache, files)
+    read = {o: _one(files[o], cache.size) for o in again}
+    return {o: (a, line) for o, (a, line) in read.items() if a is not None or cache.index.status[o] == 'ok'}
+
+def _refresh(path, files):
+    "The cache, with the images read again that have changed since it was built"
+    cache = open_cache(path)
+    if not _news(cache, files): return cache
+    with one_at_a_time(path, 'this image cache'):
+        cache = open_cache(path)
+        _take_in(cache, _news(cache, files))
+    return open_cache(path)
+
+def _take_in(cache, news):
+    "Write new images, and then their lines"
     images = np.lib.format.open_memmap(cache.path/'images.npy', mode='r+')
-    for o, (a, line) in got.items():
-        images[cache.index.row[o]] = 0 if a is None else a
-        cache.index.loc[o, ['width', 'height', 'bytes', 'status', 'reason']] = line
+    for name, (a, line) in news.items():
+        images[cache.index.row[name]] = 0 if a is None else a
+        cache.index.loc[name, ['width', 'height', 'bytes', 'status', 'reason']] = line
     images.flush()
-    _write(cache.path/'index.csv', cache.index.to_csv())
-    return open_cache(cache.path)
+    write_whole(cache.path/'index.csv', cache.index.to_csv())
 
 # %% ../nbs/api/04_images.ipynb #95feb1ae
 def cache_path(

@@ -20,7 +20,8 @@ from xml.parsers import expat
 import cv2, numpy as np, pandas as pd
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
 from .data import PHANTOM_CAVEAT, ChestData, DataError, cache_home, fast, index_images
-from .labels import META, CxrError, LabelError, _read_csv, _xrv_data, findings_of
+from .core import CxrError, made_whole, one_at_a_time
+from .labels import META, LabelError, _read_csv, _xrv_data, findings_of
 from .phantom import anatomy, film
 from .splits import check_split
 
@@ -274,20 +275,20 @@ def indiana_phantom(
     if not 64 <= size <= 1024: raise CxrError(f'size {size} is out of range; give 64 to 1024')
     if (path/_NOTE).is_file() and (path/_NOTE).read_text() == said: return path
     if path.is_dir() and any(path.iterdir()) and not (path/_NOTE).is_file(): raise CxrError(f'{path}: holds files that are not an Indiana phantom; give an empty or new folder')
-    path.mkdir(parents=True, exist_ok=True)
-    (path/_NOTE).write_text('{}')
-    films, reports = _phantom_rows(n_reports, seed, least)
-    _write_phantom(path, indiana_labels(films, reports), size, seed)
-    _write_csvs(path, films, reports)
-    (path/_NOTE).write_text(said)
+    with one_at_a_time(path, 'these drawn films'):
+        if (path/_NOTE).is_file() and (path/_NOTE).read_text() == said: return path # another process has made them meanwhile
+        with made_whole(path) as part:
+            films, reports = _phantom_rows(n_reports, seed, least)
+            _write_phantom(part, indiana_labels(films, reports), size, seed)
+            _write_csvs(part, films, reports)
+            (part/_NOTE).write_text(said)
     return path
 
 # %% ../nbs/api/24_indiana.ipynb #959e6093
 def _write_phantom(path, table, size, seed):
-    "The films of a phantom, after clearing what an interrupted one left"
+    "The films of a phantom"
     dest = path/'images'/'images_normalized'
-    dest.mkdir(parents=True, exist_ok=True)
-    for o in dest.glob('*.dcm.png'): o.unlink()
+    dest.mkdir(parents=True)
     for name, row in table.iterrows(): (dest/name).write_bytes(cv2.imencode('.png', indiana_film(row, seed, size))[1])
 
 # %% ../nbs/api/24_indiana.ipynb #f048f237
@@ -305,7 +306,8 @@ def _download():
     "The folder of Kaggle's copy, about 14 GB"
     try: import kagglehub
     except ImportError: raise DataError("kagglehub is not installed; run `pip install 'cxr_nb[kaggle]'`") from None
-    try: return Path(kagglehub.dataset_download(SLUG))
+    try:
+        with one_at_a_time(cache_home()/'download-indiana', 'the download of the Indiana films'): return Path(kagglehub.dataset_download(SLUG))
     except Exception as e: raise DataError(f'the download from Kaggle failed ({e}); check the network and your Kaggle key, or {HOW}') from e
 
 def _root(root, download, kaggle):

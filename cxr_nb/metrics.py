@@ -22,7 +22,8 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from scipy.sparse import csr_matrix
 from scipy.special import expit, logit, ndtr, ndtri, stdtr, stdtrit
-from .labels import CxrError, film_names, findings_of, read_rows
+from .core import CxrError
+from .labels import film_names, findings_of, read_rows
 
 # %% ../nbs/api/08_metrics.ipynb #4bb04317
 class PredictionError(CxrError):

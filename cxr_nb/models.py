@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from tqdm.auto import tqdm
-from .labels import CxrError, FINDINGS
+from .core import CxrError
+from .labels import FINDINGS
 from .loaders import MEAN, STD, gathered
 
 # %% ../nbs/api/07_models.ipynb #c2bf6e86
@@ -223,7 +224,8 @@ def save_bundle(
     path.mkdir(parents=True, exist_ok=True)
     weights, cfg = _write_part(model, path/'model.safetensors'), path/'config.json.part'
     me = dict(arch=model.arch, findings=model.findings, size=model.size, library='cxr_nb', weights_sha256=file_sha256(weights))
-    cfg.write_text(json.dumps({**config, **me}, indent=1, allow_nan=False))
+    more = getattr(model, 'bundle_fields', {}) # what a network of another kind needs to be built again
+    cfg.write_text(json.dumps({**config, **me, **more}, indent=1, allow_nan=False))
     weights.replace(path/'model.safetensors')
     cfg.replace(path/'config.json')
     return path

@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from .data import SUFFIXES
 from .gate import Verdict, read_film
 from .images import file_kind, to_square
-from .labels import NO_FINDING, CxrError
+from .core import CxrError
+from .labels import NO_FINDING
 from .loaders import augment, keep_memory
 from .models import ChestModel, _device, load_bundle
 from .thresholds import apply_thresholds, no_finding

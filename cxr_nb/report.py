@@ -28,7 +28,8 @@ from matplotlib.ticker import PercentFormatter
 # %% ../nbs/api/12_report.ipynb #22922113
 from .calibration import Calibration, plot_reliability
 from .checklists import CHECKLISTS, cited, fill, readable, run_facts, summary
-from .labels import CxrError, findings_of, label_counts, no_finding
+from .core import CxrError
+from .labels import findings_of, label_counts, no_finding
 from .metrics import Bootstrap, align, auroc, average_precision, bootstrap, confusion, macro, roc_points, threshold_array, with_interval
 from .subgroups import FIGURES, plot_subgroups
 from .thresholds import apply_thresholds, no_finding as none_called

@@ -20,7 +20,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
-from .labels import CxrError
+from .core import CxrError
 
 # %% ../nbs/api/27_resume.ipynb #957378ca
 class ResumeError(CxrError):
@@ -223,8 +223,14 @@ class Pass:
 
 # %% ../nbs/api/27_resume.ipynb #b9f9b563
 class LateLearner(Learner):
-    "fastai's `Learner`, with the number of its first epoch"
+    "fastai's `Learner`, with the number of its first epoch, and mixed precision that ends with the step, whatever happens in it"
     first = 0
+    def _do_one_batch(self):
+        if not hasattr(self, 'mixed'): return super()._do_one_batch()
+        try:
+            self.mixed.enter()
+            super()._do_one_batch()
+        finally: self.mixed.leave()
     def _do_fit(self):
         for self.epoch in range(self.first, self.n_epoch): self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
@@ -290,7 +296,8 @@ def _restore(self:SaveState, tensors, info):
     smooth.val, smooth.count = tensors['smooth'].to(self.dls.device), info['smooth_count']
     self.history.rows[:] = info['rows']
     self.history.bar.n = self.history.bar.initial = info['epoch']*len(self.dls.train) + info['batch']
-    self.learn.first = self.dls.train.epoch = info['epoch']
+    self.learn.first = info['epoch']
+    self.dls.train.epoch += info['epoch'] # those of earlier stages come before
     self.dls.train.start, self.dls.valid.start = info['batch'], info['seen']
 
 # %% ../nbs/api/27_resume.ipynb #98023753

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from scipy.sparse import csr_matrix
-from .labels import CxrError
+from .core import CxrError
 from .metrics import _codes, check, threshold_array
 
 # %% ../nbs/api/09_thresholds.ipynb #d8173d68

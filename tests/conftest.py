@@ -30,6 +30,6 @@ def phantom(tmp_path_factory):
 def trained(run, phantom, tmp_path_factory):
     "A run folder, trained by cxr-train on the small phantom"
     out = tmp_path_factory.mktemp('runs')/'small'
-    said = run('cxr-train', '--data', phantom, '--out', out, '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', 64, '--epochs', 1, '--device', 'cpu')
+    said = run('cxr-train', '--data', phantom, '--out', out, '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', 64, '--epochs', 1, '--device', 'cpu', '--precision', 'float32')
     assert said.returncode == 0, said.stderr
     return out

@@ -234,7 +234,7 @@ def test_the_judge_is_a_function_of_the_pixels(good):
     assert np.allclose(both[0], j.scores([good])[0]) and check_pixels(good).to_dict() == check_pixels(good).to_dict()
     assert check_pixels(good[::2, ::2]).status == 'ok' and check_pixels(np.kron(good, np.ones((4, 4), np.uint8))).status == 'ok'
 
-@settings(max_examples=250, deadline=5000, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(which=st.integers(0, 18), edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=12), front=st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255)), max_size=4),
        cut=st.one_of(st.none(), st.floats(0, 1)), more=st.binary(max_size=64))
 def test_fuzzed_files_get_a_verdict(valid, tmp_path, which, edits, front, cut, more):

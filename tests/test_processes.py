@@ -23,7 +23,7 @@ def both(phantom, tmp_path_factory, env):
     tmp = tmp_path_factory.mktemp('both')
     (tmp/'script.py').write_text(SCRIPT)
     launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', tmp/'script.py']
-    options = ['--data', phantom, '--out', tmp/'run', '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', '64', '--epochs', '1', '--device', 'cpu']
+    options = ['--data', phantom, '--out', tmp/'run', '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', '64', '--epochs', '1', '--device', 'cpu', '--precision', 'float32']
     said = subprocess.run([*map(str, launch + options)], capture_output=True, text=True, timeout=600, env={**env, 'WRITES': str(tmp/'writes'), 'OMP_NUM_THREADS': '1'})
     assert said.returncode == 0, said.stderr[-2000:]
     return tmp/'run', (tmp/'writes').read_text().split('\n')[:-1], said.stdout
