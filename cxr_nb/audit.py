@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from tqdm.auto import tqdm
 from .calibration import calibration_table, ece_floor, fit_calibration, shift_prior
-from .labels import FINDINGS, adjudicated, findings_of, nih_table, official_test_patients, read_nih, read_table
+from .labels import FINDINGS, adjudicated, findings_of, nih_table, official_test_patients, read_nih, read_table, same_name
 from .labels import _read_csv as read_csv
 from .metrics import IMAGE_COLUMNS, Aligned, PredictionError, align, bootstrap, confusion, evaluate, macro, metadata_floor, multilabel_scores, read_predictions, shuffled_floor, simulate, threshold_array, to_metrics, with_interval, write_metrics
 from .readers import readers_records
@@ -49,7 +49,7 @@ def interval_width(
     seed:int=0, # Which
 )->dict: # `by_patient`, `by_film`: width of the 95 % interval of the macro AUROC; `ratio`; NaN where there is no interval
     "The interval by patient beside the one by film"
-    width = lambda groups: float(np.diff(bootstrap(a.y, a.p, groups, n_boot=n_boot, seed=seed).macro('auroc', method='percentile'))[0])
+    width = lambda groups: float(np.diff(bootstrap(a.y, a.p, groups, n_boot=n_boot, seed=seed).macro('auroc'))[0])
     patient, film = width(a.patients), width(None)
     return dict(by_patient=patient, by_film=film, ratio=patient/film if film else np.nan)
 
@@ -110,8 +110,11 @@ def label_table(
     if str(labels) == 'nih': return nih_table()
     if not Path(labels).is_file(): raise PredictionError(f'{labels}: no such file (--labels); give a CSV, or nih for ChestX-ray14')
     head = read_csv(labels).columns
-    if {'Image Index', 'Finding Labels'} <= set(head): return read_nih(labels) if set(findings) <= set(FINDINGS) else _as_nih(labels, head)
-    image, have = next((o for o in IMAGE_COLUMNS if o in head), None), [o for o in findings if o in head]
+    known = {same_name(o) for o in FINDINGS}
+    if {'Image Index', 'Finding Labels'} <= set(head): return read_nih(labels) if {same_name(o) for o in findings} <= known else _as_nih(labels, head)
+    image = next((o for o in IMAGE_COLUMNS if o in head), None)
+    asked = {same_name(o) for o in findings}
+    have = [o for o in head if same_name(o) in asked]
     if not image or not have: raise PredictionError(f'{labels}: needs a column image and a 0/1 column for each finding, such as {findings[0]}; there are {", ".join(head[:6])}')
     return read_table(labels, image, have, **{k: k for k in ('patient', 'age', 'sex', 'view') if k in head}) # without patients each film is one of its own
 
@@ -165,7 +168,8 @@ def _remarks(a, table, few=30):
         (f'Only {n} patients: every figure is a rough guide at best', n < few),
         (ALONE, n == len(a.images) > 1),
         (f'{len(a.not_found):,} predictions are of images that the labels do not know, and are left out', a.not_found),
-        (f'No labels for {", ".join(a.unlabelled)}, which are left out', a.unlabelled)] if when]
+        (f'No labels for {", ".join(a.unlabelled)}, which are left out', a.unlabelled),
+        (f'No predictions of {", ".join(a.unpredicted)}, which are not judged', a.unpredicted)] if when]
 
 def _described(source, labels, a, table, seed):
     "What config.json says of a file of predictions"
@@ -195,11 +199,12 @@ def audit_file(
     n_boot:int=1000, # Resamples of patients
     seed:int=0, # Of halves and resamples
     progress:bool=False, # Show a progress bar?
+    names:dict=None, # Their column to ours, as for `read_predictions`
 )->dict: # What metrics.json holds; `test` is all films
     "Judge anyone's predictions. Raises `PredictionError` or `LabelError` naming the file and the mend"
     with tqdm(total=4, disable=None if progress else True, bar_format='{desc:<22}{n_fmt}/{total_fmt} {elapsed}') as bar:
         def step(said): bar.set_description_str(said), bar.update()
-        preds = read_predictions(source)
+        preds = read_predictions(source, names=names)
         table = None if labels is None else label_table(labels, [o[5:] for o in preds.columns if o.startswith('prob_')])
         a = align(table, preds)
         table = _own_table(preds) if table is None else table
@@ -215,7 +220,7 @@ def audit_file(
         metrics |= dict(held_out=_judge(judged, n_boot, seed, t), **audit(fit, judged, t, table, a, n_boot, seed))
         step('done')
     t['promised'] = [o['threshold'] for o in metrics['guarantee']['findings'].values()]
-    return _write(Path(out), dict(test=a, fit=fit, held_out=judged), t, metrics, _described(source, labels, a, table, seed))
+    return _write(Path(out), dict(all=a, fit=fit, held_out=judged), t, metrics, _described(source, labels, a, table, seed))
 
 # %% ../nbs/api/21_audit.ipynb #6cff4a0d
 def _line(name, m, score='auroc'):

@@ -36,10 +36,11 @@ from .data import ChestData, fast
 from .core import CxrError
 from .labels import FINDINGS
 from .loaders import MEAN, STD, Augment, Batches
-from .metrics import align, auroc, average_precision, bootstrap, compare, evaluate, f1, freedom, macro, verdict, with_interval
+from .metrics import align, auroc, average_precision, bootstrap, compare, evaluate, f1, for_many, freedom, macro, verdict, with_interval
 from .models import ChestModel, ModelError, check_arch, make_model, probabilities, read_weights
 from .thresholds import load_thresholds
-from .training import Recipe, Run, Stage, adam, best_device, best_precision, choose_thresholds, run_stage, save_run, start_run, within_memory, write_predictions
+from .recipe import Recipe, Stage, TrainError
+from .training import Run, adam, best_device, best_precision, choose_thresholds, refuse_other_recipe, run_stage, save_run, start_run, within_memory, write_predictions
 
 # %% ../nbs/api/23_backbones.ipynb #27123af3
 class BackboneError(CxrError):
@@ -224,7 +225,7 @@ def start_seed(
     "A new run whose split is that of the recipe, whatever its own seed"
     run = start_run(data, recipe, path, **kwargs)
     if seed == recipe.seed: return run
-    r = run.recipe = replace(recipe, seed=seed)
+    r = run.recipe = replace(run.recipe, seed=seed)
     model = make_model(r.arch, r.findings, r.size, None if r.weights in (None, 'none') else r.weights, run.model.head[-1].bias.detach().sigmoid().cpu(), seed, dropout=r.dropout, **r.model_kwargs)
     run.model = model.to(run.device, memory_format=torch.channels_last)
     save_run(run)
@@ -238,9 +239,10 @@ def finished(
     "Is this run done? Raises `BackboneError` if it is one of other films or choices"
     files = [Path(path)/o for o in ('config.json', 'predictions_test.csv', 'thresholds.json')]
     if not all(o.is_file() for o in files): return False
-    left, want = json.loads(files[0].read_text()), json.loads(json.dumps(recipe.to_dict() | dict(weights=Path(recipe.weights or 'none').name)))
-    odd = [k for k in want if left['recipe'].get(k) != want[k]] + ['data']*(left['data'] != data.name)
-    if odd: raise BackboneError(f'{path}: was trained with another {odd[0]}; move it away, or give another folder as home')
+    config = json.loads(files[0].read_text())
+    if config['data'] != data.name: raise BackboneError(f'{path}: was trained on {config["data"]}, not on {data.name}; move it away, or give another folder as home')
+    try: refuse_other_recipe(path, config, recipe)
+    except TrainError as e: raise BackboneError(str(e)) from None
     return True
 
 # %% ../nbs/api/23_backbones.ipynb #16296757
@@ -254,7 +256,7 @@ def train_backbone(
     "Train, predict, choose thresholds on validation; nothing if that was done. Raises `TrainError` where memory does not suffice"
     path, seed = Path(path), recipe.seed if seed is None else seed
     if finished(path, data, replace(recipe, seed=seed)): return path
-    run = start_seed(data, recipe, seed, path, **kwargs)
+    run = start_seed(data, recipe, seed, path, overwrite=True, **kwargs) # what was broken off begins anew
     for s in recipe.stages: run_stage(run, s)
     for o in ('val', 'test'): write_predictions(run, o)
     shutil.rmtree(path/'checkpoints') # the bundle holds the best of them
@@ -275,7 +277,7 @@ def compare_backbones(
     todo, rows = [(k, r, s) for k, r in recipes(recipe, archs).items() for s in seeds], []
     for k, r, s in tqdm(todo, unit='run', disable=not progress):
         slug = ''.join(o if o.isalnum() else '_' for o in k.lower())
-        path = train_backbone(data, r, Path(home)/f'{slug}-{s}', s, progress=False, **kwargs)
+        path = train_backbone(data, r, Path(home)/f'{slug}-{s}', s, progress=False, say=str, **kwargs)
         h = pd.read_csv(path/'history.csv')
         rows.append(dict(network=k, seed=s, path=path, epochs=len(h), seconds=h.seconds.sum(), val=h.auroc.max()))
     return pd.DataFrame(rows)
@@ -345,14 +347,17 @@ def difference(
     metric:str='auroc', # One of `SCORES`
     tie:float=.01, # Differences up to this do not matter
     n_boot:int=1000, # Resamples of patients, with one seed
+    many:int=1, # How many networks are compared with that base; the word allows for it
 )->dict: # difference, low, high, verdict
     "Macro mean of a network less that of the base, paired by patient and by seed"
     t0, t1 = ([.5]*len(base) if o is None else o for o in thresholds)
-    if len(base) == 1: return compare(a.y, base[0], new[0], a.findings, a.patients, metric, tie, (t0[0], t1[0]), n_boot).table.loc['macro mean', ['difference', 'low', 'high', 'verdict']].to_dict()
+    if len(base) == 1:
+        one = compare(a.y, base[0], new[0], a.findings, a.patients, metric, tie, (t0[0], t1[0]), n_boot, many=many)
+        return one.table.loc['macro mean', ['difference', 'low', 'high', 'verdict']].to_dict()
     d = [macro(SCORES[metric](a.y, q, t))['value'] - macro(SCORES[metric](a.y, p, s))['value'] for p, s, q, t in zip(base, t0, new, t1)]
     u = sum(_mean_pulls(a.y, q, t, a.patients, metric) - _mean_pulls(a.y, p, s, a.patients, metric) for p, s, q, t in zip(base, t0, new, t1))/len(base)
     v, low, high = over_seeds(d, u, bounded=False)
-    return dict(difference=v, low=low, high=high, verdict=verdict(v, low, high, tie))
+    return dict(difference=v, low=low, high=high, verdict=verdict(v, *for_many(v, low, high, many), tie))
 
 # %% ../nbs/api/23_backbones.ipynb #adab99f3
 def comparison_table(
@@ -361,12 +366,12 @@ def comparison_table(
     tie:float=.01, # Differences of macro AUROC up to this do not matter
     n_boot:int=1000, # Resamples of patients
 )->pd.DataFrame: # A row a network: auroc, ap, f1 with `_low` and `_high`, difference, low, high, verdict
-    "Every network on the same test films, and its paired difference of macro AUROC from the base. Raises `BackboneError` if they cannot be compared"
+    "Every network on the same test films, and its paired difference of macro AUROC from the base; the words allow for how many are compared. Raises `BackboneError` if they cannot be compared"
     a, got = _same_films(runs)
     base = base or runs.network.iloc[0]
     if base not in got: raise BackboneError(f'{base!r} is not among {", ".join(got)}; name the base as one of these')
     parts = {k: ([x.p for x, _ in o], [t for _, t in o]) for k, o in got.items()}
-    rows = {k: {**_score(a, ps, ts, n_boot), **difference(a, parts[base][0], ps, (parts[base][1], ts), tie=tie, n_boot=n_boot)} for k, (ps, ts) in parts.items()}
+    rows = {k: {**_score(a, ps, ts, n_boot), **difference(a, parts[base][0], ps, (parts[base][1], ts), tie=tie, n_boot=n_boot, many=len(parts) - 1)} for k, (ps, ts) in parts.items()}
     out = pd.DataFrame(rows).T.rename_axis('network').astype({o: float for o in next(iter(rows.values())) if o != 'verdict'})
     out.loc[base, ['difference', 'low', 'high']], out.loc[base, 'verdict'] = 0., 'base'
     return out

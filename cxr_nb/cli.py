@@ -9,15 +9,16 @@ __all__ = ['DEMO_NET', 'COMMANDS', 'hyphenate', 'parser', 'command', 'cxr_prepar
            'cxr_eval', 'cxr_gradcam', 'cxr_predict', 'cxr_export', 'cxr_bench', 'demo_recipes', 'cxr_demo', 'cxr_app']
 
 # %% ../nbs/api/15_cli.ipynb #f716b325
-import argparse, json, os, sys, warnings
+import argparse, json, os, shlex, sys, warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from inspect import signature
 from pathlib import Path
 
 from fastcore.script import anno_parser
 from .core import CxrError
-from .labels import FINDINGS, FINDINGS13
+from .labels import FINDINGS, FINDINGS13, META, same_name
 
 # %% ../nbs/api/15_cli.ipynb #328e8227
 def hyphenate(
@@ -44,25 +45,34 @@ def parser(
 # %% ../nbs/api/15_cli.ipynb #9e5daea4
 def command(
     examples:str, # Shown below the options of `--help`, one a line
+    goes_on:str=None, # Flag with which an interrupted command goes on; '' if it does so by itself, None if it does not
 )->Callable: # Takes the function; what it returns takes the arguments as typed (those of the shell if None) and gives the exit code
     "Decorator: a function becomes a shell command that ends with an exit code"
     def deco(f):
         @wraps(f)
         def main(argv=None):
-            args = vars(parser(f, examples).parse_args(hyphenate(sys.argv[1:] if argv is None else argv)))
+            argv = hyphenate(sys.argv[1:] if argv is None else argv)
+            args = vars(parser(f, examples).parse_args(argv))
             names = signature(f).parameters
             rest = [v for k, v in args.items() if k in names and names[k].kind is names[k].VAR_POSITIONAL]
-            return _run(f, *sum(rest, []), **{k: v for k, v in args.items() if k in names and names[k].kind is not names[k].VAR_POSITIONAL})
+            options = {k: v for k, v in args.items() if k in names and names[k].kind is not names[k].VAR_POSITIONAL}
+            return _run(f, _how_to_go_on(f, argv, goes_on), *sum(rest, []), **options)
         return main
     return deco
 
-def _run(f, *args, **kwargs):
+def _how_to_go_on(f, argv, flag):
+    "What to say of an interrupted command"
+    if flag is None: return 'interrupted'
+    more = [flag]*(flag not in argv and flag != '')
+    return 'interrupted; go on with: ' + shlex.join([f.__name__.replace('_', '-'), *argv, *more])
+
+def _run(f, interrupted, *args, **kwargs):
     "Call a command; 0, or 2 after one line on stderr that says what to mend, or 130 if interrupted"
     warnings.filterwarnings('ignore', category=FutureWarning)
     try: code = f(*args, **kwargs)
     except (CxrError, OSError, ModuleNotFoundError) as e: return _fail(e)
     except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return 130
     return code or 0
 
@@ -82,16 +92,24 @@ def _threads(n):
     "Raise `CxrError` for a number of threads that there cannot be"
     if n is not None and n < 1: raise CxrError(f'--workers {n}: give 1 or more, or leave it out')
 
-def _findings(n):
-    "The set of 14 or of 13 findings"
-    sets = {14: FINDINGS, 13: FINDINGS13}
-    if n not in sets: raise CxrError(f'--findings {n}: there are sets of 14 and of 13 (without Pleural_Thickening)')
-    return sets[n]
+def _findings(text):
+    "The findings that an option names: the sets of 14 and of 13, or names; None for those of the table"
+    if text is None: return None
+    names = [o.strip() for o in str(text).split(',') if o.strip()]
+    sets = {'14': FINDINGS, '13': FINDINGS13}
+    if len(names) == 1 and names[0].isdigit():
+        if names[0] not in sets: raise CxrError(f'--findings {text}: there are sets of 14 and of 13 (without Pleural_Thickening); or name them, as in --findings Mass,Effusion')
+        return sets[names[0]]
+    return names
 
-def _data(data, csv_path, img_root, findings=14, download=False, **phantom):
+def _columns(image, patient, label):
+    "The columns that options name"
+    return {k: v for k, v in dict(image=image, patient=patient, labels=label).items() if v}
+
+def _data(data, csv_path, img_root, findings=None, download=False, columns=None, **phantom):
     "Data from the options of a command, said in one line"
     from cxr_nb.data import load_data
-    d = load_data(data, csv_path, img_root, _findings(findings) if isinstance(findings, int) else findings, download, **phantom)
+    d = load_data(data, csv_path, img_root, findings, download, columns, **phantom)
     _say(f'data: {d.name}, {len(d.table):,} films of {d.table.patient.nunique():,} patients' + (f', {len(d.missing):,} without a file' if d.missing else ''))
     if d.caveat: _say(f'note: {d.caveat}')
     return d
@@ -116,11 +134,15 @@ def _scores(out):
 
 # %% ../nbs/api/15_cli.ipynb #8af17a51
 @command('''cxr-prepare --data /path/to/nih --size 224
-            CXR_DATA=/path/to/nih cxr-prepare --size 256 --out cache''')
+            CXR_DATA=/path/to/nih cxr-prepare --size 256 --out cache
+            cxr-prepare --csv-path mine.csv --img-root films --patient-col person''', goes_on='')
 def cxr_prepare(
     data:str=None, # Folder in the NIH layout; else CXR_DATA, Kaggle's mount, else phantom films
-    csv_path:str=None, # Label file, if it does not lie in that folder
-    img_root:str=None, # Folder of the images, if another
+    csv_path:str=None, # Label file of your own
+    img_root:str=None, # Folder of its images
+    image_col:str=None, # Its column with file names; found by its usual names if not given
+    patient_col:str=None, # Its column with patients
+    label_col:str=None, # Its column with label text; or it has a 0/1 column for each finding
     out:str=None, # Folder of the cache; in the user's cache folder if not given
     size:int=256, # Side of the resized films in pixels
     workers:int=None, # Threads; one a core if not given
@@ -130,7 +152,7 @@ def cxr_prepare(
     from cxr_nb.data import cache_home
     from cxr_nb.images import prepare
     _threads(workers)
-    d = _data(data, csv_path, img_root, download=download)
+    d = _data(data, csv_path, img_root, None, download, _columns(image_col, patient_col, label_col))
     cache = prepare(d.table, d.files, out or cache_home(), size, None if out else d.name, workers=workers)
     _say(f'cache: {len(cache.usable):,} films at {size}x{size} in {cache.path}')
     _skipped(cache)
@@ -175,68 +197,95 @@ def cxr_check(
 
 # %% ../nbs/api/15_cli.ipynb #630cc2c1
 def make_recipe(
-    recipe:str='staged', # 'staged', 'single', or a JSON file with a whole recipe, which leaves no room for other options
+    recipe:str='staged', # 'staged', 'single', or a JSON file with fields of `Recipe`
     epochs:int=None, # Of each stage
     lr:float=None, # Of the first stage; the others keep their ratio to it
     batch_size:int=None, # Of stages that train the whole network
-    **kwargs # For `Recipe`
-)->object: # A `Recipe` of `cxr_nb.training`
-    "The recipe that the options of `cxr-train` describe"
-    from cxr_nb.training import STAGED, Recipe, Stage
-    from dataclasses import replace
-    sets = dict(staged=STAGED, single=[Stage('single', 8, 1e-4)])
-    if str(recipe).endswith('.json'): return Recipe.from_dict(json.loads(Path(recipe).read_text()))
-    if recipe not in sets: raise CxrError(f'--recipe {recipe}: there are {", ".join(sets)}, or give a .json file')
-    stages, factor = sets[recipe], 1 if lr is None else lr/sets[recipe][0].lr
-    bn = 'train' if recipe == 'single' and kwargs.get('weights') == 'none' else 'fixed' # random weights have no statistics worth keeping
-    new = lambda s: replace(s, epochs=s.epochs if epochs is None else epochs, lr=s.lr*factor, bs=s.bs if s.freeze or batch_size is None else batch_size, bn=bn)
-    return Recipe(stages=[new(s) for s in stages], **kwargs)
+    **options # For `Recipe`; one that is None is left as the recipe has it
+)->object: # A `Recipe` of `cxr_nb.recipe`
+    "The recipe that the options of `cxr-train` describe. Raises `CxrError` for one that makes no sense"
+    from cxr_nb.recipe import STAGED, Recipe, Stage, read_recipe
+    named = dict(staged=Recipe(stages=STAGED), single=Recipe(stages=[Stage('single', 8, 1e-4)]))
+    if str(recipe).endswith('.json'): base = read_recipe(recipe)
+    elif recipe in named: base = named[recipe]
+    else: raise CxrError(f'--recipe {recipe}: there are {", ".join(named)}, or give a .json file')
+    fields = {k: v for k, v in options.items() if v is not None}
+    bn = 'train' if recipe == 'single' and fields.get('weights') == 'none' else None # random weights have no statistics worth keeping
+    return replace(base, stages=_vary(base.stages, epochs, lr, batch_size, bn), **fields)
+
+def _vary(stages, epochs, lr, batch_size, bn):
+    "Stages with other numbers where these are given"
+    def one(s):
+        new = dict(epochs=epochs, lr=lr and s.lr*lr/stages[0].lr, bs=None if s.freeze else batch_size, bn=bn)
+        return replace(s, **{k: v for k, v in new.items() if v is not None})
+    return [one(s) for s in stages]
 
 # %% ../nbs/api/15_cli.ipynb #06bcefe5
 @command('''cxr-train --data /path/to/nih --out runs/first --size 224
-            cxr-train --data /path/to/nih --out runs/quick --train_subset 10000 --val_subset 2000 --epochs 2
+            cxr-train --data /path/to/nih --out runs/quick --train-subset 10000 --val-subset 2000 --epochs 2
             cxr-train --data /path/to/nih --out runs/first --size 224 --resume
             cxr-train --data /path/to/nih --out runs/single --arch efficientnet_b0 --recipe single --epochs 8 --lr 1e-4
-            torchrun --nproc_per_node=2 -m cxr_nb.cli train --data /path/to/nih --out runs/both''')
+            cxr-train --csv-path mine.csv --img-root films --patient-col person --findings Mass,Effusion --out runs/mine
+            torchrun --nproc_per_node=2 -m cxr_nb.cli train --data /path/to/nih --out runs/both''', goes_on='--resume')
 def cxr_train(
     data:str=None, # Folder in the NIH layout; else CXR_DATA, Kaggle's mount, else phantom films
-    csv_path:str=None, # Label file, if it does not lie in that folder
-    img_root:str=None, # Folder of the images, if another
+    csv_path:str=None, # Label file of your own: a row an image
+    img_root:str=None, # Folder of its images
+    image_col:str=None, # Its column with file names; found by its usual names if not given
+    patient_col:str=None, # Its column with patients; without one every image counts as a patient of its own
+    label_col:str=None, # Its column with label text, such as Mass;Effusion; or it has a 0/1 column for each finding
+    findings:str=None, # Which findings, with commas between them; 14 or 13 for the sets of the release; those of the table if not given
     out:str='runs/train', # The run folder
-    arch:str='mobilenetv2_100', # Any timm model
-    weights:str='imagenet', # 'imagenet' from timm's hub, a file, or 'none'
-    size:int=224, # Side of the network's input in pixels
-    recipe:str='staged', # 'staged' (frozen head, whole network, slower), 'single' (whole network), or a .json file with all choices
-    epochs:int=None, # Epochs of each stage
-    batch_size:int=None, # Batch size of stages that train the whole network
-    lr:float=None, # Learning rate of the first stage; the others keep their ratio to it
-    loss:str='bce', # bce, class_weight, pos_weight or focal
+    recipe:str='staged', # 'staged' (frozen head, whole network, slower), 'single' (whole network), or a .json file; what is typed beside it goes before it
+    arch:str=None, # Any timm model; mobilenetv2_100 if not given
+    weights:str=None, # 'imagenet' from timm's hub, a file, or 'none'; imagenet if not given
+    size:int=None, # Side of the network's input in pixels; 224 if not given
+    epochs:int=None, # Epochs of each stage; 5 in staged, 8 in single if not given
+    batch_size:int=None, # Batch size of stages that train the whole network; 32 if not given
+    lr:float=None, # Learning rate of the first stage, the others keep their ratio to it; 1e-3 (then 1e-5, 1e-6) in staged, 1e-4 in single if not given
+    loss:str=None, # bce, class_weight, pos_weight or focal; bce if not given
     weighted:bool=False, # Draw films with rare findings more often
-    split:str='official', # 'official' or 'random', both by patient
-    val:float=.2, # Share of patients for validation
-    test:float=.2, # Share of patients for test in a random split; 0 judges on validation, too kindly
-    train_subset:int=0, # Films to train on, class balance kept; 0 for all
-    val_subset:int=0, # Films to validate on; 0 for all
-    findings:int=14, # 14, or 13 without Pleural_Thickening
-    seed:int=0, # Of split, weights, order and augmentation
-    precision:str='auto', # float32, bfloat16, float16, or auto for what the device does fastest
+    split:str=None, # 'official' or 'random', both by patient; official for images of the release, random for all others if not given
+    val:float=None, # Share of patients for validation; 0.2 if not given
+    test:float=None, # Share of patients for test in a random split, 0 judges on validation, too kindly; 0.2 if not given
+    train_subset:int=None, # Films to train on, class balance kept; all if not given
+    val_subset:int=None, # Films to validate on; all if not given
+    seed:int=None, # Of split, weights, order and augmentation; 0 if not given
+    precision:str=None, # float32, bfloat16, float16, or auto for what the device does fastest; auto if not given
     compile:bool=False, # Compile the network first; takes minutes, pays in long runs
     resume:bool=False, # Go on with the run that was broken off in --out; give the same options
+    overwrite:bool=False, # Delete the run that lies in --out
     save_every:float=45., # Seconds between two states to go on from
-    cache:str=None, # Folder of the image cache
+    cache:str=None, # Folder of the image cache; in the user's cache folder if not given
     device:str=None, # cpu, cuda, mps; the best there is if not given
     download:bool=False, # Download the release from Kaggle if it is nowhere (45 GB)
 ):
     "Train, choose thresholds, judge, explain and report."
-    from cxr_nb.models import check_arch
     from cxr_nb.training import best_device, leave, main_first, train
-    check_arch(arch)
+    names = _findings(findings)
+    r = make_recipe(recipe, epochs, lr, batch_size, arch=arch, weights=weights, size=size, loss=loss, weighted=weighted or None, split=split, val=val, test=test,
+                    train_subset=train_subset, val_subset=val_subset, seed=seed, findings=names, precision=precision, compile=compile or None)
+    _check_start(r, out, resume, overwrite)
     best_device(device) # meets the other processes, if there are any
-    d = main_first(lambda: _data(data, csv_path, img_root, findings, download))
-    r = make_recipe(recipe, epochs, lr, batch_size, arch=arch, weights=weights, size=size, loss=loss, weighted=weighted, split=split,
-                    val=val, test=test, train_subset=train_subset, val_subset=val_subset, seed=seed, findings=list(_findings(findings)), precision=precision, compile=compile)
-    train(d, r, out, cache=cache, device=device, on_stage=_stage_line, resume=resume, every=save_every, on_end=_finish, say=_say)
+    d = main_first(lambda: _data(data, csv_path, img_root, names or r.findings, download, _columns(image_col, patient_col, label_col)))
+    ended = []
+    run = train(d, r, out, cache=cache, device=device, on_stage=_stage_line, resume=resume, overwrite=overwrite, every=save_every,
+                on_end=lambda run: ended.append(_finish(run)), say=_say)
+    if not ended: _already(run)
     leave()
+
+def _check_start(r, out, resume, overwrite):
+    "Refuse at once what would be refused after the data were read"
+    from cxr_nb.models import check_arch
+    from cxr_nb.runs import refuse_overwriting
+    check_arch(r.arch)
+    if not (resume or overwrite): refuse_overwriting(out)
+    if r.weights not in ('imagenet', 'none') and not resume and not Path(r.weights).is_file(): raise CxrError(f'{r.weights}: no such weight file; check --weights')
+
+def _already(run):
+    "The scores of a run that was finished before"
+    _scores(json.loads((run.path/'metrics.json').read_text()))
+    if (run.path/'report.html').is_file(): _say(f'report: {run.path/"report.html"}')
 
 def _stage_line(run, stage):
     "One line after a stage"
@@ -260,9 +309,10 @@ def _finish(
 @command('''cxr-eval --run runs/first
             cxr-eval --run runs/first --subset 2000
             cxr-eval --run runs/first --weights runs/first/checkpoints/frozen_head.safetensors
-            cxr-eval --run runs/first --csv_path other/labels.csv --img_root other
+            cxr-eval --run runs/first --csv-path other/labels.csv --img-root other
             cxr-eval --predictions theirs.csv --labels nih --out results/theirs
-            cxr-eval --predictions theirs.csv --labels labels.csv --out results/theirs''')
+            cxr-eval --predictions theirs.csv --labels labels.csv --out results/theirs
+            cxr-eval --predictions theirs.csv --labels nih --names "file=image,score_eff=Effusion"''')
 def cxr_eval(
     run:str=None, # The run folder
     predictions:str=None, # Or a CSV from any model: image, and prob_<finding> for each finding
@@ -270,6 +320,10 @@ def cxr_eval(
     data:str=None, # Folder of the images, if they have moved, or of other data to judge on
     csv_path:str=None, # Label file of other data
     img_root:str=None, # Folder of the images of other data
+    image_col:str=None, # Column of that label file with file names; found by its usual names if not given
+    patient_col:str=None, # Its column with patients
+    label_col:str=None, # Its column with label text; or it has a 0/1 column for each finding
+    names:str=None, # For --predictions: what its columns are called, as in --names "filename=image,p_eff=Effusion"
     weights:str=None, # Other weights of the same architecture
     subset:int=0, # Judge on about so many test films, class balance kept; 0 for all
     out:str=None, # Where the tables go; RUN/results/tables, or results/NAME for --predictions, if not given
@@ -277,16 +331,36 @@ def cxr_eval(
 ):
     "Judge a trained run, or anyone's predictions. With --run alone its metrics.json and report are written anew."
     if not (run or predictions): raise CxrError('--run or --predictions is missing; give a run folder, as in: --run runs/demo, or a file, as in: --predictions theirs.csv --labels nih')
-    if predictions: _eval_file(predictions, labels, Path(out or Path('results')/Path(predictions).stem))
-    else: _eval_run(run, data, csv_path, img_root, weights, subset, out, device)
+    if predictions: _eval_file(predictions, labels, Path(out or Path('results')/Path(predictions).stem), _renamed(names))
+    else:
+        d = _other_data(run, data, csv_path, img_root, _columns(image_col, patient_col, label_col))
+        _eval_run(run, d, weights, subset, out, device)
 
-def _eval_run(run, data, csv_path, img_root, weights, subset, out, device):
+def _renamed(text):
+    "Their column to our name, as typed"
+    pairs = [o.split('=') for o in (text or '').split(',') if o.strip()]
+    if any(len(o) != 2 or not all(map(str.strip, o)) for o in pairs): raise CxrError(f'--names {text}: give pairs such as filename=image,p_eff=Effusion')
+    return {a.strip(): b.strip() for a, b in pairs}
+
+def _other_data(run, data, csv_path, img_root, columns):
+    "Data given beside a run: its own that have moved, or others, with findings by the run's names. None if nothing is given"
+    config = _run_config(run)
+    if not (data or csv_path or img_root): return None
+    if not columns and (file := Path(run)/'data.json').is_file(): columns = json.loads(file.read_text()).get('columns')
+    d = _data(data, csv_path, img_root, None, columns=columns)
+    ours = {same_name(o): o for o in config['findings']}
+    table = d.table.rename(columns=lambda o: ours.get(same_name(o), o))
+    there = [o for o in config['findings'] if o in table]
+    if not there: raise CxrError(f'{d.name}: has no labels for any of {", ".join(config["findings"])}')
+    if lost := [o for o in config['findings'] if o not in there]: _say(f'note: these data have no labels for {", ".join(lost)}, which cannot be judged on them')
+    return replace(d, table=table[[*META, *there]])
+
+def _eval_run(run, d, weights, subset, out, device):
     "Judge a run on its own test part, on a subset of it, or on other data"
     from cxr_nb.models import load_weights
     from cxr_nb.report import write_report
     from cxr_nb.training import judge_films, open_run, write_tables
-    findings = _run_findings(run)
-    d = _data(data, csv_path, img_root, findings) if data or csv_path or img_root else None
+    _say_unfinished(run)
     r = open_run(run, d, device)
     if weights: load_weights(r.model, weights)
     plain = not (d or weights or subset)
@@ -298,24 +372,31 @@ def _eval_run(run, data, csv_path, img_root, weights, subset, out, device):
 def _judge_again(r):
     "Judge anew; the score of the heatmaps, which are of the same weights, stays"
     from cxr_nb.metrics import write_metrics
+    from cxr_nb.runs import run_lock
     from cxr_nb.training import is_main, judge
     file = r.path/'metrics.json'
-    old = json.loads(file.read_text()) if file.is_file() else {}
-    new = judge(r)
-    return write_metrics(file, **new, **{k: old[k] for k in ('localisation',) if k in old}) if is_main() else new
+    with run_lock(r.path, is_main()):
+        old = json.loads(file.read_text()) if file.is_file() else {}
+        new = judge(r)
+        return write_metrics(file, **new, **{k: old[k] for k in ('localisation',) if k in old}) if is_main() else new
 
-def _eval_file(predictions, labels, out):
+def _eval_file(predictions, labels, out, names):
     "Judge a file of predictions"
     from cxr_nb.audit import audit_file, audit_lines
     from cxr_nb.report import write_model_card, write_report
-    _say(*audit_lines(audit_file(predictions, out, labels, progress=True)))
+    _say(*audit_lines(audit_file(predictions, out, labels, progress=True, names=names)))
     _say(f'figures and tables: {out}, model card: {write_model_card(out)}')
     _say(f'report: {write_report(out)}')
 
-def _run_findings(run):
-    "The findings of a trained run, known before its data are read"
+def _run_config(run):
+    "The configuration of a trained run"
     from cxr_nb.models import read_config
-    return read_config(_run_folder(run))['findings']
+    return read_config(_run_folder(run))
+
+def _say_unfinished(run):
+    "Say of a run that it is not finished, if so"
+    from cxr_nb.runs import unfinished
+    if lack := unfinished(_run_config(run)): _say(f'note: {run} is {lack}; its weights will change when it is gone on with, by --resume')
 
 # %% ../nbs/api/15_cli.ipynb #0f6e4be9
 @command('''cxr-gradcam --run runs/first --samples 8
@@ -335,8 +416,7 @@ def cxr_gradcam(
     from cxr_nb.models import load_weights
     from cxr_nb.report import write_report
     from cxr_nb.training import open_run
-    findings = _run_findings(run)
-    d = _data(data, csv_path, img_root, findings) if data or csv_path or img_root else None
+    d = _other_data(run, data, csv_path, img_root, {})
     r = open_run(run, d, device)
     if weights: load_weights(r.model, weights)
     folder, scores = explain_run(r, samples, out)
@@ -367,6 +447,7 @@ def cxr_predict(
     from cxr_nb.predict import load_classifier, predict_files, write_rows
     if Path(out).suffix.lower() not in ('.csv', '.json'): raise CxrError(f'{out}: give a name that ends with .csv or .json')
     if not files: raise CxrError('no files given; name image files or folders, as in: cxr-predict --run RUN film.png')
+    _say_unfinished(run)
     clf, began = load_classifier(_run_folder(run), device), time.perf_counter()
     df = predict_files(clf, files, batch_size, progress=True, force=force)
     write_rows(df, out)
@@ -437,7 +518,8 @@ def demo_recipes(
 
 # %% ../nbs/api/15_cli.ipynb #0368679c
 @command('''cxr-demo
-            cxr-demo --out runs/quick --n_images 600 --pretrain_images 600 --pretrain_epochs 3''')
+            cxr-demo --out runs/quick --n-images 600 --pretrain-images 600 --pretrain-epochs 3
+            cxr-demo --overwrite''', goes_on='')
 def cxr_demo(
     out:str='runs/demo', # The run folder
     n_images:int=2500, # Phantom films, as rare and as mixed as the real labels
@@ -446,6 +528,7 @@ def cxr_demo(
     size:int=128, # Side of the films in pixels
     arch:str='resnet10t', # Any timm model
     seed:int=0, # Of everything
+    overwrite:bool=False, # Begin anew where a demo lies in --out; if not given it is gone on with, or shown
     device:str=None, # cpu, cuda, mps; the best there is if not given
 ):
     "Everything on phantom films, from labels to report, without network or data."
@@ -457,11 +540,13 @@ def cxr_demo(
     out, (first, recipe) = Path(out), demo_recipes(arch, size, pretrain_epochs, seed)
     other = phantom_data(pretrain_images, size, seed + 1, enrich=1., first_patient=150_001)
     _say(f'phantom: {len(other.table):,} synthetic films to begin with; they say nothing about patients')
-    pre = train(other, first, out/'pretrain', device=device, on_stage=_stage_line)
+    how = dict(device=device, on_stage=_stage_line, resume=not overwrite, overwrite=overwrite, say=_say)
+    pre = train(other, first, out/'pretrain', **how)
     data = phantom_data(n_images, size, seed)
     _say(f'data: {data.name}, {len(data.table):,} films of {data.table.patient.nunique():,} patients')
-    recipe.weights = str(pre.path/'model.safetensors')
-    _finish(train(data, recipe, out, device=device, on_stage=_stage_line))
+    ended = []
+    run = train(data, replace(recipe, weights=str(pre.path/'model.safetensors')), out, on_end=lambda run: ended.append(_finish(run)), **how)
+    if not ended: _already(run)
 
 # %% ../nbs/api/15_cli.ipynb #144ca98c
 @command('''cxr-app

@@ -27,7 +27,7 @@ from torch import nn
 from .core import CxrError
 from .labels import BOX_FRAME
 from .loaders import normalise
-from .metrics import boot_weights, write_metrics
+from .metrics import bootstrap_mean, write_metrics
 from .thresholds import load_thresholds
 
 # %% ../nbs/api/11_explain.ipynb #ffbba1b5
@@ -328,15 +328,14 @@ _GAINS = {'gain': 'prior', 'learnt': 'random'} # what a gain is over
 
 def _compare(v, who, n_boot, seed, level):
     "Mean, low and high of each method in `v` (name to (N, S) scores; 'value' is the one judged) and of its gains: a dict of (S,)"
-    w = boot_weights(who, n_boot, seed=seed).astype(float) if len(set(who)) > 1 else np.full((1, len(who)), np.nan)
-    w /= w.sum(1, keepdims=True)
-    mean, draw = {k: a.mean(0) for k, a in v.items()}, {k: w @ a for k, a in v.items()}
-    for k, o in _GAINS.items():
-        if o in v: mean[k], draw[k] = mean['value'] - mean[o], draw['value'] - draw[o]
+    gains = {k: v['value'] - v[o] for k, o in _GAINS.items() if o in v}
     out = {}
-    for k, m in mean.items():
-        out[k], pre = m, '' if k == 'value' else f'{k}_'
-        out[f'{pre}low'], out[f'{pre}high'] = np.quantile(draw[k], [(1-level)/2, (1+level)/2], axis=0)
+    for k, a in {**v, **gains}.items():
+        pre = '' if k == 'value' else f'{k}_'
+        out[k] = a.mean(0)
+        ends = bootstrap_mean(a, who, n_boot, seed).interval('mean', level)
+        nothing = (a == 0).all(0) & (k in gains) # two that never differ
+        out[f'{pre}low'], out[f'{pre}high'] = (np.where(nothing, 0., o) for o in ends)
     return out
 
 def _score_row(hit, prior, who, n_boot, seed, level):

@@ -36,7 +36,7 @@ from .core import CxrError, one_at_a_time, write_json, write_whole
 from .loaders import MEAN, STD, Augment, Batches, place
 from .losses import LOSSES, make_loss
 from .metrics import align, auroc, confusion, evaluate, macro, multilabel_scores, write_metrics
-from .models import ChestModel, ModelError, _filled, _over, _timm, probabilities, read_config, read_weights, save_bundle
+from .models import ChestModel, ModelError, _filled, _over, _timm, file_sha256, probabilities, read_config, read_weights, save_bundle
 from .report import BLUE, GRAY, INK, ORANGE, _axes, _text, plot_confusion
 from .splits import check_split, fingerprint
 from .thresholds import fit_thresholds, load_thresholds, save_thresholds
@@ -359,10 +359,16 @@ def _check_folds(data, split, recipe):
     return check_split(data.table, split)
 
 # %% ../nbs/api/25_folds.ipynb #42be6dee
+def _weights_print(weights):
+    "What weights are: the fingerprint of their file, wherever it lies and whatever it is called; a name of the hub as it is"
+    w = Path(str(weights or 'none'))
+    file = next((w/o for o in OPEN_CLIP_FILES if (w/o).is_file()), w)
+    return file_sha256(file) if file.is_file() else str(weights or 'none')
+
 def _identity(data, split, recipe):
     "What a run is of, as JSON"
     f = recipe.findings
-    said = recipe.to_dict() | ({} if str(recipe.weights).startswith('hf-hub:') else dict(weights=Path(recipe.weights or 'none').name)) # the folder is nobody else's business
+    said = recipe.to_dict() | dict(weights=_weights_print(recipe.weights))
     return dict(data=data.name, split=fingerprint(split), labels=fingerprint(data.table.loc[split.index, f].astype(str).sum(axis=1)), **said)
 
 def _claim(path, said):

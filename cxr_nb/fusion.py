@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 from .data import cache_home, fast
 from .images import prepare
 from .core import CxrError, check_fields
-from .labels import FINDINGS
+from .labels import FINDINGS, findings_of
 from .loaders import Augment, Batches, draw_affine, normalise, warp
 from .losses import WeightedBCE, inverse_frequency, make_loss
 
@@ -387,7 +387,8 @@ def start_fusion(
 )->FusionRun: # Ready for its first cycle
     "Split, cache and network of a new fusion run. Raises `CxrError` if nothing usable is there"
     _only_one()
-    for o in recipe.stages: finding_weights(np.ones(len(recipe.findings)), 1, recipe.findings, recipe.rule, by_hand=o.by_hand) # refuses what makes no sense
+    findings = recipe.findings or findings_of(data.table)
+    for o in recipe.stages: finding_weights(np.ones(len(findings)), 1, findings, recipe.rule, by_hand=o.by_hand) # refuses what makes no sense
     tabular(data.table.iloc[:1], recipe.columns)
     run = start_run(data, recipe, path, **kwargs)
     if run.judged != 'test': raise FusionError('the split has no test part, on which a fusion run is judged; give test a share above 0')

@@ -7,13 +7,13 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/metrics.html.md"""
 # %% auto #0
 __all__ = ['METRICS', 'IMAGE_COLUMNS', 'PredictionError', 'check', 'simulate', 'Ranked', 'auroc', 'average_precision', 'macro',
            'threshold_array', 'Confusion', 'confusion', 'precision', 'recall', 'specificity', 'f1', 'boot_counts',
-           'boot_weights', 'Bootstrap', 'bootstrap', 'freedom', 'tails', 'Evaluation', 'evaluate', 'with_interval',
-           'delong', 'delong_test', 'Comparison', 'verdict', 'compare', 'across_seeds', 'lrap', 'multilabel_scores',
-           'shuffled_floor', 'metadata_floor', 'roc_points', 'read_predictions', 'Aligned', 'align', 'to_metrics',
-           'write_metrics']
+           'boot_weights', 'Bootstrap', 'bootstrap', 'freedom', 'tails', 'bootstrap_mean', 'Evaluation', 'evaluate',
+           'with_interval', 'delong', 'delong_test', 'Comparison', 'verdict', 'for_many', 'compare', 'across_seeds',
+           'lrap', 'multilabel_scores', 'shuffled_floor', 'metadata_floor', 'roc_points', 'read_predictions', 'Aligned',
+           'align', 'to_metrics', 'write_metrics']
 
 # %% ../nbs/api/08_metrics.ipynb #572d02da
-import json, os, re
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +22,8 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from scipy.sparse import csr_matrix
 from scipy.special import expit, logit, ndtr, ndtri, stdtr, stdtrit
-from .core import CxrError
-from .labels import film_names, findings_of, read_rows
+from .core import CxrError, write_json
+from .labels import film_names, findings_of, read_rows, same_name
 
 # %% ../nbs/api/08_metrics.ipynb #4bb04317
 class PredictionError(CxrError):
@@ -439,6 +439,21 @@ def _mean_pull(pull):
     return pull.sum(1, keepdims=True)/max(pull.shape[1], 1)
 
 # %% ../nbs/api/08_metrics.ipynb #0103e3b4
+def bootstrap_mean(
+    values, # (N, S): S numbers of each film
+    groups=None, # (N,) patient of each film; None draws films
+    n_boot:int=1000, # Number of resamples
+    seed:int=0, # Which resamples; the same seed draws the same patients
+)->Bootstrap: # With one metric, `mean`: draws (n_boot, S)
+    "Patient-clustered bootstrap of means over films, for `Bootstrap.interval`"
+    v = np.asarray(values, dtype=float)
+    code, n = _codes(groups, len(v))
+    size = np.bincount(code, minlength=n).astype(float)
+    total = np.stack([np.bincount(code, o, n) for o in v.T], axis=1)
+    draws = [w @ total/(w @ size)[:, None] for w in boot_counts(n, n_boot, seed)]
+    pull = (total - size[:, None]*v.mean(0))/len(v)
+    return Bootstrap(dict(mean=np.concatenate(draws)), n, dict(mean=pull))
+
 @dataclass
 class Evaluation:
     "What `evaluate` found"
@@ -618,6 +633,7 @@ class Comparison:
     tie: float # Differences up to this are ties
     n: int # Films
     patients: int # Patients, or films where these were not given
+    many: int = 1 # Models that are compared with the same base
 
 def verdict(
     difference:float, # New less base
@@ -627,9 +643,19 @@ def verdict(
 )->str: # better, worse, tie or unclear
     "A difference in a word"
     if pd.isna(low) or pd.isna(difference): return 'unclear'
-    sure, small = low > 0 or high < 0, abs(difference) <= tie
-    if sure and not small: return 'better' if difference > 0 else 'worse'
-    return 'tie' if (sure and small) or (-tie <= low and high <= tie) else 'unclear'
+    if -tie <= low and high <= tie: return 'tie' # the whole interval, not just its middle
+    if abs(difference) <= tie or low <= 0 <= high: return 'unclear'
+    return 'better' if difference > 0 else 'worse'
+
+def for_many(
+    value, # Scores or differences, a number or an array
+    low, # Lower end of a 95 % interval
+    high, # Upper end of it
+    many:int, # How many are looked at together
+)->tuple: # low and high
+    "Intervals widened such that all of `many` hold together with 95 %: Bonferroni, by the quantiles of the normal distribution"
+    wider = ndtri(1 - .025/max(many, 1))/ndtri(.975)
+    return value - wider*(value - low), value + wider*(high - value)
 
 # %% ../nbs/api/08_metrics.ipynb #a51b9939
 def _metric(name):
@@ -649,7 +675,8 @@ def compare(
     n_boot:int=1000, # Number of resamples, the same for both
     seed:int=0, # Which resamples
     method:str='accelerated', # Or 'percentile'; as of `Bootstrap.interval`
-)->Comparison: # The difference of each finding and of the macro mean, with its 95 % interval and a verdict
+    many:int=1, # How many models are compared with the same base
+)->Comparison: # The difference of each finding and of the macro mean, with its 95 % interval; and a verdict that allows for how many are looked at
     "Is the new model better, on the same patients? Raises `PredictionError`"
     m, (y, base, groups), (_, new, _) = _metric(metric), _judged(y, base, findings, groups), _judged(y, new, findings, groups)
     ts = [threshold_array(.5 if t is None else t, findings) for t in thresholds]
@@ -658,8 +685,9 @@ def compare(
     t = _differences(*[_values(y, o, t)[m] for o, t in zip((base, new), ts)], diff, m, method, findings)
     same = np.append((base == new).all() & (ts[0] == ts[1]).all(), (base == new).all(0) & (ts[0] == ts[1]))
     t.loc[same & t.difference.notna(), ['low', 'high']] = 0
-    t['verdict'] = [verdict(*o, tie) for o in t[['difference', 'low', 'high']].to_numpy()]
-    return Comparison(t, m, tie, len(y), diff.groups)
+    looks = np.r_[many, np.full(len(findings), many*len(findings))]
+    t['verdict'] = [verdict(d, *for_many(d, low, high, n), tie) for (d, low, high), n in zip(t[['difference', 'low', 'high']].to_numpy(), looks)]
+    return Comparison(t, m, tie, len(y), diff.groups, many)
 
 def _differences(base, new, diff, m, method, findings):
     "Table of `compare`, macro mean first, over the findings defined for both"
@@ -673,7 +701,7 @@ def _differences(base, new, diff, m, method, findings):
 def _repr_markdown_(self:Comparison):
     t = self.table
     rows = [[f, *[with_interval(o, np.nan, np.nan) for o in (r.base, r.new)], with_interval(r.difference, r.low, r.high), r.verdict] for f, r in t.iterrows()]
-    head = f'{self.metric} of {self.n:,} films of {self.patients:,} patients; paired 95 % intervals, tie band {self.tie:g}'
+    head = f'{self.metric} of {self.n:,} films of {self.patients:,} patients; paired 95 % intervals, tie band {self.tie:g}. The word for a finding allows for {self.many*(len(t) - 1)} comparisons, that for the mean for {self.many}.'
     return '\n'.join([head, '', '| finding | base | new | difference | verdict |', '| --- | ---: | ---: | ---: | --- |', *['| ' + ' | '.join(r) + ' |' for r in rows]])
 
 # %% ../nbs/api/08_metrics.ipynb #23d161b7
@@ -872,13 +900,21 @@ def _probabilities(df, cols, where):
         raise PredictionError(f'{where}: {c} of {bad[c].idxmax()} is {p[c][bad[c]].iloc[0]:.4g}, not a probability in [0, 1]; apply a sigmoid to logits, divide percent by 100')
     return p
 
+def _as_ours(df, names, where):
+    "Columns with our names for theirs"
+    if miss := [o for o in names if o not in df]: raise PredictionError(f'{where}: no column {miss[0]!r} to be renamed; there are {", ".join(map(repr, list(df)[:12]))}')
+    ours = lambda o: o if o in ('image', 'patient') or str(o).startswith(('prob_', 'true_')) else f'prob_{o}'
+    return df.rename(columns={k: ours(v) for k, v in names.items()})
+
 def read_predictions(
     source, # Path of a CSV, or a DataFrame
     findings:list=None, # Which findings must be there; all that are if not given
+    names:dict=None, # Their column to ours: `image`, `patient`, or the name of a finding, for its probability
 )->pd.DataFrame: # Index `image`; `prob_<finding>` float64 in the order of `findings`, then the columns that are no probabilities
     "Predictions of any model. Raises `PredictionError` naming the file and the mend"
     where = 'the predictions' if isinstance(source, pd.DataFrame) else source
-    df = _named(source if isinstance(source, pd.DataFrame) else _load(source), where)
+    df = source if isinstance(source, pd.DataFrame) else _load(source)
+    df = _named(_as_ours(df, names or {}, where), where)
     there = [o[5:] for o in df.columns if str(o).startswith('prob_')]
     if len(set(there)) < len(there): raise PredictionError(f'{where}: two columns have the same name; keep one a finding')
     if df.empty or not there: raise PredictionError(f'{where}: no {"rows" if there else "columns prob_<finding>"}; there must be one row an image and one column such as prob_Effusion a finding')
@@ -898,6 +934,7 @@ class Aligned:
     images: list = field(repr=False) # N file names
     not_found: list = field(repr=False) # Images with predictions that the table does not know
     unlabelled: list # Findings with predictions that the table does not know
+    unpredicted: list = field(default_factory=list) # Findings of the table without predictions
 
     def _repr_markdown_(self):
         lost = f'{len(self.not_found):,} images not found in the table' + (f'; no labels for {", ".join(self.unlabelled)}' if self.unlabelled else '')
@@ -917,31 +954,38 @@ def _own_truth(preds):
 def align(
     table, # Image table; None takes the truth from the predictions' own columns
     preds, # As of `read_predictions`, or what it takes
+    names:dict=None, # As for `read_predictions`
 )->Aligned: # `y`, `p`, `patients`, `findings`, and what was not found
     "Truth beside predictions, by image name. Raises `PredictionError` if nothing matches"
-    preds = read_predictions(preds)
+    preds = read_predictions(preds, names=names)
     table = _own_truth(preds) if table is None else table
+    preds = _spelt_alike(preds, table)
     have = [o[5:] for o in preds.columns if o.startswith('prob_')]
     findings, found = [o for o in have if o in table.columns], preds.index.isin(table.index)
     if not findings: raise PredictionError(f'the table has no labels for any of {", ".join(have)}; name both alike')
     if not found.any(): raise PredictionError(f'none of the {len(preds):,} images is in the table; {preds.index[0]} must be written as {table.index[0]} is')
     truth, p = table.loc[preds.index[found]], preds.loc[found, ['prob_' + o for o in findings]]
     y, _ = check(truth[findings].to_numpy(), p.to_numpy())
-    return Aligned(y.astype(np.uint8), p.to_numpy(), truth.patient.to_numpy(), findings, list(p.index), list(preds.index[~found]), [o for o in have if o not in findings])
+    unlabelled, unpredicted = [o for o in have if o not in findings], [o for o in findings_of(table) if o not in findings]
+    return Aligned(y.astype(np.uint8), p.to_numpy(), truth.patient.to_numpy(), findings, list(p.index), list(preds.index[~found]), unlabelled, unpredicted)
+
+def _spelt_alike(preds, table):
+    "Probabilities under the table's names, where these are other spellings of theirs"
+    ours = {same_name(o): o for o in table.columns}
+    return preds.rename(columns=lambda o: 'prob_' + ours.get(same_name(o[5:]), o[5:]) if o.startswith('prob_') else o)
 
 # %% ../nbs/api/08_metrics.ipynb #a5762727
-def _plain(x, digits=5):
-    "Numbers, lists and dicts that JSON knows: rounded, NaN as None"
-    if isinstance(x, dict): return {str(k): _plain(v, digits) for k, v in x.items()}
-    if isinstance(x, (list, tuple, np.ndarray)): return [_plain(o, digits) for o in x]
+def _plain(x):
+    "Numbers, lists and dicts that JSON knows, with all their digits; NaN as None"
+    if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple, np.ndarray)): return [_plain(o) for o in x]
     if isinstance(x, (bool, np.bool_)): return bool(x)
     if isinstance(x, (int, np.integer)): return int(x)
-    if isinstance(x, (float, np.floating)): return round(float(x), digits) if np.isfinite(x) else None
+    if isinstance(x, (float, np.floating)): return float(x) if np.isfinite(x) else None
     return x
 
 def to_metrics(
-    ev:Evaluation, # As of `evaluate`
-    digits:int=5, # Decimals that are kept
+    ev:Evaluation # As of `evaluate`
 )->dict: # `n`, `patients`, `macro`, `findings`, `n_boot`, `notes`; None where undefined
     "An evaluation as the dict that `metrics.json` holds for one part"
     lost, t = dict(zip(ev.table.index, ev.boot.undefined('auroc'))), ev.table
@@ -949,7 +993,7 @@ def to_metrics(
     each = {f: dict({m: triple(r, m) for m in METRICS}, positives=int(r.positives), positive_patients=int(r.positive_patients),
                     threshold=r.threshold, undefined_resamples=lost[f]) for f, r in t.iterrows()}
     whole = {m: dict(value=r['value'], low=r['low'], high=r['high'], n_findings=int(r['n_findings'])) for m, r in ev.macro.iterrows()}
-    return _plain(dict(n=ev.n, patients=ev.patients, macro=whole, findings=each, n_boot=len(ev.boot.draws['auroc']), notes=ev.notes), digits)
+    return _plain(dict(n=ev.n, patients=ev.patients, macro=whole, findings=each, n_boot=len(ev.boot.draws['auroc']), notes=ev.notes))
 
 # %% ../nbs/api/08_metrics.ipynb #40b85e33
 def write_metrics(
@@ -958,7 +1002,5 @@ def write_metrics(
 )->dict: # What was written
     "Write `metrics.json`, whole or not at all"
     out = {k: to_metrics(v) if isinstance(v, Evaluation) else _plain(v) for k, v in parts.items() if v is not None}
-    tmp = Path(f'{path}.part')
-    tmp.write_text(json.dumps(out, indent=1, allow_nan=False) + '\n', encoding='utf-8')
-    os.replace(tmp, path)
+    write_json(path, out)
     return out

@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from .labels import ADJUDICATED, FINDINGS, adjudicated
-from .metrics import Aligned, Bootstrap, PredictionError, _plain, auroc, average_precision, bootstrap, check, confusion, verdict, with_interval
+from .metrics import Aligned, Bootstrap, PredictionError, _plain, auroc, average_precision, bootstrap, check, confusion, for_many, verdict, with_interval
 
 # %% ../nbs/api/19_readers.ipynb #a618f1c5
 READERS = {'Pneumothorax': ['Pneumothorax'], 'Nodule or mass': ['Nodule', 'Mass'], 'Airspace opacity': ['Consolidation', 'Infiltration', 'Pneumonia', 'Edema']}
@@ -148,7 +148,8 @@ def evaluate_readers(
     why = [_too_few(*o, b.patients, min_positives) for o in zip(truth.T, mined.T)]
     t = pd.DataFrame(figures, pd.Index(list(mapping), name='label'))
     t[[bool(o) for o in why]] = np.nan
-    word = [verdict(*o, tie) if not w else '' for o, w in zip(t[['auroc_difference', 'auroc_difference_low', 'auroc_difference_high']].to_numpy(), why)]
+    gaps = t[['auroc_difference', 'auroc_difference_low', 'auroc_difference_high']].to_numpy()
+    word = [verdict(d, *for_many(d, low, high, len(t)), tie) if not w else '' for (d, low, high), w in zip(gaps, why)]
     films = r.set.value_counts().reindex(['test', 'val'], fill_value=0).to_dict() | dict(left_out=left)
     return Readings(pd.concat([pd.DataFrame(head, t.index), t], axis=1).assign(word=word, reason=why), dict(mapping), films, len(set(b.patients)), n_boot, tie)
 

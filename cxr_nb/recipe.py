@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from .core import CxrError, check_fields, read_json, record_from
-from .labels import FINDINGS
 from .loaders import Augment
 from .losses import LOSSES
 
@@ -69,7 +68,7 @@ class Recipe:
     "All choices of a run"
     arch: str = 'mobilenetv2_100' # Name of a timm model
     size: int = 224 # Side of the input in pixels
-    findings: list = field(default_factory=lambda: list(FINDINGS)) # Outputs, in order
+    findings: list = None # Outputs, in order; those of the table if not given
     stages: tuple = STAGED # `Stage` records, in order
     weights: str = 'imagenet' # 'imagenet' from timm's hub, a file, or 'none'
     loss: str = 'bce' # One of `LOSSES`
@@ -91,7 +90,7 @@ class Recipe:
 
     def __post_init__(self):
         object.__setattr__(self, 'stages', tuple(self.stages))
-        object.__setattr__(self, 'findings', list(self.findings))
+        if self.findings is not None: object.__setattr__(self, 'findings', list(self.findings))
         check_fields(self, RECIPE_RULES, 'the recipe', TrainError)
         _check_together(self)
 
@@ -114,7 +113,7 @@ def _stages(values, kind):
 
 # %% ../nbs/api/09_recipe.ipynb #ef22c530
 SHARE = (lambda v: 0 < v < 1, 'above 0 and below 1')
-NAMES = (lambda v: len(v) and all(isinstance(o, str) and o for o in v) and len(set(v)) == len(v), 'a list of names, each once')
+NAMES = (lambda v: v is None or len(v) and all(isinstance(o, str) and o for o in v) and len(set(v)) == len(v), 'a list of names, each once')
 COUNT = (lambda v: v == int(v) and v >= 0, 'a whole number, 0 or more')
 
 RECIPE_RULES = dict(

@@ -30,7 +30,7 @@ from .calibration import Calibration, plot_reliability
 from .checklists import CHECKLISTS, cited, fill, readable, run_facts, summary
 from .core import CxrError
 from .labels import findings_of, label_counts, no_finding
-from .metrics import Bootstrap, align, auroc, average_precision, bootstrap, confusion, macro, roc_points, threshold_array, with_interval
+from .metrics import align, auroc, average_precision, compare, confusion, macro, roc_points, threshold_array, with_interval
 from .subgroups import FIGURES, plot_subgroups
 from .thresholds import apply_thresholds, no_finding as none_called
 
@@ -87,11 +87,11 @@ def read_run(
 )->RunFiles: # Everything in it that a report uses
     "The files of a run. Raises `ReportError` if it holds none of them, or a broken one"
     d = Path(run_dir)
-    js, csvs = ['config.json', 'metrics.json', 'thresholds.json'], ['history.csv', 'predictions_val.csv', 'predictions_test.csv']
+    js, csvs = ['config.json', 'metrics.json', 'thresholds.json'], ['history.csv', 'predictions_val.csv', 'predictions_test.csv', 'predictions_all.csv']
     if not any((d/o).is_file() for o in js + csvs): raise ReportError(f'{d}: holds no run; give the folder that cxr-train or cxr-eval wrote with --out')
     config, metrics, thresholds = (_json(d/o) for o in js)
-    val, test, fit, held = (_predictions(d/f'predictions_{o}.csv') for o in ('val', 'test', 'fit', 'held_out'))
-    return RunFiles(d, config, metrics, thresholds.get('findings', {}), _history(d/'history.csv'), val or fit, test, held or test)
+    val, test, whole, fit, held = (_predictions(d/f'predictions_{o}.csv') for o in ('val', 'test', 'all', 'fit', 'held_out'))
+    return RunFiles(d, config, metrics, thresholds.get('findings', {}), _history(d/'history.csv'), val or fit, test or whole, held or test)
 
 # %% ../nbs/api/12_report.ipynb #765b4e02
 SCORES = {'auroc': 'AUROC', 'ap': 'AP', 'f1': 'F1', 'precision': 'Precision', 'recall': 'Recall', 'specificity': 'Specificity'}
@@ -250,13 +250,11 @@ def changes(
 )->pd.DataFrame: # By finding, most gained first, after the macro mean: positives; AUROC before, after; change with its paired 95 % interval
     "AUROC before and after. Raises `ReportError` if the films or findings differ"
     if before.images != after.images or before.findings != after.findings: raise ReportError('predictions of different films or findings cannot be compared; predict the same part twice')
-    a, b = (auroc(o.y, o.p) for o in (before, after))
-    drawn = [bootstrap(o.y, o.p, o.patients, n_boot=n_boot, seed=seed).draws['auroc'] for o in (before, after)]
-    diff = Bootstrap({'auroc': drawn[1] - drawn[0]}, len(set(before.patients)))
-    (low, high), (mlow, mhigh) = diff.interval('auroc'), diff.macro('auroc')
-    t = pd.DataFrame(dict(positives=before.y.sum(0).astype(int), before=a, after=b, change=b - a, low=low, high=high), index=before.findings).sort_values('change', ascending=False)
-    means = dict(positives=int(before.y.sum()), before=macro(a)['value'], after=macro(b)['value'], change=macro(b)['value'] - macro(a)['value'], low=mlow, high=mhigh)
-    return pd.concat([pd.DataFrame(means, index=['Macro mean']), t]).rename_axis('finding')
+    found = compare(before.y, before.p, after.p, before.findings, before.patients, n_boot=n_boot, seed=seed).table
+    found = found.rename(columns=dict(base='before', new='after', difference='change')).drop(columns='verdict')
+    found.insert(0, 'positives', [int(before.y.sum()), *before.y.sum(0).astype(int)])
+    one = found.iloc[1:].sort_values('change', ascending=False)
+    return pd.concat([found.iloc[:1].rename({'macro mean': 'Macro mean'}), one]).rename_axis('finding')
 
 # %% ../nbs/api/12_report.ipynb #0b78ae1c
 def plot_changes(
@@ -483,8 +481,9 @@ def film_titles(
     "What the table says of each film"
     names = findings_of(df)
     labels = [[pretty(f) for f, v in zip(names, row) if v] or ['No Finding'] for row in df[names].to_numpy()]
-    age = [f'{o:.0f} years' if np.isfinite(o) else 'age unknown' for o in df.age]
-    return ['\n'.join(l[:n] + [f'and {len(l) - n} more']*(len(l) > n) + [f'{v}, {a}']) for l, v, a in zip(labels, df['view'], age)]
+    age = [f'{o:.0f} years' if np.isfinite(o) else '' for o in df.age]
+    about = [', '.join(filter(None, o)) for o in zip(df['view'], age)]
+    return ['\n'.join(l[:n] + [f'and {len(l) - n} more']*(len(l) > n) + [o]*bool(o)) for l, o in zip(labels, about)]
 
 def plot_films(
     films, # Gray films, uint8 (H, W) each
@@ -780,7 +779,8 @@ def _value(o): return np.nan if o['value'] is None else o['value']
 def _subgroups(run):
     "For whom it is worse"
     rec = run.metrics.get('subgroups')
-    if not rec: return [_p('No age, sex or view is known of these films.', cls='note')] if run.foreign else _missing('No subgroups', 'cxr-eval')
+    if rec == [] or run.foreign and not rec: return [_p('No age, sex or view is known of these films, so there are no subgroups.', cls='note')]
+    if not rec: return _missing('No subgroups', 'cxr-eval')
     why = [f'{o["by"]}: {o["subgroup"]}: {o["reason"]}.' for o in rec if o.get('reason')]
     over = {o['by']: ', '.join(map(pretty, o['findings'])) for o in rec}
     text = f'On {run.parts[1]}, with the same thresholds for everyone; 95 % intervals by patient. False No Finding: films with a finding on which nothing is called. The last column compares with all others that are judged, where the difference is above 0.01, and allows for how many were looked at. Within a grouping AUROC is a mean over the same findings for all, so that of "all films" need not lie between.'

@@ -16,8 +16,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from scipy.sparse import csr_matrix
-from scipy.special import ndtri
-from .metrics import Aligned, Bootstrap, PredictionError, Ranked, _codes, _plain, _pull, _ratio, boot_counts, check, threshold_array, verdict, with_interval
+from .metrics import Aligned, Bootstrap, PredictionError, Ranked, _codes, _plain, _pull, _ratio, boot_counts, check, for_many, threshold_array, verdict, with_interval
 
 # %% ../nbs/api/18_subgroups.ipynb #935b0aed
 UNKNOWN = 'unknown'
@@ -227,10 +226,10 @@ def _looks(table):
 
 def _words(table, tie):
     "Columns with a word for each difference"
-    wider, out = ndtri(1 - .025/max(_looks(table), 1))/ndtri(.975), {}
+    looks, out = _looks(table), {}
     for m in FIGURES:
         d, low, high = (table[f'{m}_difference{o}'] for o in ('', '_low', '_high'))
-        ends = [d - wider*(d - low), d + wider*(high - d)]
+        ends = for_many(d, low, high, looks)
         rows = zip(d, *ends) if m == 'auroc' else zip(-d, -ends[1], -ends[0])
         out[f'{m}_word'] = ['' if pd.isna(o[0]) else verdict(*o, tie) for o in rows]
     return table.assign(**out)
@@ -318,6 +317,7 @@ def plot_subgroups(
 )->Figure: # AUROC, false No Finding and false alarms by subgroup, side by side
     "Every subgroup's figures with their intervals"
     t = s.table.drop('all', level='by')
+    if t.empty: raise PredictionError('there are no subgroups to draw; of these films neither age nor sex nor view is known')
     gap = np.cumsum([0, *(t.index.get_level_values('by')[1:] != t.index.get_level_values('by')[:-1])])
     at = -np.arange(len(t)) - .7*gap
     fig = Figure(figsize=(8, .2*(len(t) + .7*gap[-1]) + .9), layout='constrained', dpi=80)
@@ -351,4 +351,4 @@ def subgroup_records(
     rows = _known_films(a, table)
     known = [o for o in ('sex', 'age', 'view') if o in rows and set(groups_of(rows, o)) != {UNKNOWN}]
     by = [o for o in GROUPINGS if set([o] if isinstance(o, str) else o) <= set(known)]
-    return evaluate_subgroups(a, table, thresholds, by, **kwargs).records()
+    return evaluate_subgroups(a, table, thresholds, by, **kwargs).records() if by else []

@@ -12,10 +12,10 @@ __all__ = ['ABOUT', 'SAMPLE', 'best_precision', 'Mixed', 'precision_callbacks', 
            'HeadsLoss', 'BestHeads', 'stage_loss', 'stage_seed', 'val_auroc', 'net_learner', 'within_memory',
            'run_stage', 'LRSweep', 'lr_find', 'Clock', 'throughput', 'open_run', 'write_predictions',
            'choose_thresholds', 'floors', 'judge', 'judge_films', 'write_tables', 'stage_scores', 'train', 'judged',
-           'train_many', 'series_recipe', 'runs_home', 'copy_run', 'run_before', 'series_run']
+           'train_many', 'series_recipe', 'runs_home', 'refuse_other_recipe', 'copy_run', 'run_before', 'series_run']
 
 # %% ../nbs/api/10_training.ipynb #4029f280
-from .audit import audit
+from .audit import audit, audit_floors
 from .data import ChestData, cache_home, fast, label_file, load_data, load_nih
 from .images import Cache, prepare
 from .calibration import fit_calibration
@@ -24,7 +24,7 @@ from .labels import findings_of
 from .loaders import (MEAN, STD, Augment, Batches, FeatureBatches, gathered, keep_memory, make_loaders, part, place,
                             rank_world, sample_weights)
 from .losses import make_loss
-from .metrics import PredictionError, align, auroc, average_precision, evaluate, macro, metadata_floor, shuffled_floor, to_metrics, write_metrics
+from .metrics import PredictionError, align, auroc, average_precision, evaluate, macro, to_metrics, write_metrics
 
 # %% ../nbs/api/10_training.ipynb #f5fb5ada
 from .models import (ChestModel, ModelError, check_arch, features, file_sha256, fix_batchnorm, load_bundle, make_model, probabilities, read_weights,
@@ -261,6 +261,7 @@ def start_run(
 )->Run: # Ready for its first stage, or for the one after `done`
     "Split, cache and model of a new run. Raises `CxrError` if nothing usable is there, if the folder holds a run, or if another run shall be gone on with"
     check_arch(recipe.arch)
+    recipe = replace(recipe, findings=recipe.findings or findings_of(data.table))
     if miss := [o for o in recipe.findings if o not in data.table]:
         raise TrainError(f'the table of {data.name} has no column {miss[0]!r}; name yours, as in Recipe(findings={findings_of(data.table)[:3]})')
     path, device = Path(path), best_device(device)
@@ -342,7 +343,7 @@ def save_run(
     if not is_main(): return
     run.split.rename_axis('image').to_csv(run.path/'split.csv')
     save_bundle(run.model, run.path, **run_config(run), **config)
-    where = dict(root=str(run.data.root.resolve()), csv=run.data.csv and str(run.data.csv.resolve()), cache=str(run.cache.path.resolve()))
+    where = dict(root=str(run.data.root.resolve()), csv=run.data.csv and str(run.data.csv.resolve()), cache=str(run.cache.path.resolve()), columns=run.data.columns)
     write_json(run.path/'data.json', where)
     if run.history: pd.DataFrame(run.history).to_csv(run.path/'history.csv', index=False)
 
@@ -694,7 +695,7 @@ def within_memory(
     except (RuntimeError, MemoryError) as e:
         if not _no_memory(e): raise
         n = min(bs//2, fits() if fits else bs//2)
-        todo = f'try batches of {n}, as in --batch_size {n} or Stage(bs={n})' if n else 'try a smaller size or network'
+        todo = f'try batches of {n}, as in --batch-size {n} or Stage(bs={n})' if n else 'try a smaller size or network'
         raise TrainError(f'{arch}: out of memory with {bs} films of {size}x{size} a batch; {todo}') from None
 
 # %% ../nbs/api/10_training.ipynb #3a427d62
@@ -792,8 +793,9 @@ def _data_of(path, where, findings):
     home = label_file(where['root'])
     csv = where.get('csv', home) # a run of version 0.1.0 does not say
     if not csv: raise TrainError(f'{path}: its table was made in Python; give it again, as in open_run(path, data)')
-    if not Path(csv).is_file(): raise TrainError(f'{path}: its label file is not where it was; give it as --csv_path, with --img_root')
-    return load_nih(where['root'], findings) if home == Path(csv) else load_data(csv_path=csv, img_root=where['root'], findings=findings)
+    if not Path(csv).is_file(): raise TrainError(f'{path}: its label file is not where it was; give it as --csv-path, with --img-root')
+    if home == Path(csv): return load_nih(where['root'], findings)
+    return load_data(csv_path=csv, img_root=where['root'], findings=findings, columns=where.get('columns'))
 
 def open_run(
     path, # A run folder
@@ -844,17 +846,9 @@ def floors(
     run:Run, # Any run
     part:str='test', # Judged on
 )->dict: # `shuffled` and `metadata`: macro AUROC; `metadata` also by finding
-    "What no image is needed for"
-    f, tr, te = run.recipe.findings, run.part('train'), run.part(part)
-    cols = ['patient', 'age', 'sex', 'view', 'follow_up', *f]
-    meta = metadata_floor(tr[cols], te[cols])
-    p = pd.read_csv(run.path/f'predictions_{part}.csv')[[f'prob_{o}' for o in f]].to_numpy()
-    lucky = shuffled_floor(te[f].to_numpy(), p, te.patient.to_numpy(), seed=run.recipe.seed, findings=f)['floor']
-    return dict(shuffled=_floor(lucky, f), metadata=_floor(meta, f))
-
-def _floor(values, findings):
-    "A floor as metrics.json holds it"
-    return dict(macro=macro(values)['value'], findings={k: float(o) for k, o in zip(findings, values)})
+    "What no image is needed for; `metadata` only where age, sex or view of some film is known"
+    columns = ['patient', 'age', 'sex', 'view', *run.recipe.findings]
+    return audit_floors(align(None, run.path/f'predictions_{part}.csv'), run.part(part)[columns], run.part('train')[columns], run.recipe.seed)
 
 # %% ../nbs/api/10_training.ipynb #87d168c9
 def judge(
@@ -901,11 +895,14 @@ def judge_films(
 )->dict: # `{'test': ...}` as in metrics.json, or `{'val': ...}` of a run without test part; nothing is written
     "Judge with the run's thresholds on a subset of its test part, or on other data, of which every film is taken"
     own = run.split.index.isin(run.data.table.index).any()
-    f, t = run.recipe.findings, run.part(run.judged) if own else run.data.table.loc[run.cache.usable]
+    t = run.part(run.judged) if own else run.data.table.loc[run.cache.usable]
     t = subset(t, n_images, run.recipe.seed)
     if not len(t): raise TrainError(f'{run.path}: has no films to judge on')
-    p = probabilities(run.model, Batches(run.films, run.cache.rows(t.index), t[f].to_numpy(), 64, size=run.recipe.size, device=run.device), run.progress)
-    limits = load_thresholds(run.path/'thresholds.json', f).threshold.to_numpy()
+    at = [i for i, o in enumerate(run.recipe.findings) if o in t] # other data may lack some
+    f = [run.recipe.findings[i] for i in at]
+    batches = Batches(run.films, run.cache.rows(t.index), t[f].to_numpy(), 64, size=run.recipe.size, device=run.device)
+    p = probabilities(run.model, batches, run.progress)[:, at]
+    limits = load_thresholds(run.path/'thresholds.json', run.recipe.findings).threshold.to_numpy()[at]
     return {run.judged if own else 'test': to_metrics(evaluate(t[f].to_numpy(), p, f, t.patient.to_numpy(), limits, n_boot, run.recipe.seed))}
 
 def write_tables(
@@ -1033,13 +1030,18 @@ def _config_of(path, data, recipe):
     findings = config['recipe']['findings']
     if miss := [o for o in findings if o not in data.table]: raise TrainError(f'{path}: was trained on a table with {miss[0]}, which this one lacks; move it away, or give another folder as home')
     if config['labels'] != fingerprint(data.table[findings].astype(str).sum(axis=1)): raise TrainError(f'{path}: was trained on {data.name} with other labels; move it away, or give another folder as home')
-    if recipe: _same_recipe(path, config, recipe)
+    if recipe: refuse_other_recipe(path, config, recipe)
     return config
 
-def _same_recipe(path, config, recipe):
+def refuse_other_recipe(
+    path, # A run folder, for the error
+    config:dict, # Its config.json
+    recipe:Recipe, # The one that is asked for
+):
     "Raise `TrainError` with the first field in which the run in a folder is another than the one that is asked for"
     known = config['recipe']['findings']
-    now = dict(recipe=_plain_recipe(recipe) | dict(findings=[o for o in recipe.findings if o in known]), **_start_weights(recipe))
+    asked = known if recipe.findings is None else [o for o in recipe.findings if o in known]
+    now = dict(recipe=_plain_recipe(recipe) | dict(findings=asked), **_start_weights(recipe))
     try: _refuse_other(path, {k: config[k] for k in ('recipe', 'start_weights') if k in config}, now)
     except ResumeError as e: raise TrainError(str(e).replace('give its options to go on with it, or another folder', 'move it away, or give another folder as home')) from None
 

@@ -48,7 +48,7 @@ def test_eval_again_agrees_and_takes_both_spellings(run, trained, tmp_path):
     assert after['test']['macro'] == before and after['localisation'] and after['calibration']
 
 def test_eval_on_a_csv_and_folder_of_its_own(run, trained, phantom, tmp_path):
-    said = run('cxr-eval', '--run', trained, '--csv_path', phantom/'Data_Entry_2017.csv', '--img_root', phantom, '--out', tmp_path)
+    said = run('cxr-eval', '--run', trained, '--csv-path', phantom/'Data_Entry_2017.csv', '--img-root', phantom, '--out', tmp_path)
     assert said.returncode == 0, said.stderr
 
 def test_eval_judges_anyones_predictions(run, trained, phantom, tmp_path):
@@ -68,17 +68,17 @@ def test_run_on_a_csv_and_folder_of_its_own_opens_again(run, phantom, tmp_path):
     "Labels and films apart, no boxes: nothing to score heatmaps against, and nothing that fails for it"
     import shutil
     labels = shutil.copy(phantom/'Data_Entry_2017.csv', tmp_path/'labels.csv')
-    said = run('cxr-train', '--csv_path', labels, '--img_root', phantom, '--split', 'random', '--out', tmp_path/'run', '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', 64, '--epochs', 1)
+    said = run('cxr-train', '--csv-path', labels, '--img-root', phantom, '--split', 'random', '--out', tmp_path/'run', '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', 64, '--epochs', 1)
     assert said.returncode == 0, said.stderr
     for cmd in (['cxr-eval'], ['cxr-gradcam', '--samples', 2]): assert (said := run(*cmd, '--run', tmp_path/'run')).returncode == 0, said.stderr
     labels.unlink()
     said = run('cxr-eval', '--run', tmp_path/'run')
-    assert said.returncode == 2 and '--csv_path' in said.stderr and 'Traceback' not in said.stderr
+    assert said.returncode == 2 and '--csv-path' in said.stderr and 'Traceback' not in said.stderr
 
 def test_single_route_with_a_random_split_of_two_parts(run, phantom, tmp_path):
     "EfficientNet-B0 in one stage on 80 and 20 % of the patients: checkpoints, tables and heatmaps lie where the help says, and the page says what validation is worth"
-    own = ['--csv_path', phantom/'Data_Entry_2017.csv', '--img_root', phantom]
-    said = run('cxr-train', *own, '--arch', 'efficientnet_b0', '--recipe', 'single', '--epochs', 1, '--batch_size', 32, '--lr', 1e-4, '--train_subset', 80, '--val_subset', 30,
+    own = ['--csv-path', phantom/'Data_Entry_2017.csv', '--img-root', phantom]
+    said = run('cxr-train', *own, '--arch', 'efficientnet_b0', '--recipe', 'single', '--epochs', 1, '--batch-size', 32, '--lr', 1e-4, '--train-subset', 80, '--val-subset', 30,
                '--split', 'random', '--test', 0, '--loss', 'pos_weight', '--weights', 'none', '--size', 32, '--out', tmp_path/'run')
     assert said.returncode == 0 and 'there is no test part' in said.stdout, said.stderr
     assert {'best.safetensors', 'last.safetensors'} <= {o.name for o in (tmp_path/'run'/'checkpoints').iterdir()}
@@ -107,6 +107,6 @@ def test_module_form(run, env):
     assert said.returncode == 2 and said.stderr.count('\n') == 1
 
 def test_demo_in_small(run, tmp_path):
-    said = run('cxr-demo', '--out', tmp_path/'demo', '--n_images', 120, '--pretrain_images', 80, '--pretrain_epochs', 1, '--size', 64)
+    said = run('cxr-demo', '--out', tmp_path/'demo', '--n-images', 120, '--pretrain-images', 80, '--pretrain-epochs', 1, '--size', 64)
     assert said.returncode == 0, said.stderr
     assert (tmp_path/'demo'/'report.html').is_file() and 'synthetic' in said.stdout

@@ -49,6 +49,6 @@ def test_weights_are_written_by_the_first_process_alone(both):
 
 def test_a_batch_that_cannot_be_dealt_is_one_line(phantom, tmp_path, env):
     cmd = [BIN/'torchrun', '--standalone', '--nproc_per_node=2', '-m', 'cxr_nb.cli', 'train', '--data', phantom, '--out', tmp_path/'run', '--weights', 'none',
-           '--arch', 'mobilenetv2_050', '--size', 64, '--batch_size', 15, '--recipe', 'single', '--epochs', 1, '--device', 'cpu']
+           '--arch', 'mobilenetv2_050', '--size', 64, '--batch-size', 15, '--recipe', 'single', '--epochs', 1, '--device', 'cpu']
     said = subprocess.run([*map(str, cmd)], capture_output=True, text=True, timeout=600, env={**env, 'OMP_NUM_THREADS': '1'})
     assert said.returncode != 0 and 'error: batch size 15 cannot be dealt to 2 processes; make it a multiple of 2' in said.stderr

@@ -29,7 +29,7 @@ def start(tmp_path_factory, env):
     os.environ.update({**env, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''})
     ctx.set_forkserver_preload(['cxr_nb.cli', 'cxr_nb.training', 'cxr_nb.explain', 'cxr_nb.report', 'accelerate'])
     def _start(out, *more, every=.3):
-        argv = ['--data', data, '--out', out, '--recipe', tmp/'recipe.json', '--cache', f'{out}_cache', '--device', 'cpu', '--save_every', every, *more]
+        argv = ['--data', data, '--out', out, '--recipe', tmp/'recipe.json', '--cache', f'{out}_cache', '--device', 'cpu', '--save-every', every, *more]
         p = ctx.Process(target=child, args=([*map(str, argv)], f'{out}.txt'))
         p.start()
         return p
