@@ -20,8 +20,10 @@ from .explain import ExplainError, gradcam, overlay
 from .gate import Verdict, check_pixels, read_film
 from .images import to_square
 from .core import CxrError
+from .labels import none_name
 from .loaders import normalise
 from .phantom import anatomy, film
+from .runs import unfinished
 from .predict import Classifier, load_classifier, probabilities_of
 
 # %% ../nbs/api/14_app.ipynb #bb90d990
@@ -99,7 +101,8 @@ def bars_html(
     row = lambda f, o: (f'<tr class="{"called" if o.called else ""}"><th>{html.escape(_pretty(f))}</th><td class="room"><div class="cxr-bar"><i style="width:{o.bar:.1%}"></i><b></b></div></td>'
                         f'<td>{o.probability:.2f} {"≥" if o.called else "&lt;"} {o.threshold:.2f}</td></tr>')
     called = [_pretty(f) for f in df.index[df.called]]
-    said = f'Called: <strong>{html.escape(", ".join(called))}</strong>.' if called else '<strong>No Finding</strong>: no probability reaches its threshold.'
+    none = f'<strong>{html.escape(_pretty(none_name(clf.findings)))}</strong>: no probability reaches its threshold.'
+    said = f'Called: <strong>{html.escape(", ".join(called))}</strong>.' if called else none
     note = 'Each probability against its threshold, the line in the middle. A call is a threshold chosen for the best F1 on other films, not a diagnosis; the model card says how often it is wrong.'
     return f'<p>{said}</p><table class="cxr-bars">{"".join(row(f, o) for f, o in df.iterrows())}</table><p class="cxr-note">{note}</p>'
 
@@ -194,7 +197,9 @@ def make_page(
 
     with gr.Blocks(title='cxr_nb', analytics_enabled=False, delete_cache=(60, 60)) as page:
         held = gr.State(None, time_to_live=900) # of one visitor, in memory
-        gr.HTML(f'<div class="cxr-warn" role="note"><strong>{WARNING}</strong></div>')
+        lack = unfinished(clf.config)
+        also = f' This model is {lack}.' if lack else ''
+        gr.HTML(f'<div class="cxr-warn" role="note"><strong>{WARNING}{also}</strong></div>')
         gr.Markdown(f'# What would this model say?\n{html.escape(name)}: drop a frontal chest film (PNG, JPEG or DICOM). No upload is kept on disk.')
         with gr.Row():
             with gr.Column(min_width=300):

@@ -41,8 +41,8 @@ def cited(
     return {k: v for k, v in _read(name).items() if k != 'items'}
 
 # %% ../nbs/api/20_checklists.ipynb #f7daa3dd
-_CONFIG = ['library', 'data', 'caveat', 'recipe', 'parts', 'split', 'labels', 'skipped', 'seed', 'device', 'versions', 'mean', 'std', 'in_chans',
-           'arch', 'size', 'findings', 'parameters', 'stages_done', 'calibration', 'predictions', 'fusion']
+_CONFIG = ['library', 'data', 'caveat', 'recipe', 'parts', 'split', 'split_kind', 'labels', 'skipped', 'seed', 'device', 'versions', 'mean', 'std', 'in_chans',
+           'arch', 'size', 'findings', 'parameters', 'stages_done', 'calibration', 'predictions', 'fusion', 'vit']
 _METRICS = {'test': 'test', 'held_out': 'held_out', 'floors': 'floors', 'localisation': 'localisation', 'calibration': 'measured', 'subgroups': 'subgroups', 'readers': 'readers'}
 _PATH = re.compile(r'(?<!https:)(?<!http:)(?<![\w./\\])(?:~|[A-Za-z]:)?[\\/](?=\S)(?:[^\n]*[\\/])?')
 
@@ -128,7 +128,7 @@ def _split(f):
     r = _recipe(f)
     if 'split' not in f or not {'split', 'val', 'test', 'seed'} <= set(r): return
     how = {'official': f'The official test part of the release; of the other patients {r["val"]:.0%} for validation.',
-           'random': f'Drawn at random: {r["val"]:.0%} of patients for validation, {r["test"]:.0%} for test, the rest for training.'}.get(r['split'])
+           'random': f'Drawn at random: {r["val"]:.0%} of patients for validation, {r["test"]:.0%} for test, the rest for training.'}.get(f.get('split_kind', r['split']))
     if how: return f'{how} Seed {r["seed"]}, fingerprint of the split {f["split"]}.'
 @_says
 def _disjoint(f):
@@ -140,8 +140,15 @@ def _technology(f):
     if {'arch', 'findings'} <= set(f): return f'Deep learning: the network {f["arch"]} gives each chest X-ray one probability for each of {len(f["findings"])} findings.'
 @_says
 def _input(f):
-    r = _recipe(f)
-    if _own(f) and f.get('in_chans') == 1 and not set(r) & {'tabular', 'metadata', 'columns'}: return 'The only input is the pixels of one film: no age, sex, view, text or earlier film. Nothing was selected beforehand.'
+    if not (_own(f) and f.get('in_chans') == 1): return
+    if told := _told(f): return f'The pixels of one film, and beside it {_names_in_words(told)} of the patient, as far as they are known. No text and no earlier film. Nothing was selected beforehand.'
+    return 'The only input is the pixels of one film: no age, sex, view, text or earlier film. Nothing was selected beforehand.'
+
+def _told(f):
+    "Columns of the table that the network is told"
+    return list((f.get('fusion') or {}).get('columns') or [])
+
+def _names_in_words(names): return ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
 @_says
 def _preprocessing(f):
     if not (_own(f) and {'size', 'mean', 'std'} <= set(f)): return
@@ -151,14 +158,17 @@ def _model(f):
     if not ({'arch', 'size', 'findings'} <= set(f) and 'timm' in f.get('versions', {})): return
     n = f', {f["parameters"]:,} parameters' if 'parameters' in f else ''
     more = _recipe(f).get('model_kwargs')
-    return (f'{f["arch"]} as in timm {f["versions"]["timm"]}{n}{f", with {more}" if more else ""}. Input: one film, {f["size"]} x {f["size"]}, {f.get("in_chans", 1)} channel. '
-            f'Dropout {_recipe(f).get("dropout", 0):g}, then a linear layer with one output for each finding, in this order: {_pretty(f["findings"])}.')
+    told = f', and {_names_in_words(_told(f))}' if _told(f) else ''
+    head = 'a feature pyramid and a head of two linear layers' if 'fusion' in f else 'a projection and a head of three linear layers' if 'vit' in f else 'a linear layer'
+    return (f'{f["arch"]} as in timm {f["versions"]["timm"]}{n}{f", with {more}" if more else ""}. Input: one film, {f["size"]} x {f["size"]}, {f.get("in_chans", 1)} channel{told}. '
+            f'Dropout {_recipe(f).get("dropout", 0):g}, then {head} with one output for each finding, in this order: {_pretty(f["findings"])}.')
 @_says
 def _software(f):
     if 'versions' in f: return ', '.join(f'{k} {v}' for k, v in f['versions'].items()) + (f'. Device: {f["device"]}.' if 'device' in f else '.')
 @_says
 def _bundle(f):
-    if _own(f): return 'model.safetensors and config.json of the run; cxr_nb.models.load_bundle opens them, and no code in them can run.'
+    loader = 'fusion.load_fusion' if 'fusion' in f else 'folds.load_vit' if 'vit' in f else 'models.load_bundle'
+    if _own(f): return f'model.safetensors and config.json of the run; cxr_nb.{loader} opens them, and no code in them can run.'
 @_says
 def _record(f):
     if _own(f) and _recipe(f): return 'Every choice of the run stands in its config.json: recipe, seed, versions, fingerprints of labels and split.'
@@ -302,7 +312,9 @@ def _calibration(f):
 @_says
 def _recalibrated(f):
     o = f.get('calibration')
-    if isinstance(o, dict) and o.get('method'): return f'Probabilities were recalibrated ({o["method"]}' + (f', fitted on {o["n"]:,} films).' if o.get('n') else ').')
+    if not (isinstance(o, dict) and o.get('method')): return
+    fitted = f', fitted on {o["n"]:,} validation films' if o.get('n') else ''
+    return f'A calibration comes with the model ({o["method"]}{fitted}). The scores here are of probabilities as the network gives them, unless a table says otherwise.'
 
 # %% ../nbs/api/20_checklists.ipynb #6fca4666
 def answers(

@@ -423,7 +423,8 @@ def run_data(
     if not where.get('root') or not Path(where['root']).is_dir(): raise CxrError(f'{run}: its data are not where they were; give their folder as --data')
     home = label_file(where['root'])
     csv = where.get('csv') or home
-    return load_nih(where['root'], findings) if home and Path(csv) == home.resolve() else load_data(csv_path=csv, img_root=where['root'], findings=findings)
+    if home and Path(csv) == home.resolve(): return load_nih(where['root'], findings)
+    return load_data(csv_path=csv, img_root=where['root'], findings=findings, columns=where.get('columns'))
 
 def _sha256(file):
     "The fingerprint of a file, as under `weights_sha256` in a config.json"
@@ -445,9 +446,10 @@ def check_run(
     (cfg, split), run, t = _read_run(run), Path(run), data.table
     have, said = run/'model.safetensors', cfg.get('weights_sha256')
     rows = [found('run: files', [o for o in RUN_FILES if not (run/o).is_file()] + (_weights(have) if have.is_file() else []), f'{len(RUN_FILES)}', 'all there and whole', 'restore the folder, or train again')]
-    if have.is_file() and said:
+    if have.is_file():
         sha = _sha256(have)
-        rows.append(found('run: weights as in config.json', [sha[:16]]*(sha != said), 'one file', said[:16], 'restore the weights: they are not those that were judged'))
+        rows.append(found('run: weights as in config.json', [sha[:16]]*(sha != said), 'one file', str(said or 'a fingerprint')[:16], 'restore weights and config.json: they do not belong together'))
+    rows.append(_judged_files(run, cfg.get('prediction_files') or {}))
     if not len(split): return rows + [_row('run: split', 'skipped', 'no split.csv')]
     table = t[[o for o in cfg.get('findings', []) if o in t]].assign(patient=t.patient)
     marks = {label_fingerprint(table.drop(columns='patient').loc[o]) for o in (t.index, t.index.intersection(split.index))}
@@ -455,8 +457,14 @@ def check_run(
              found('run: labels as in config.json', sorted(marks)*(cfg.get('labels') not in marks), f'{len(t):,} films', cfg.get('labels', 'a fingerprint'), 'give the data that the run was trained on; its labels were others'),
              found('run: films that are not in the table', split.index.difference(t.index), f'{len(split):,}', mend='give the data that the run was trained on'),
              found('run: patients in two parts', _people(leaks(t, split[split.index.isin(t.index)])), f'{t.patient.nunique():,} patients', mend='split by patient, and train again')]
-    random = cfg.get('recipe', {}).get('split') == 'random'
+    random = cfg.get('split_kind', cfg.get('recipe', {}).get('split')) == 'random'
     return rows + _run_lists(split, data, random) + [{**o, 'check': 'run: ' + o['check']} for o in check_boxed(data.boxes, split, boxed_verdict(data, random))] + _run_predictions(run, split)
+
+def _judged_files(run, said):
+    "Are the predictions those that were judged?"
+    odd = [f'predictions_{o}.csv' for o, sha in said.items() if not (run/f'predictions_{o}.csv').is_file() or _sha256(run/f'predictions_{o}.csv') != sha]
+    if not said: return _row('run: predictions as they were judged', 'skipped', 'not judged, or by an older version')
+    return found('run: predictions as they were judged', odd, f'{len(said)} files', mend='restore them, or judge again with cxr-eval --run')
 
 def _run_lists(split, data, random):
     "An official split against the official lists"

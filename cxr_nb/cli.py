@@ -34,10 +34,13 @@ def hyphenate(
 def parser(
     f, # A function with docments
     examples:str, # Shown below the options
+    notes:str='', # Shown below the examples
 )->argparse.ArgumentParser: # Its command line
     "The parser of a command"
     p = anno_parser(f, prog=f.__name__.replace('_', '-'))
-    p.epilog, p._optionals.title = 'examples:\n' + '\n'.join('  ' + o.strip() for o in examples.strip().splitlines()) + '\n\nResearch and education only, never clinical use.', 'options'
+    lines = '\n'.join('  ' + o.strip() for o in examples.strip().splitlines())
+    p.epilog = '\n\n'.join(filter(None, [f'examples:\n{lines}', notes, 'Research and education only, never clinical use.']))
+    p._optionals.title = 'options'
     class Formatter(p.formatter_class, argparse.RawDescriptionHelpFormatter): pass
     p.formatter_class = Formatter
     return p
@@ -45,6 +48,7 @@ def parser(
 # %% ../nbs/api/15_cli.ipynb #9e5daea4
 def command(
     examples:str, # Shown below the options of `--help`, one a line
+    notes:Callable=None, # Gives more to be shown there
     goes_on:str=None, # Flag with which an interrupted command goes on; '' if it does so by itself, None if it does not
 )->Callable: # Takes the function; what it returns takes the arguments as typed (those of the shell if None) and gives the exit code
     "Decorator: a function becomes a shell command that ends with an exit code"
@@ -52,7 +56,8 @@ def command(
         @wraps(f)
         def main(argv=None):
             argv = hyphenate(sys.argv[1:] if argv is None else argv)
-            args = vars(parser(f, examples).parse_args(argv))
+            asked = notes and {'-h', '--help'} & set(argv)
+            args = vars(parser(f, examples, notes() if asked else '').parse_args(argv))
             names = signature(f).parameters
             rest = [v for k, v in args.items() if k in names and names[k].kind is names[k].VAR_POSITIONAL]
             options = {k: v for k, v in args.items() if k in names and names[k].kind is not names[k].VAR_POSITIONAL}
@@ -276,11 +281,13 @@ def cxr_train(
 
 def _check_start(r, out, resume, overwrite):
     "Refuse at once what would be refused after the data were read"
-    from cxr_nb.models import check_arch
-    from cxr_nb.runs import refuse_overwriting
+    from cxr_nb.models import check_arch, check_reachable
+    from cxr_nb.runs import holds_run, refuse_overwriting
     check_arch(r.arch)
     if not (resume or overwrite): refuse_overwriting(out)
-    if r.weights not in ('imagenet', 'none') and not resume and not Path(r.weights).is_file(): raise CxrError(f'{r.weights}: no such weight file; check --weights')
+    if resume and holds_run(out): return # the weights to begin with are not needed any more
+    if r.weights == 'imagenet': check_reachable(r.arch)
+    elif r.weights != 'none' and not Path(r.weights).is_file(): raise CxrError(f'{r.weights}: no such weight file; check --weights')
 
 def _already(run):
     "The scores of a run that was finished before"
@@ -431,14 +438,21 @@ def _localisation(scores, part):
          f'a location prior that sees no image {a.prior:.2f} ({a.prior_low:.2f} to {a.prior_high:.2f}), random weights {a.random:.2f}')
 
 # %% ../nbs/api/15_cli.ipynb #2b2b65c6
+def _table_columns():
+    "The columns of the table of `cxr-predict`"
+    from cxr_nb.metrics import PREDICTION_COLUMNS
+    return 'columns of the table:\n' + '\n'.join(f'  {k:<16}{v}' for k, v in PREDICTION_COLUMNS.items())
+
 @command('''cxr-predict --run runs/first film.png
             cxr-predict --run runs/first /path/to/films --out predictions.csv
-            cxr-predict --run runs/first film.dcm --out film.json''')
+            cxr-predict --run runs/first film.dcm --out film.json
+            cxr-predict --run runs/first films --calibrated''', notes=_table_columns)
 def cxr_predict(
     *files:str, # Image files (PNG, JPEG, DICOM) and folders
     run:str=None, # The run folder
     out:str='predictions.csv', # Where the table goes: .csv or .json
     force:bool=False, # Predict films that look turned, inverted or not like a chest, with a warning
+    calibrated:bool=False, # Calibrated probabilities, with thresholds moved alike; the calls are the same
     device:str='cpu', # cpu, cuda, mps
     batch_size:int=16, # Films at a time
 )->int: # Exit code
@@ -449,16 +463,18 @@ def cxr_predict(
     if not files: raise CxrError('no files given; name image files or folders, as in: cxr-predict --run RUN film.png')
     _say_unfinished(run)
     clf, began = load_classifier(_run_folder(run), device), time.perf_counter()
-    df = predict_files(clf, files, batch_size, progress=True, force=force)
+    df = predict_files(clf, files, batch_size, progress=True, force=force, calibrated=calibrated)
     write_rows(df, out)
     n = df.status.value_counts().reindex(['ok', 'warning', 'refused'], fill_value=0)
     _say(f'{n.ok + n.warning:,} of {len(df):,} files predicted, {len(df)/(time.perf_counter() - began):.0f} files/s: {out}')
+    if calibrated: _say(f'probabilities are calibrated ({clf.calibration.method}, fitted on {clf.calibration.n:,} validation films)')
+    if skipped := df.attrs['skipped']: _say(f'{len(skipped):,} other files in these folders are no images: {", ".join(skipped[:5])}{" ..." if len(skipped) > 5 else ""}')
     for k in ('refused', 'warning'): _first(df[df.status == k], k)
     return 2 if n.refused == len(df) else 1 if n.refused else 3 if n.warning else 0
 
 def _first(rows, kind, n=5):
     "The first few files of a kind, with their reasons"
-    if len(rows): _say(*(f'{kind}: {o.path}: {o.reason}' for o in rows.head(n).itertuples()), *([f'... and {len(rows) - n:,} more with status {kind}'] if len(rows) > n else []))
+    if len(rows): _say(*(f'{kind}: {o.path}: {o.gate_reason}' for o in rows.head(n).itertuples()), *([f'... and {len(rows) - n:,} more with status {kind}'] if len(rows) > n else []))
 
 # %% ../nbs/api/15_cli.ipynb #af93b0ca
 @command('''cxr-export --run runs/first --out model.onnx

@@ -226,6 +226,24 @@ def _film_gray(ds, a):
     table[seen - lo] = np.nan_to_num(v)*255 + .5
     return table[a], notes
 
+# %% ../nbs/api/04_images.ipynb #3c91d711
+_AXES = {'R': 0, 'L': 0, 'A': 1, 'P': 1, 'H': 2, 'F': 2}
+_UPRIGHT = {'LF': [], 'RF': ['mirrored'], '': []}
+_FRONTAL = {'', 'AP', 'PA', 'LLD', 'RLD', 'PA/AP', 'AP/PA'}
+
+def _position_notes(ds):
+    "Notes on where rows and columns run in the patient, and on a view that nobody knows"
+    v = ds.get('PatientOrientation') or []
+    ends = [str(o).strip().upper()[:1] for o in ([v] if isinstance(v, str) else v)]
+    return _orientation_note(''.join(ends), len(ends)) + ['view']*(_text(ds, 'ViewPosition') not in _FRONTAL)
+
+def _orientation_note(ends, n):
+    "A note on two letters, of rows and of columns"
+    if ends in _UPRIGHT: return _UPRIGHT[ends]
+    axes = {_AXES.get(o) for o in ends}
+    possible = n == 2 and axes == {0, 2} # from side to side, and from head to feet
+    return ['turned' if possible else 'position']
+
 # %% ../nbs/api/04_images.ipynb #2052844d
 def _header(path, f):
     "The tags in `_TAGS`, and the way its values are written"
@@ -252,13 +270,16 @@ def _dicom(path, f, size):
         a = ds.pixel_array
         if a.ndim == 3: return _gray(Image.fromarray(a)), colour_share(a), []
         a, notes = _film_gray(ds, a)
-        return a, 0., notes + ['mirrored']*(_text(ds, 'PatientOrientation')[:1] == 'R')
+        return a, 0., notes + _position_notes(ds)
     except ImageError: raise
     except Exception: raise ImageError(path, 'broken file (DICOM that cannot be read)', 'copy or export it again', 'broken') from None
 
 # %% ../nbs/api/04_images.ipynb #78c5ee62
 NOTES = {'extension': 'the name ends like another kind of file; its content was read, rename it', # What a note of `Picture` means
          'mirrored': 'left and right are exchanged, says its header; turn the film over',
+         'turned': 'the film lies on its head or on its side, says its header; turn it upright',
+         'position': 'its header gives a position of the patient that is unknown or impossible; check which side is left',
+         'view': 'its header gives a view that is unknown; make sure that it is a frontal film',
          'window': 'the display window of the file cannot be used, so the full range is shown; export it with a window'}
 
 @dataclass

@@ -6,10 +6,10 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/labels.html.md"""
 
 # %% auto #0
 __all__ = ['FINDINGS', 'FINDINGS13', 'NO_FINDING', 'META', 'BOX_FRAME', 'ADJUDICATED', 'USUAL_COLUMNS', 'same_name', 'LabelError',
-           'parse_age', 'multi_hot', 'read_rows', 'film_names', 'read_nih', 'nih_table', 'findings_of', 'no_finding',
-           'label_counts', 'gini', 'class_weights', 'label_summary', 'read_boxes', 'nih_boxes', 'scale_boxes',
-           'read_list', 'official_test_patients', 'nih_images', 'from_release', 'adjudicated', 'find_column',
-           'read_table']
+           'parse_age', 'multi_hot', 'read_rows', 'film_names', 'read_nih', 'nih_table', 'findings_of', 'none_name',
+           'no_finding', 'label_counts', 'gini', 'class_weights', 'label_summary', 'read_boxes', 'nih_boxes',
+           'scale_boxes', 'read_list', 'official_test_patients', 'nih_images', 'from_release', 'adjudicated',
+           'find_column', 'read_table']
 
 # %% ../nbs/api/00_labels.ipynb #f6b49414
 import gzip, re, warnings
@@ -164,6 +164,13 @@ def findings_of(
 )->list: # Names of its finding columns, in order
     "The findings that a table has"
     return [o for o in df.columns if o not in META]
+
+def none_name(
+    findings # Names of all findings that a table or model knows
+)->str: # `No Finding`, or what is true of a shorter list
+    "What it is called when none of the findings is there. Only who knows all of the release's can say No Finding"
+    if set(FINDINGS13) <= set(findings): return NO_FINDING
+    return f'None of {", ".join(findings)}' if len(findings) <= 3 else f'None of the {len(findings)}'
 
 def no_finding(
     df:pd.DataFrame # Image table

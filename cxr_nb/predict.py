@@ -20,8 +20,9 @@ from tqdm.auto import tqdm
 from .data import SUFFIXES
 from .gate import Verdict, read_film
 from .images import file_kind, to_square
+from .calibration import Calibration
 from .core import CxrError
-from .labels import NO_FINDING
+from .labels import film_names, none_name
 from .loaders import augment, keep_memory
 from .models import ChestModel, _device, load_bundle
 from .thresholds import apply_thresholds, no_finding
@@ -41,6 +42,11 @@ class Classifier:
         "By finding, NaN where there is none; None for a bundle without thresholds"
         t = self.config.get('thresholds')
         return t and pd.Series({f: np.nan if t[f]['threshold'] is None else t[f]['threshold'] for f in self.findings})
+    @property
+    def calibration(self):
+        "What makes probabilities come true as often as they say, fitted on validation. Raises `CxrError` for a bundle without"
+        if not self.config.get('calibration'): raise CxrError('this bundle has no calibration; cxr-eval --run writes one, from a validation part with positives and negatives')
+        return Calibration.from_dict(self.config['calibration'])
 
 def load_classifier(
     path, # Folder of a bundle or run
@@ -59,16 +65,25 @@ def _is_dicom(path):
         with open(path, 'rb') as f: return file_kind(f.read(132)) == 'dicom'
     except OSError: return False # what may not be read is none of the files that were meant
 
+def _sorted_out(folder):
+    "Files below a folder that are images, and those that are none"
+    files = sorted(o for o in folder.rglob('*') if not o.is_dir())
+    images = [o for o in files if o.suffix.lower() in SUFFIXES or _is_dicom(o)]
+    known = set(images)
+    return images, [o for o in files if o not in known]
+
 def gather(
-    paths # Files and folders, or one of them
+    paths, # Files and folders, or one of them
+    skipped:list=None, # Is given the files of these folders that are no images
 )->list: # Paths of files
     "The files to predict. Raises `CxrError` on a path that is not there or a folder without images"
     out = []
     for p in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
         if not p.exists(): raise CxrError(f'{p}: no such file or folder')
-        found = sorted(o for o in p.rglob('*') if o.suffix.lower() in SUFFIXES or _is_dicom(o)) if p.is_dir() else [p]
+        found, other = _sorted_out(p) if p.is_dir() else ([p], [])
         if not found: raise CxrError(f'{p}: holds no image; {", ".join(sorted(SUFFIXES))} are looked for')
         out += found
+        if skipped is not None: skipped += other
     return out
 
 # %% ../nbs/api/13_predict.ipynb #8e89a5a4
@@ -84,9 +99,10 @@ def _rows(clf, paths, films):
     p = np.full((len(films), len(clf.findings)), np.nan)
     if ok: p[ok] = probabilities_of(clf, np.stack([films[i][0] for i in ok]))
     said = [v for _, v in films]
-    head = dict(path=[str(o) for o in paths], image=[o.name for o in paths], status=[v.status for v in said], codes=[' '.join(v.codes) for v in said],
-                reason=[v.text for v in said], confidence=[max((o.confidence for o in v.reasons), default=np.nan) for v in said])
-    return pd.concat([pd.DataFrame(head), pd.DataFrame(p, columns=clf.findings).add_prefix('prob_')], axis=1)
+    head = dict(path=[str(o) for o in paths], status=[v.status for v in said])
+    gate = dict(gate_codes=[' '.join(v.codes) for v in said], gate_reason=[v.text for v in said],
+                gate_confidence=[max((o.confidence for o in v.reasons), default=np.nan) for v in said])
+    return pd.concat([pd.DataFrame(head), pd.DataFrame(p, columns=clf.findings).add_prefix('prob_'), pd.DataFrame(gate)], axis=1)
 
 # %% ../nbs/api/13_predict.ipynb #748d99a0
 @torch.inference_mode()
@@ -105,10 +121,13 @@ def predict_files(
     bs:int=16, # Files a block
     progress:bool=False, # Show a progress bar?
     force:bool=False, # Predict what the gate refuses for its looks alone, with a warning?
-)->pd.DataFrame: # A row a file: path, image, status, codes, reason, confidence, prob_<finding>, call_<finding>, No Finding
+    calibrated:bool=False, # Calibrated probabilities, with the thresholds moved alike? The calls are the same
+)->pd.DataFrame: # A row a file, see `PREDICTION_COLUMNS`; `attrs['skipped']` has the files of folders that are no images
     "Predict files. Status is 'ok', 'warning' (predicted, with a reason) or 'refused' (no probabilities, and the reason)"
     if bs < 1: raise CxrError(f'{bs} films at a time; give 1 or more')
-    paths, rows = gather(paths), []
+    if calibrated: clf.calibration # refused here, if there is none
+    skipped, rows = [], []
+    paths = gather(paths, skipped)
     blocks = [paths[i:i + bs] for i in range(0, len(paths), bs)]
     with ThreadPoolExecutor(min(4, os.cpu_count())) as pool, tqdm(total=len(paths), desc='predict', unit='img', disable=not progress) as bar:
         read = lambda block: [pool.submit(_read, o, clf.model.size, force) for o in block]
@@ -117,28 +136,53 @@ def predict_files(
             films, reading = [o.result() for o in reading], read(after)
             rows.append(_rows(clf, block, films))
             bar.update(len(block))
-    return add_calls(pd.concat(rows, ignore_index=True), clf)
+    df = add_calls(pd.concat(rows, ignore_index=True), clf, calibrated)
+    df.attrs['skipped'] = [str(o) for o in skipped]
+    return df
 
 # %% ../nbs/api/13_predict.ipynb #e7742e16
 def add_calls(
-    df:pd.DataFrame, # With columns prob_<finding>
+    df:pd.DataFrame, # With columns status and prob_<finding>
     clf:Classifier, # Whose thresholds are applied
-)->pd.DataFrame: # With call_<finding> and No Finding (0, 1; missing where there is no probability)
+    calibrated:bool=False, # Move probabilities and thresholds by the calibration of the bundle?
+)->pd.DataFrame: # In the order of `PREDICTION_COLUMNS`: thresholds and calls (0, 1; missing where there is no probability) beside the probabilities
     "Calls by threshold; none without thresholds"
-    if clf.thresholds is None: return df
-    ok = df.status != 'refused'
-    calls = apply_thresholds(df.loc[ok, ['prob_' + f for f in clf.findings]].to_numpy(), clf.thresholds.to_numpy())
-    out = pd.DataFrame(np.c_[calls, no_finding(calls)].astype(int), index=df.index[ok], columns=[*('call_' + f for f in clf.findings), NO_FINDING])
-    return df.join(out.astype('Int64'))
+    probs = ['prob_' + f for f in clf.findings]
+    p = df[probs].to_numpy(dtype=float)
+    ok = ~np.isnan(p).any(1)
+    out = df[[o for o in ('path', 'status') if o in df]].copy()
+    if 'path' in df: out.insert(1, 'image', film_names(df.path))
+    t = clf.thresholds if clf.thresholds is not None else pd.Series(np.nan, clf.findings)
+    calls = apply_thresholds(p[ok], t.to_numpy())
+    if clf.thresholds is not None: out[none_name(clf.findings)] = _where(ok, no_finding(calls))
+    shown, limits = _calibrated(clf, p, ok, t.to_numpy()) if calibrated else (p, t.to_numpy())
+    columns = {}
+    for i, f in enumerate(clf.findings):
+        columns['prob_' + f] = shown[:, i]
+        if clf.thresholds is not None: columns |= {'threshold_' + f: np.full(len(df), limits[i]), 'call_' + f: _where(ok, calls[:, i])}
+    return pd.concat([out, pd.DataFrame(columns, index=df.index).assign(probabilities='calibrated' if calibrated else 'network'), df.filter(like='gate_')], axis=1)
+
+def _where(ok, values):
+    "0 and 1 for the rows that have an answer, missing for the others"
+    out = pd.array([pd.NA]*len(ok), dtype='Int64')
+    out[ok] = np.asarray(values).astype(int)
+    return out
+
+def _calibrated(clf, p, ok, t):
+    "Probabilities and thresholds moved by the same rising curve, which changes no call"
+    move = clf.calibration.apply
+    shown = np.full(p.shape, np.nan)
+    shown[ok] = move(p[ok])
+    return shown, np.where(np.isnan(t), np.nan, move(np.nan_to_num(t)[None])[0])
 
 # %% ../nbs/api/13_predict.ipynb #4bd28d23
 def write_rows(
     df:pd.DataFrame, # As of `predict_files`
     out # A `.csv` or `.json` file; its folder is made
 )->Path: # The file
-    "Write predictions; in JSON a list of records, null where there is no figure"
+    "Write predictions, six digits each; in JSON a list of records, null where there is no figure"
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix.lower() == '.json': df.to_json(out, orient='records', indent=1, double_precision=9)
-    else: df.to_csv(out, index=False)
+    if out.suffix.lower() == '.json': df.to_json(out, orient='records', indent=1, double_precision=6)
+    else: df.to_csv(out, index=False, float_format='%.6g')
     return out

@@ -29,8 +29,9 @@ from matplotlib.ticker import PercentFormatter
 from .calibration import Calibration, plot_reliability
 from .checklists import CHECKLISTS, cited, fill, readable, run_facts, summary
 from .core import CxrError
-from .labels import findings_of, label_counts, no_finding
+from .labels import findings_of, label_counts, no_finding, none_name
 from .metrics import align, auroc, average_precision, compare, confusion, macro, roc_points, threshold_array, with_interval
+from .runs import unfinished
 from .subgroups import FIGURES, plot_subgroups
 from .thresholds import apply_thresholds, no_finding as none_called
 
@@ -173,11 +174,12 @@ def no_finding_table(
     y, # Labels 0/1, (N, C)
     p, # Probabilities, (N, C)
     t, # Thresholds (C,), NaN where a finding is never called
+    name:str='No Finding', # What it is called when nothing is
 )->pd.DataFrame: # Counts of called against true
     "Films on which nothing is called, against films that have nothing"
     true, called = none_called(y), none_called(apply_thresholds(p, t))
-    row = lambda m: {'No Finding called': int((m & called).sum()), 'Some finding called': int((m & ~called).sum()), 'All': int(m.sum())}
-    return pd.DataFrame.from_dict({'No Finding in the labels': row(true), 'Some finding in the labels': row(~true)}, orient='index').rename_axis('Films')
+    row = lambda m: {f'{name} called': int((m & called).sum()), 'Some finding called': int((m & ~called).sum()), 'All': int(m.sum())}
+    return pd.DataFrame.from_dict({f'{name} in the labels': row(true), 'Some finding in the labels': row(~true)}, orient='index').rename_axis('Films')
 
 # %% ../nbs/api/12_report.ipynb #2decd6f4
 INK, BLUE, ORANGE, GREEN, GRAY = '#1b2733', '#0072B2', '#D55E00', '#009E73', '#8a949e'
@@ -317,7 +319,7 @@ def _top_loss(ax, film, preds, i):
     by = sorted(range(len(preds.findings)), key=lambda c: -preds.p[i, c])
     name = lambda c: f'{_text(preds.findings[c])} {preds.p[i, c]:.2f}'
     true, other = ([c for c in by if preds.y[i, c] == k] for k in (1, 0))
-    lines = [(name(c), BLUE) for c in true[:3]] or [('No Finding', BLUE)]
+    lines = [(name(c), BLUE) for c in true[:3]] or [(pretty(none_name(preds.findings)), BLUE)]
     lines += [(f'and {len(true) - 3} more', BLUE)]*(len(true) > 3) + [(name(c), GRAY) for c in other[:2 if len(true) < 3 else 1]]
     for j, (text, color) in enumerate(lines): ax.text(0, -0.04 - 0.105*j, text, transform=ax.transAxes, fontsize=7.5, color=color, va='top')
 
@@ -480,7 +482,7 @@ def film_titles(
 )->list: # A text for each film: its findings, a line each, then view and age
     "What the table says of each film"
     names = findings_of(df)
-    labels = [[pretty(f) for f, v in zip(names, row) if v] or ['No Finding'] for row in df[names].to_numpy()]
+    labels = [[pretty(f) for f, v in zip(names, row) if v] or [pretty(none_name(names))] for row in df[names].to_numpy()]
     age = [f'{o:.0f} years' if np.isfinite(o) else '' for o in df.age]
     about = [', '.join(filter(None, o)) for o in zip(df['view'], age)]
     return ['\n'.join(l[:n] + [f'and {len(l) - n} more']*(len(l) > n) + [o]*bool(o)) for l, o in zip(labels, about)]
@@ -504,7 +506,7 @@ def plot_label_counts(
     df:pd.DataFrame # Image table
 )->Figure: # Films by finding and without any, most first
     "How often each finding occurs"
-    c = pd.concat([pd.Series({'No Finding': int(no_finding(df).sum())}), label_counts(df)])[::-1]
+    c = pd.concat([pd.Series({none_name(findings_of(df)): int(no_finding(df).sum())}), label_counts(df)])[::-1]
     fig, axs = _axes(6, 0.25*len(c) + 0.4)
     ax = axs[0, 0]
     bars = ax.barh([_text(o) for o in c.index], c.to_numpy(), color=[BLUE]*(len(c)-1) + [GRAY], height=0.7)
@@ -611,7 +613,9 @@ def _headline(run):
     out = [ft('h1', f'{c.get("arch", "Predictions")} on {c.get("data", "an unnamed data set")}'),
            _p(' · '.join(str(o) for o in ('Run report', c.get('date'), f'{c["size"]} x {c["size"]} pixels' if 'size' in c else None) if o), cls='sub'),
            _p(ft('strong', NOT_CLINICAL), cls='banner')]
+    if lack := unfinished(c): out.append(_p(ft('strong', f'This run is {lack}.'), ' Its weights and every figure will change when it goes on.', cls='banner'))
     if c.get('caveat'): out.append(_p(c['caveat'], cls='banner caveat'))
+    out += [_p(o[:1].upper() + o[1:] + '.', cls='note') for o in c.get('remarks') or []]
     if not m: return out + [_p('There are no scores yet: ', ft('code', 'cxr-eval'), ' writes metrics.json.')]
     cards = [_macro_card(m, 'auroc', 'card main'), _macro_card(m, 'ap'), _macro_card(m, 'f1', note=' at 0.5'*run.foreign)]
     floor = (k.get('metadata') or {}).get('macro')
@@ -713,14 +717,15 @@ def _thresholds(run):
     if run.held is None: return out
     a, t = run.held, threshold_array({f: run.thresholds.get(f, {}).get('threshold') for f in run.held.findings}, run.held.findings)
     return out + [ft('h3', f'Calls on {run.parts[1]}'), _img(plot_confusion(a.y, a.p, t, a.findings), 'Confusion matrix of each finding'),
-                  ft('h3', 'No Finding'), *_none(a, t)]
+                  ft('h3', pretty(none_name(a.findings))), *_none(a, t)]
 
 def _none(a, t):
     "What the calls say together"
-    k = no_finding_table(a.y, a.p, t)
+    name = pretty(none_name(a.findings))
+    k = no_finding_table(a.y, a.p, t, name)
     (right, _, all_none), (wrong, _, all_some) = k.to_numpy()
     share = lambda n, d: f'{n:,} of {d:,}' + (f' ({n/d:.0%})' if d else '')
-    return [_p(f'"No Finding" is called where no finding reaches its threshold. That is so on {share(right, all_none)} films without a finding, and, wrongly, on {share(wrong, all_some)} with one.'),
+    return [_p(f'"{name}" is called where no finding reaches its threshold. That is so on {share(right, all_none)} films without a finding, and, wrongly, on {share(wrong, all_some)} with one.'),
             html_table(k)]
 
 def _guarantee(run):
@@ -831,7 +836,7 @@ LIMITS = [
     'Scores hold for films like those of the test part. Another hospital, machine or mix of patients gives others, usually lower ones.',
     'Networks use shortcuts: chest drains, portable films, markers. A high AUROC does not show that the finding itself was seen.',
     'A probability depends on how frequent the finding was in the training data. Thresholds carry over to other data no better.',
-    'Findings outside the list are never reported, and "No Finding" means only that none of the list was called.',
+    'Findings outside the list are never reported. That nothing was called means only that none of the list was.',
 ]
 
 def _limits(run): return [ft('ul', *[ft('li', o) for o in LIMITS])]
@@ -904,7 +909,7 @@ def _card_sections(run):
     c, has = run.config, 'test' in run.metrics
     yield 'Intended use', f'**{NOT_CLINICAL}** To learn and to study how multi-label classifiers of chest X-rays are trained, judged and explained. Not intended: any decision about a patient, triage, screening, or a second opinion.'
     findings = c.get('findings') or (run.test.findings if run.test else [])
-    yield 'What it predicts', f'One probability for each of {len(findings)} findings: {_md(", ".join(map(pretty, findings)))}. "No Finding" is derived: none of them reaches its threshold.'
+    yield 'What it predicts', f'One probability for each of {len(findings)} findings: {_md(", ".join(map(pretty, findings)))}. "{_md(pretty(none_name(findings)))}" is derived: none of them reaches its threshold.'
     t = split_table(run)
     data = [f'Data: {_md(c.get("data", "not recorded"))}.', _md(c.get('caveat') or ''), '' if t.empty else md_table(t)]
     yield 'Data and split', '\n\n'.join(o for o in data if o)
@@ -912,7 +917,13 @@ def _card_sections(run):
     yield 'Thresholds', f'Fitted on {run.parts[0]}, judged on {run.parts[1]}.\n\n' + md_table(threshold_table(run.thresholds, run.scores, run.short)) if run.thresholds else 'None; `cxr-eval` fits them.'
     yield from _card_checks(run)
     yield 'Limits', '\n'.join(f'- {o}' for o in LIMITS)
-    if not run.foreign: yield 'How to load', _LOAD if 'fusion' not in c else 'With `cxr_nb.fusion.load_fusion`: safetensors and JSON; loading runs no code. The input is a film and a row of age, sex and view, as [`tabular`](https://cxr-nb.github.io/cxr_nb/api/fusion.html) makes it.'
+    if not run.foreign: yield 'How to load', _how_to_load(c)
+
+def _how_to_load(config):
+    "Which function opens a bundle of this kind, and what the network takes"
+    if 'fusion' in config: return 'With `cxr_nb.fusion.load_fusion`: safetensors and JSON; loading runs no code. The input is a film and a row of age, sex and view, as `cxr_nb.fusion.tabular` makes it.'
+    if 'vit' in config: return 'With `cxr_nb.folds.load_vit`: safetensors and JSON; loading runs no code. The input is a film, as of `cxr_nb.loaders.normalise`.'
+    return _LOAD
 
 def _card_checks(run):
     "Floors, calibration, subgroups, readers, heatmaps and checklists, as far as there are any"

@@ -211,13 +211,15 @@ class Run:
         return Batches(self.films, self.cache.rows(t.index), t[self.recipe.findings].to_numpy(), bs, size=self.recipe.size, device=self.device, **kwargs)
 
 # %% ../nbs/api/10_training.ipynb #33a3c7ee
+def _kind(recipe, images, lists): return split_kind(images, lists) if recipe.split == 'auto' else recipe.split
+
 def make_split(
     table, # Image table of the usable films
     recipe:Recipe, # split, val, test, seed, train_subset, val_subset
     lists:dict=None, # Official lists, if there are any
 )->pd.Series: # 'train', 'val' or 'test' by image
     "The split that a recipe asks for, checked. Raises `TrainError` if a part is empty"
-    kind = split_kind(table.index, lists) if recipe.split == 'auto' else recipe.split
+    kind = _kind(recipe, table.index, lists)
     if kind == 'official': split = official_split(table, lists, recipe.val, recipe.seed)
     else: split = random_split(table, recipe.val, recipe.test, recipe.seed)
     for name, n in (('train', recipe.train_subset), ('val', recipe.val_subset)):
@@ -292,7 +294,7 @@ def _new_run(data, recipe, path, cache, device, progress, left):
     table = data.table.loc[pixels.usable]
     split = make_split(table, recipe, data.lists)
     asked, recipe = recipe.findings, replace(recipe, findings=learnable(table, split, recipe.findings))
-    remarks = _remarks(recipe, split, split_kind(table.index, data.lists), asked)
+    remarks = _remarks(recipe, split, _kind(recipe, table.index, data.lists), asked)
     y = table.loc[split.index[split == 'train'], recipe.findings]
     weights = None if left or recipe.weights in (None, 'none') else recipe.weights
     model = make_model(recipe.arch, recipe.findings, recipe.size, weights, y.mean().to_numpy(), recipe.seed, dropout=recipe.dropout, **recipe.model_kwargs)
@@ -331,7 +333,7 @@ def run_config(
     d, labels = run.data, run.data.table[run.recipe.findings].astype(str).sum(axis=1)
     parts = {k: dict(films=len(g), patients=int(d.table.patient[g.index].nunique())) for k, g in run.split.groupby(run.split)}
     skipped = [dict(image=i, reason=o.reason) for i, o in run.cache.skipped.iterrows()]
-    return dict(data=d.name, caveat=d.caveat, remarks=run.remarks, recipe=_plain_recipe(run.recipe), **_start_weights(run.recipe), parts=parts, split=fingerprint(run.split), labels=fingerprint(labels),
+    return dict(data=d.name, caveat=d.caveat, remarks=run.remarks, recipe=_plain_recipe(run.recipe), **_start_weights(run.recipe), parts=parts, split=fingerprint(run.split), split_kind=_kind(run.recipe, run.split.index, d.lists), labels=fingerprint(labels),
                 skipped=skipped, seed=run.recipe.seed, device=run.device.type, versions=_versions(), mean=MEAN, std=STD, in_chans=1, model_kwargs=run.recipe.model_kwargs,
                 stages_done=run.done, date=time.strftime('%Y-%m-%d'))
 
@@ -869,7 +871,7 @@ def _judge(run, parts, n_boot):
     more = dict(floors=floors(run), **_audit(run, t, n_boot)) if 'test' in ev else {}
     out = write_metrics(run.path/'metrics.json', **ev, **more)
     save_bundle(run.model, run.path, **run_config(run), thresholds=json.loads((run.path/'thresholds.json').read_text())['findings'],
-                calibration=_calibration(run), metrics={k: out[k]['macro'] for k in ev}, predictions={o: file_sha256(run.path/f'predictions_{o}.csv') for o in parts})
+                calibration=_calibration(run), metrics={k: out[k]['macro'] for k in ev}, prediction_files={o: file_sha256(run.path/f'predictions_{o}.csv') for o in parts})
     return out
 
 def _calibration(run):

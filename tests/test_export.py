@@ -1,5 +1,5 @@
 "Networks of three kinds leave as ONNX and give the same; a configuration from a stranger builds nothing that it should not."
-import json, subprocess, sys
+import hashlib, json, subprocess, sys
 
 import numpy as np, pytest, torch
 from cxr_nb.export import ExportError, export_onnx, from_pretrained, load_onnx
@@ -29,9 +29,12 @@ def test_a_pickle_is_never_run(tmp_path):
         (tmp_path/name).write_bytes(pickle.dumps(Evil()))
         with pytest.raises(ModelError): read_weights(tmp_path/name)
     cfg = json.loads((tmp_path/'run'/'config.json').read_text())
+    sha = hashlib.sha256((tmp_path/'run'/'model.safetensors').read_bytes()).hexdigest()
+    (tmp_path/'run'/'config.json').write_text(json.dumps(cfg | dict(weights_sha256=sha)))
+    with pytest.raises(ModelError, match='not a file of plain tensors'): load_bundle(tmp_path/'run')
     del cfg['weights_sha256']
     (tmp_path/'run'/'config.json').write_text(json.dumps(cfg))
-    with pytest.warns(UserWarning, match='without a fingerprint'), pytest.raises(ModelError): load_bundle(tmp_path/'run')
+    with pytest.raises(ModelError, match='names no fingerprint'): load_bundle(tmp_path/'run')
     assert not (tmp_path/'was_run').exists()
 
 HOSTILE = [dict(arch='vit_7b_patch16_dinov3'), dict(arch='eva02_enormous_patch14_clip_224'), dict(model_kwargs=dict(depth=10_000)), dict(model_kwargs=dict(embed_dim=9_999, depth=9_999)), dict(size=2048, model_kwargs=dict(patch_size=1)),
