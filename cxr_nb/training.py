@@ -290,6 +290,7 @@ def _make_room(path, recipe, data, resume, overwrite):
 
 def _new_run(data, recipe, path, cache, device, progress, left):
     "A run with its split, cache and untrained model; and what was left to go on from"
+    recipe = replace(recipe, findings=recipe.findings or findings_of(data.table))
     pixels = main_first(lambda: prepare(data.table, data.files, cache or cache_home(), recipe.size, None if cache else data.name, progress=progress))
     table = data.table.loc[pixels.usable]
     split = make_split(table, recipe, data.lists)
@@ -709,13 +710,32 @@ def run_stage(
     keep:bool=False, # Leave the last state for what follows, as `train` does?
 )->Run: # The same run, its folder up to date
     "Run one stage and leave the best state of it in the run folder. Raises `TrainError` if memory runs out, `ResumeError` if the disk is full or another stage was left"
-    if resume and stage.name in run.done: return run
+    if resume and _ended_before(run, stage): return run
     bs, fits = (64, lambda: 0) if stage.freeze else (stage.bs, None)
     with run_lock(run.path, is_main()), disk_room(run.path), within_memory(run.recipe.arch, run.recipe.size, bs, fits):
         file, state = _state_file(run, stage, resume, every)
         _train_stage(run, stage, file, state)
         if is_main() and not keep: file.forget()
     return run
+
+def _ended_before(run, stage):
+    "Has this stage ended, in this process or in the folder? Then the run is as it was after it"
+    if stage.name in run.done: return True
+    config = everyone(_ended_config(run.path, stage.name) if is_main() else None)
+    if not config: return False
+    _refuse_other(run.path, config, run_config(run))
+    then = next(o for o in config['recipe']['stages'] if o['name'] == stage.name)
+    refuse_other(run.path, dict(stage=then), dict(stage=json.loads(json.dumps(asdict(stage)))))
+    rows = pd.read_csv(run.path/'history.csv', float_precision='round_trip').to_dict('records')
+    run.history += [o for o in rows if o['stage'] == stage.name]
+    run.model.load_state_dict(read_weights(run.path/'checkpoints'/f'{stage.name}.safetensors'))
+    return True
+
+def _ended_config(path, name):
+    "The configuration of the run in a folder, if that stage has ended in it"
+    try: config = json.loads((path/'config.json').read_text())
+    except (OSError, ValueError): return None
+    return config if name in (config.get('stages_done') or []) and (path/'checkpoints'/f'{name}.safetensors').is_file() else None
 
 def _train_stage(run, stage, file, state):
     "A stage from its start, or from a state within it; and the files that it leaves"
@@ -1055,14 +1075,27 @@ def copy_run(
     path = Path(path)
     if path.is_dir(): clear_run(path)
     shutil.copytree(run.path, path, dirs_exist_ok=True, ignore=shutil.ignore_patterns('resume'))
-    return replace(run, path=path, history=list(run.history))
+    return replace(run, path=path, history=list(run.history), model=copy.deepcopy(run.model))
 
-# %% ../nbs/api/10_training.ipynb #2000c30b
-def _found(path, data, recipe, progress):
-    "The run in a folder, as it was left, or None if there is nothing to go on from"
-    config = _config_of(path, data, recipe)
-    if not config or not left_of(path): return None
-    return start_run(data, recipe or Recipe.from_dict(config['recipe']), path, progress=progress, resume=True)
+# %% ../nbs/api/10_training.ipynb #1f0ae741
+def _recipe_of(config, data):
+    "The recipe of a run, with the place of its weights, which its configuration does not say"
+    recipe, weights = Recipe.from_dict(config['recipe']), series_recipe(data).weights
+    return replace(recipe, weights=weights) if Path(str(weights)).name == recipe.weights else recipe
+
+def _stages_there(path, config):
+    "Stages that were begun in a run folder: those that have ended, and one in whose midst it was left"
+    state = StateFile(path).read()
+    now = (state[1].get('stage') or {}).get('name') if state else None
+    return [*config['stages_done'], *([now] if now else [])]
+
+def _went_on(path, earlier, data, recipe, progress):
+    "The run in a folder as it was when its earlier stages had ended"
+    run, _ = _new_run(data, recipe, path, None, best_device(), progress, None if not earlier else True)
+    rows = pd.read_csv(path/'history.csv', float_precision='round_trip').to_dict('records') if earlier else []
+    if earlier: run.model.load_state_dict(read_weights(path/'checkpoints'/f'{earlier[-1]}.safetensors'))
+    run.history = [o for o in rows if o['stage'] in earlier]
+    return run
 
 def _from_earlier(path, name, data, recipe, progress):
     "A copy of the run that an earlier stage has left in its own folder, or None"
@@ -1076,23 +1109,26 @@ def run_before(
     home=None, # Where runs are kept
     recipe:Recipe=None, # If not given: that of the run which is found, else that of the series
     progress:bool=True, # Show progress bars?
-)->Run: # Ready for that stage, in a folder of its own; the stage has ended already if this was done before
-    "The run as it was left in the folder of that stage, or as the stage before left it; what is missing is trained now"
-    path = Path(home or runs_home())/name
+    path=None, # Its folder; that of its name in `home` if not given
+)->Run: # Ready for that stage, in a folder of its own
+    "The run as it was before a stage. Earlier stages that are missing are trained now; what was done of the stage itself stays in the folder, for `run_stage(..., resume=True)`"
+    path = Path(path or Path(home or runs_home())/name)
     with run_lock(path, is_main()):
-        names = [o.name for o in (recipe or series_recipe(data)).stages]
+        config = _config_of(path, data, recipe)
+        known = recipe or (_recipe_of(config, data) if config else series_recipe(data))
+        names = [o.name for o in known.stages]
         earlier = names[:names.index(name)]
-        run = _found(path, data, recipe, progress)
-        if run is None and earlier: run = _from_earlier(path, earlier[-1], data, recipe, progress)
-        if run is None: run = start_run(data, recipe or series_recipe(data), path, progress=progress, overwrite=True)
-        _catch_up(run, earlier)
-        return run
+        if config and name in _stages_there(path, config): return _went_on(path, earlier, data, known, progress)
+        run = _from_earlier(path, earlier[-1], data, recipe, progress) if earlier else None
+        if run is None: run = start_run(data, known, path, progress=progress, resume=bool(config), overwrite=not config)
+        return _catch_up(run, earlier)
 
 def _catch_up(run, names):
     "Train the stages that are still to do, and say so first"
     todo = [o for o in run.recipe.stages if o.name in names and o.name not in run.done]
     if todo and is_main(): print(f'{run.path}: trains {", ".join(o.name for o in todo)} now; the next time they are there')
     for stage in todo: run_stage(run, stage, resume=True)
+    return run
 
 # %% ../nbs/api/10_training.ipynb #0c4c9634
 def series_run(
@@ -1107,7 +1143,6 @@ def series_run(
     with run_lock(path, is_main()):
         config = _config_of(path, data, recipe)
         if config and not unfinished(config): return open_run(path, data, progress=progress)
-        run = run_before(last, data, path.parent, recipe, progress)
-        _catch_up(run, [last])
+        run = _catch_up(run_before(last, data, path.parent, recipe, progress), [last])
         judge(run)
         return run

@@ -14,7 +14,6 @@ from cxr_nb.training import Recipe, Stage, TrainError, run_stage, start_run
 NARROW = {'vgg16': dict(mlp_ratio=1/64), 'vit_base_patch16_224': dict(depth=3)} # the layers left out are like those that stay
 SIZES = {'vit_base_patch16_224': 32}
 STAGE = Stage('whole', 1, 1e-3, bs=16, bn='train')
-named = pytest.mark.skipif(not hasattr(models, 'load_weights'), reason='weights do not yet say what they are of')
 
 @pytest.fixture(scope='module')
 def films(phantom):
@@ -69,7 +68,6 @@ def test_a_bundle_whose_weights_are_of_another_architecture_is_refused(tmp_path)
     save_weights(make_model('resnet10t', size=64), tmp_path/'a'/'model.safetensors')
     with pytest.raises(ModelError, match='resnet10t|do not belong together'): load_bundle(tmp_path/'a')
 
-@named
 def test_weights_in_another_finding_order_are_refused(tmp_path):
     swapped = ['Cardiomegaly', 'Atelectasis', *FINDINGS[2:]]
     assert sorted(swapped) == sorted(FINDINGS)
@@ -77,14 +75,12 @@ def test_weights_in_another_finding_order_are_refused(tmp_path):
     model = make_model('mobilenetv2_050', size=64)
     with pytest.raises(ModelError, match="'Cardiomegaly' there and 'Atelectasis' here"): models.load_weights(model, tmp_path/'w.safetensors')
 
-@named
 def test_a_bundle_with_another_finding_order_is_refused(tmp_path):
     save_bundle(make_model('mobilenetv2_050', size=64), tmp_path/'a')
     cfg = json.loads((tmp_path/'a'/'config.json').read_text())
     (tmp_path/'a'/'config.json').write_text(json.dumps(cfg | dict(findings=cfg['findings'][::-1])))
     with pytest.raises(ModelError, match='another order'): load_bundle(tmp_path/'a')
 
-@named
 def test_eval_with_weights_of_another_architecture_ends_in_a_line(run, trained, tmp_path):
     save_weights(make_model('resnet10t', size=64), tmp_path/'r.safetensors')
     for cmd in ('cxr-eval', 'cxr-gradcam'):
