@@ -17,8 +17,9 @@ import numpy as np, pandas as pd
 from tqdm.auto import tqdm
 from .calibration import calibration_table, ece_floor, fit_calibration, shift_prior
 from .labels import FINDINGS, adjudicated, findings_of, nih_table, official_test_patients, read_nih, read_table, same_name
+from .labels import NO_FINDING, USUAL_COLUMNS, find_column
 from .labels import _read_csv as read_csv
-from .metrics import IMAGE_COLUMNS, Aligned, PredictionError, align, bootstrap, confusion, evaluate, macro, metadata_floor, multilabel_scores, read_predictions, shuffled_floor, simulate, threshold_array, to_metrics, with_interval, write_metrics
+from .metrics import Aligned, PredictionError, align, bootstrap, confusion, evaluate, macro, metadata_floor, multilabel_scores, read_predictions, shuffled_floor, simulate, threshold_array, to_metrics, with_interval, write_metrics
 from .readers import readers_records
 from .splits import fingerprint
 from .subgroups import subgroup_records
@@ -109,19 +110,18 @@ def label_table(
     "Labels to judge with. Raises `LabelError` or `PredictionError` naming the file and the mend"
     if str(labels) == 'nih': return nih_table()
     if not Path(labels).is_file(): raise PredictionError(f'{labels}: no such file (--labels); give a CSV, or nih for ChestX-ray14')
-    head = read_csv(labels).columns
-    known = {same_name(o) for o in FINDINGS}
-    if {'Image Index', 'Finding Labels'} <= set(head): return read_nih(labels) if {same_name(o) for o in findings} <= known else _as_nih(labels, head)
-    image = next((o for o in IMAGE_COLUMNS if o in head), None)
+    rows, known = read_csv(labels), {same_name(o) for o in FINDINGS}
+    if {'Image Index', 'Finding Labels'} <= set(rows): return read_nih(labels) if {same_name(o) for o in findings} <= known else read_table(labels)
     asked = {same_name(o) for o in findings}
-    have = [o for o in head if same_name(o) in asked]
-    if not image or not have: raise PredictionError(f'{labels}: needs a column image and a 0/1 column for each finding, such as {findings[0]}; there are {", ".join(head[:6])}')
-    return read_table(labels, image, have, **{k: k for k in ('patient', 'age', 'sex', 'view') if k in head}) # without patients each film is one of its own
+    have = [o for o in rows if same_name(o) in asked]
+    if not find_column(rows.columns, 'image') or not have:
+        raise PredictionError(f'{labels}: needs a column image and a 0/1 column for each finding, such as {findings[0]}; there are {", ".join(rows.columns[:6])}')
+    return read_table(labels, labels=have + _other_flags(rows, have)) # without patients each film is one of its own
 
-def _as_nih(labels, head):
-    "A CSV with the columns of the release and other findings"
-    names = dict(patient='Patient ID', age='Patient Age', sex='Patient Gender', view='View Position')
-    return read_table(labels, 'Image Index', 'Finding Labels', **{k: v for k, v in names.items() if v in head})
+def _other_flags(rows, have):
+    "Further 0/1 columns: findings without predictions"
+    taken = {o for names in USUAL_COLUMNS.values() for o in names} | set(have)
+    return [o for o in rows if o not in taken and rows[o].isin([0, 1]).all() and same_name(o) != same_name(NO_FINDING)]
 
 # %% ../nbs/api/21_audit.ipynb #c30bc93f
 def _floor(s): return dict(macro=macro(s)['value'], findings={k: float(o) for k, o in s.items()})

@@ -266,25 +266,41 @@ def cxr_train(
     download:bool=False, # Download the release from Kaggle if it is nowhere (45 GB)
 ):
     "Train, choose thresholds, judge, explain and report."
-    from cxr_nb.training import best_device, leave, main_first, train
     names = _findings(findings)
+    there = _check_folders(data, csv_path, img_root)
+    from cxr_nb.training import best_device, leave, main_first, train
     r = make_recipe(recipe, epochs, lr, batch_size, arch=arch, weights=weights, size=size, loss=loss, weighted=weighted or None, split=split, val=val, test=test,
                     train_subset=train_subset, val_subset=val_subset, seed=seed, findings=names, precision=precision, compile=compile or None)
     _check_start(r, out, resume, overwrite)
     best_device(device) # meets the other processes, if there are any
+    if not there: _check_weights(r, out, resume) # before films are drawn or fetched
     d = main_first(lambda: _data(data, csv_path, img_root, names or r.findings, download, _columns(image_col, patient_col, label_col)))
+    _check_weights(r, out, resume)
     ended = []
     run = train(d, r, out, cache=cache, device=device, on_stage=_stage_line, resume=resume, overwrite=overwrite, every=save_every,
                 on_end=lambda run: ended.append(_finish(run)), say=_say)
     if not ended: _already(run)
     leave()
 
+def _check_folders(data, csv_path, img_root)->bool: # Are data there, or must they be made or fetched?
+    "Refuse folders and files that are not there before anything large is imported"
+    from cxr_nb.data import find_root
+    if not (csv_path or img_root): return find_root(data) is not None
+    for flag, path in (('--csv-path', csv_path), ('--img-root', img_root)):
+        if path and not Path(path).exists(): raise CxrError(f'{path}: no such file or folder ({flag})')
+    return True
+
 def _check_start(r, out, resume, overwrite):
     "Refuse at once what would be refused after the data were read"
-    from cxr_nb.models import check_arch, check_reachable
-    from cxr_nb.runs import holds_run, refuse_overwriting
+    from cxr_nb.models import check_arch
+    from cxr_nb.runs import refuse_overwriting
     check_arch(r.arch)
     if not (resume or overwrite): refuse_overwriting(out)
+
+def _check_weights(r, out, resume):
+    "Refuse weights that cannot be had, before films are read"
+    from cxr_nb.models import check_reachable
+    from cxr_nb.runs import holds_run
     if resume and holds_run(out): return # the weights to begin with are not needed any more
     if r.weights == 'imagenet': check_reachable(r.arch)
     elif r.weights != 'none' and not Path(r.weights).is_file(): raise CxrError(f'{r.weights}: no such weight file; check --weights')

@@ -10,7 +10,7 @@ __all__ = ['MEAN', 'STD', 'AUGMENT_RULES', 'normalise', 'Augment', 'draw_affine'
            'sample_weights', 'part', 'make_loaders']
 
 # %% ../nbs/api/05_loaders.ipynb #4e4c46a0
-import ctypes, math, warnings
+import ctypes, math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,9 +18,6 @@ from dataclasses import dataclass
 import cv2, numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-with warnings.catch_warnings():
-    warnings.simplefilter('ignore', FutureWarning) # fastai 2.8 still calls torch.jit.script
-    from fastai.data.core import DataLoaders
 from .images import Cache
 from .core import CxrError, check_fields
 
@@ -305,8 +302,9 @@ def make_loaders(
     weighted:bool=False, # Draw rare findings more often?
     films=None, # Where they are if not in the cache, as of `place`
     **kwargs # For `Batches`: size, device, seed
-)->DataLoaders: # With `.train` and `.valid`
+)->object: # fastai's `DataLoaders`, with `.train` and `.valid`
     "Training and validation batches of a split"
+    from fastai.data.core import DataLoaders # here: who only predicts need not load it
     tr, va = (part(table, cache, split, o) for o in ('train', 'val'))
     y, films = tr[findings].to_numpy(), cache if films is None else films
     train = Batches(films, cache.rows(tr.index), y, bs, train=True, aug=aug, weights=sample_weights(y) if weighted else None, **kwargs)

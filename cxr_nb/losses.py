@@ -11,7 +11,6 @@ __all__ = ['LOSSES', 'inverse_frequency', 'pos_weights', 'FocalLoss', 'WeightedB
 import numpy as np, torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import sigmoid_focal_loss
 
 # %% ../nbs/api/06_losses.ipynb #8892b3ee
 def inverse_frequency(
@@ -37,7 +36,9 @@ class FocalLoss(nn.Module):
     def __init__(self, gamma:float=2., alpha:float=.25):
         super().__init__()
         self.gamma, self.alpha = gamma, alpha
-    def forward(self, logits, y): return sigmoid_focal_loss(logits, y, alpha=self.alpha, gamma=self.gamma, reduction='mean')
+    def forward(self, logits, y):
+        from torchvision.ops import sigmoid_focal_loss # here: it takes seconds to load, and few runs need it
+        return sigmoid_focal_loss(logits, y, alpha=self.alpha, gamma=self.gamma, reduction='mean')
 
 # %% ../nbs/api/06_losses.ipynb #419b10b1
 LOSSES = ['bce', 'class_weight', 'pos_weight', 'focal']

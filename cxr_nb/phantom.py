@@ -834,7 +834,8 @@ def _is_done(dest, params):
         return False
     try: old = json.loads(note.read_text())
     except ValueError: return False
-    return old == {**params, 'complete': True} and sum(1 for _ in dest.glob('images_*/images/*.png')) == old['films']
+    films = old.pop('films', None)
+    return old == {**params, 'complete': True} and sum(1 for _ in dest.glob('images_*/images/*.png')) == films
 
 def make_phantom(
     dest, # folder to write; made if absent
@@ -850,23 +851,22 @@ def make_phantom(
 )->Path: # the folder
     "Write synthetic films in the layout of ChestX-ray14. Raises `CxrError` if `dest` holds anything else"
     dest = Path(dest)
-    df = phantom_table(n_images, n_patients, seed, enrich, max_films, first_patient)
-    params = dict(version=VERSION, films=len(df), size=size, seed=seed, enrich=enrich, n_images=n_images, n_patients=n_patients, max_films=max_films, first_patient=first_patient)
+    params = dict(version=VERSION, size=size, seed=seed, enrich=enrich, n_images=n_images, n_patients=n_patients, max_films=max_films, first_patient=first_patient)
     if _is_done(dest, params): return dest
     with one_at_a_time(dest, 'these synthetic films'):
         if _is_done(dest, params): return dest # another process has made them meanwhile
-        with made_whole(dest) as part: _write_all(part, df, params, workers, progress)
+        with made_whole(dest) as part: _write_all(part, params, workers, progress)
     return dest
 
-def _write_all(dest, df, params, workers, progress):
+def _write_all(dest, params, workers, progress):
     "Films, label files, lists and boxes into an empty folder"
-    seed = params['seed']
+    df, seed = phantom_table(**{k: v for k, v in params.items() if k not in ('version', 'size')}), params['seed']
     boxes = _write_films(_jobs(dest, df, seed), params['size'], workers, progress)
     _write_lists(dest, df, _rng(seed, 302))
     _write_entries(dest, df, _rng(seed, 303))
     _write_boxes(dest, df.index, boxes)
     (dest/'README.txt').write_text(_README)
-    write_json(dest/'phantom.json', {**params, 'complete': True})
+    write_json(dest/'phantom.json', {**params, 'films': len(df), 'complete': True})
 
 def _jobs(dest, df, seed):
     "One job a film, images spread over 3 to 12 folders"

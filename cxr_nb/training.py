@@ -710,9 +710,9 @@ def run_stage(
     keep:bool=False, # Leave the last state for what follows, as `train` does?
 )->Run: # The same run, its folder up to date
     "Run one stage and leave the best state of it in the run folder. Raises `TrainError` if memory runs out, `ResumeError` if the disk is full or another stage was left"
-    if resume and _ended_before(run, stage): return run
     bs, fits = (64, lambda: 0) if stage.freeze else (stage.bs, None)
     with run_lock(run.path, is_main()), disk_room(run.path), within_memory(run.recipe.arch, run.recipe.size, bs, fits):
+        if resume and _ended_before(run, stage): return run
         file, state = _state_file(run, stage, resume, every)
         _train_stage(run, stage, file, state)
         if is_main() and not keep: file.forget()

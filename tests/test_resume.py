@@ -1,5 +1,5 @@
 "A training that is killed, at whatever moment, goes on and ends bit for bit as one that was left alone."
-import errno, json, multiprocessing, os, random, resource, shutil, signal, subprocess, sys, time
+import errno, json, os, random, resource, shutil, signal, subprocess, sys, time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -10,9 +10,10 @@ STAGE = dict(epochs=2, lr=1e-3, bs=16)
 RECIPE = dict(arch='mobilenetv2_050', size=48, weights='none', dropout=.3, weighted=True, stages=[
     dict(STAGE, name='frozen_head', freeze=True, repeats=2), dict(STAGE, name='unfreeze', schedule='one_cycle'), dict(STAGE, name='fine_tune', lr=1e-4, bn='train')])
 
-def child(argv, said):
+def child(argv, said, env):
     "cxr-train, with what it says in a file; heatmaps and report, which would take longer than the training here, are left out"
     import torch
+    os.environ.update(env)
     from cxr_nb import cli
     torch.set_num_threads(1)
     cli._finish = lambda run: (run.path/'report.html').write_text('')
@@ -20,25 +21,21 @@ def child(argv, said):
     os._exit(code)
 
 @pytest.fixture(scope='module')
-def start(tmp_path_factory, env):
+def start(forks, tmp_path_factory, env):
     "Start cxr-train in a process forked from one that has imported everything; gives the process"
-    tmp, ctx, real = tmp_path_factory.mktemp('resume'), multiprocessing.get_context('forkserver'), dict(os.environ)
     from cxr_nb.phantom import make_phantom
+    tmp = tmp_path_factory.mktemp('resume')
     data = make_phantom(tmp/'nih', n_images=320, size=64, seed=0, progress=False)
     (tmp/'recipe.json').write_text(json.dumps(RECIPE))
-    os.environ.update({**env, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''})
-    ctx.set_forkserver_preload(['cxr_nb.cli', 'cxr_nb.training', 'cxr_nb.explain', 'cxr_nb.report', 'accelerate'])
     def _start(out, *more, every=.3):
         argv = ['--data', data, '--out', out, '--recipe', tmp/'recipe.json', '--cache', f'{out}_cache', '--device', 'cpu', '--save-every', every, *more]
-        p = ctx.Process(target=child, args=([*map(str, argv)], f'{out}.txt'))
+        p = forks.Process(target=child, args=([*map(str, argv)], f'{out}.txt', env))
         p.start()
         return p
-    warm = ctx.Process(target=int) # waits for the imports
+    warm = forks.Process(target=int) # waits for the imports
     warm.start()
     warm.join()
-    yield _start
-    os.environ.clear()
-    os.environ.update(real)
+    return _start
 
 def ended(p):
     "Wait for its end; the exit code"
