@@ -146,7 +146,7 @@ def record_from(
     values, # Field to value, as JSON has it
     what:str, # What the record is, for the error
     error:type=CxrError, # What to raise
-):
+)->object: # The record
     "The record with these values. Raises an error that names a field which does not exist, or one that is missing"
     names = [o.name for o in fields(cls)]
     if not isinstance(values, dict): raise error(f'{what}: is {values!r}, and must be an object with the fields {", ".join(names)}')

@@ -52,7 +52,7 @@ SQUARE = ('Gray, 0 to 255, black is air. Pad with black to a centred square, the
 def square_in_numpy(
     a, # uint8 (H, W), gray, black is air
     size, # Side of the result in pixels
-): # uint8 (size, size)
+)->np.ndarray: # uint8 (size, size)
     "A film as the network takes it; each value is within 1 of what `cxr_nb.images.to_square` gives"
     h, w = a.shape
     n = max(h, w)

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+os.environ.setdefault('OMP_NUM_THREADS', '1') # two test workers side by side; before PyTorch is loaded
+os.environ['COLUMNS'] = '200' # tables of commands are as wide as this
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 READY = ['cxr_nb.cli', 'cxr_nb.training', 'cxr_nb.explain', 'cxr_nb.report', 'cxr_nb.predict', 'cxr_nb.checks', 'cxr_nb.export', 'accelerate']
@@ -27,9 +29,7 @@ def as_command(name, argv, env, said):
     os.environ.clear()
     os.environ.update(env)
     for fd, file in ((1, f'{said}.out'), (2, f'{said}.err')): os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), fd)
-    import torch
     from cxr_nb.cli import COMMANDS
-    if 'OMP_NUM_THREADS' in env: torch.set_num_threads(int(env['OMP_NUM_THREADS']))
     try: code = COMMANDS[name.removeprefix('cxr-')](argv)
     except SystemExit as e: code = e.code if isinstance(e.code, int) else bool(e.code)
     except BaseException:

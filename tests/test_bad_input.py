@@ -126,6 +126,7 @@ def test_options_that_make_no_sense(cmd, options, why, named, phantom, trained, 
     said = [o for o in capsys.readouterr().err.splitlines() if o.strip() and 'img/s' not in o]
     assert code == 2 and len(said) == 1 and said[0].startswith('error: ') and why in said[0], said
 
-def test_a_finished_run_is_not_replaced_without_a_word(trained, tmp_path):
-    from cxr_nb.training import _opening
-    assert 'the finished run there is replaced' in _opening(trained, False) and _opening(tmp_path, False) is None
+def test_a_finished_run_is_not_replaced_without_a_word(run, trained, phantom):
+    before = (trained/'model.safetensors').read_bytes()
+    one_line(run('cxr-train', '--data', phantom, '--out', trained, '--weights', 'none'), 'holds a finished run', '--resume', '--overwrite')
+    assert (trained/'model.safetensors').read_bytes() == before

@@ -5,7 +5,7 @@ from importlib.metadata import entry_points
 import nbformat, pytest
 from conftest import BIN, ROOT
 
-ORDER = 'labels phantom data splits images gate loaders losses models metrics calibration thresholds subgroups readers checklists audit resume training explain report predict checks export app bench indiana folds fusion backbones cli'.split()
+ORDER = 'core runs labels phantom data splits images gate loaders losses recipe models metrics calibration thresholds subgroups readers checklists audit resume training explain report predict checks export app bench indiana folds fusion backbones cli'.split()
 
 def ini():
     c = configparser.ConfigParser(delimiters=['='], interpolation=None)

@@ -12,10 +12,8 @@ RECIPE = dict(arch='mobilenetv2_050', size=48, weights='none', dropout=.3, weigh
 
 def child(argv, said, env):
     "cxr-train, with what it says in a file; heatmaps and report, which would take longer than the training here, are left out"
-    import torch
     os.environ.update(env)
     from cxr_nb import cli
-    torch.set_num_threads(1)
     cli._finish = lambda run: (run.path/'report.html').write_text('')
     with open(said, 'a', buffering=1) as f, redirect_stdout(f), redirect_stderr(f): code = cli.cxr_train(argv)
     os._exit(code)
@@ -164,6 +162,8 @@ def test_resume_says_what_it_does(start, whole, tmp_path):
     while not (new/'resume'/'state.safetensors').exists(): time.sleep(.001)
     kill(p)
     assert 'nothing was left to go on from; begins anew' in Path(f'{new}.txt').read_text()
-    p = start(new)
-    while 'a run was broken off here (frozen_head' not in Path(f'{new}.txt').read_text() and p.is_alive(): time.sleep(.01)
-    assert kill(p)
+    left = {o.name for o in new.iterdir()}
+    assert ended(start(new)) == 2 and 'begin anew by --overwrite' in Path(f'{new}.txt').read_text()
+    assert {o.name for o in new.iterdir()} == left
+    assert ended(start(new, '--overwrite')) == 0
+    same(whole[0], new)

@@ -153,8 +153,9 @@ def test_a_changed_prediction_is_noticed(run, trained, phantom, tmp_path):
     df = pd.read_csv(bad/'predictions_test.csv', dtype=str)
     df.loc[3, 'prob_' + json.loads((bad/'config.json').read_text())['findings'][0]] = '0.987654'
     df.to_csv(bad/'predictions_test.csv', index=False)
-    said = run('cxr-check', '--run', bad, '--data', phantom, '--quick')
-    assert said.returncode == 1 and re.search(r'predictions as they were\s+violation\s+1: predictions_test.csv', said.stdout), said.stdout
+    said = run('cxr-check', '--run', bad, '--data', phantom, '--quick', '--out', tmp_path/'c.json')
+    wrong = {o['check'] for o in json.loads((tmp_path/'c.json').read_text()) if o['verdict'] == 'violation'}
+    assert said.returncode == 1 and wrong == {'run: predictions as they were judged'}, said.stdout
     assert run('cxr-check', '--run', trained, '--data', phantom, '--quick').returncode == 0
 
 def test_a_bundle_without_a_fingerprint_is_refused(run, trained, tmp_path):
