@@ -82,13 +82,12 @@ class PeakMemory(TorchDispatchMode):
         return out
 
 # %% ../nbs/api/23_backbones.ipynb #e5ca9d79
-def _two_steps(model, x):
-    "Two steps of training, as an optimiser takes them"
-    opt = torch.optim.AdamW(model.parameters(), foreach=False, fused=False)
-    for _ in range(2):
-        model(x).square().mean().backward()
-        opt.step()
-        opt.zero_grad()
+def _a_step(model, x):
+    "What a step of training holds: the averages of Adam, what backward needs, the gradients, and what an update takes for the largest weight"
+    weights = list(model.parameters())
+    averages = [torch.empty_like(o) for o in weights for _ in range(2)]
+    model(x).square().mean().backward()
+    update = [torch.empty_like(max(weights, key=torch.numel)) for _ in range(2)]
 
 def step_memory(
     arch, # As of `as_arch`
@@ -98,7 +97,7 @@ def step_memory(
 )->int: # Bytes
     "Peak memory of a training step in float32: weights, gradients, both averages of Adam, and what backward needs"
     arch, kwargs = as_arch(arch)
-    with torch.device(device), PeakMemory() as mem: _two_steps(ChestModel(arch, size=size, **kwargs).train(), torch.zeros(bs, 1, size, size))
+    with torch.device(device), PeakMemory() as mem: _a_step(ChestModel(arch, size=size, **kwargs).train(), torch.zeros(bs, 1, size, size))
     return mem.peak
 
 # %% ../nbs/api/23_backbones.ipynb #05623141
