@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault('OMP_NUM_THREADS', '1') # two test workers side by side; before PyTorch is loaded
 os.environ['COLUMNS'] = '200' # tables of commands are as wide as this
@@ -63,15 +64,25 @@ def run(forks, env, tmp_path_factory):
     return _run
 
 @pytest.fixture(scope='session')
-def phantom(tmp_path_factory):
-    "A small folder in the NIH layout"
-    from cxr_nb.phantom import make_phantom
-    return make_phantom(tmp_path_factory.mktemp('phantom')/'nih', n_images=160, size=64, seed=0, enrich=.5, progress=False)
+def shared(tmp_path_factory):
+    "A folder for what all test workers of this run share, each part of it made once"
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/'shared'
+    folder.mkdir(exist_ok=True)
+    return folder
 
 @pytest.fixture(scope='session')
-def trained(run_alone, phantom, tmp_path_factory):
+def phantom(shared):
+    "A small folder in the NIH layout"
+    from cxr_nb.phantom import make_phantom
+    return make_phantom(shared/'nih', n_images=160, size=64, seed=0, enrich=.5, progress=False)
+
+@pytest.fixture(scope='session')
+def trained(run, phantom, shared):
     "A run folder, trained by cxr-train on the small phantom"
-    out = tmp_path_factory.mktemp('runs')/'small'
-    said = run_alone('cxr-train', '--data', phantom, '--out', out, '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', 64, '--epochs', 1, '--device', 'cpu', '--precision', 'float32')
-    assert said.returncode == 0, said.stderr
-    return out
+    made = shared/'trained'/'small'
+    with FileLock(shared/'trained.lock'):
+        if not (made/'report.html').is_file():
+            said = run('cxr-train', '--data', phantom, '--out', made, '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', 64, '--epochs', 1, '--device', 'cpu', '--precision', 'float32')
+            assert said.returncode == 0, said.stderr
+    return made

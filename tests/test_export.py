@@ -6,7 +6,7 @@ from cxr_nb.export import ExportError, export_onnx, from_pretrained, load_onnx
 from cxr_nb.models import ModelError, bounded, load_bundle, make_model, read_weights, save_bundle
 from cxr_nb.predict import Classifier, load_classifier, probabilities_of
 
-KINDS = {'mobilenetv2_100': {}, 'vit_tiny_patch16_224': dict(depth=3), 'densenet121': {}}
+KINDS = {'resnet10t': dict(layers=(1, 1, 1, 0), channels=(8, 8, 16, 16)), 'vit_tiny_patch16_224': dict(depth=3), 'densenet121': dict(block_config=(2, 2, 2, 2))}
 
 @pytest.mark.parametrize('arch', KINDS)
 def test_onnx_gives_what_pytorch_gives(arch, tmp_path):

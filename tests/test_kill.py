@@ -4,17 +4,18 @@ import signal, subprocess, time
 import numpy as np
 from conftest import BIN
 
-def test_cache_survives_kill(env, tmp_path):
+def test_cache_survives_kill(run, env, tmp_path):
     from cxr_nb.images import open_cache
     from cxr_nb.phantom import make_phantom
-    data = make_phantom(tmp_path/'nih', n_images=1200, size=128, progress=False)
-    cmd = lambda out: [str(BIN/'cxr-prepare'), '--data', str(data), '--size', '64', '--out', str(out), '--workers', '1']
-    p = subprocess.Popen(cmd(tmp_path/'killed'), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    data = make_phantom(tmp_path/'nih', n_images=600, size=128, progress=False)
+    cmd = lambda out: ['cxr-prepare', '--data', str(data), '--size', '64', '--out', str(out), '--workers', '1']
+    name, *args = cmd(tmp_path/'killed')
+    p = subprocess.Popen([str(BIN/name), *args], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = tmp_path/'killed'/'log.csv'
     while p.poll() is None and not (log.is_file() and log.stat().st_size): time.sleep(.002)
     p.send_signal(signal.SIGKILL)
     p.wait()
     assert not (tmp_path/'killed'/'meta.json').exists()
-    for o in ('killed', 'whole'): subprocess.run(cmd(tmp_path/o), env=env, check=True, capture_output=True)
+    for o in ('killed', 'whole'): assert run(*cmd(tmp_path/o)).returncode == 0
     a, b = open_cache(tmp_path/'killed'), open_cache(tmp_path/'whole')
     assert a.index.equals(b.index) and np.array_equal(a.images, b.images)
