@@ -55,17 +55,14 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/api/10_training.ipynb #1ac25d92
 def best_precision(
-    device, # A torch device
-    flags:str=None # Names of the processor's abilities; read from the system if not given
+    device # A torch device
 )->str: # One of `PRECISIONS`
     "The precision in which this device trains fastest without loss"
     device = torch.device(device)
     if device.type == 'cuda':
         major = torch.cuda.get_device_capability(device)[0]
         return 'bfloat16' if major >= 8 else 'float16' if major >= 7 else 'float32'
-    info = Path('/proc/cpuinfo')
-    if flags is None: flags = info.read_text() if device.type == 'cpu' and info.is_file() else ''
-    return 'bfloat16' if 'amx_bf16' in flags else 'float32'
+    return 'float32'
 
 # %% ../nbs/api/10_training.ipynb #2de826de
 class Mixed(Callback):
