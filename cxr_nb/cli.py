@@ -68,8 +68,9 @@ def command(
 def _how_to_go_on(f, argv, flag):
     "What to say of an interrupted command"
     if flag is None: return 'interrupted'
+    kept = [o for o in argv if o != '--overwrite'] # or what is there would be deleted
     more = [flag]*(flag not in argv and flag != '')
-    return 'interrupted; go on with: ' + shlex.join([f.__name__.replace('_', '-'), *argv, *more])
+    return 'interrupted; go on with: ' + shlex.join([f.__name__.replace('_', '-'), *kept, *more])
 
 def _run(f, interrupted, *args, **kwargs):
     "Call a command; 0, or 2 after one line on stderr that says what to mend, or 130 if interrupted"
@@ -147,7 +148,7 @@ def cxr_prepare(
     img_root:str=None, # Folder of its images
     image_col:str=None, # Its column with file names; found by its usual names if not given
     patient_col:str=None, # Its column with patients
-    label_col:str=None, # Its column with label text; or it has a 0/1 column for each finding
+    label_col:str=None, # Its column with label text; found by its usual names if not given; without one, each column of only 0 and 1 is a finding
     out:str=None, # Folder of the cache; in the user's cache folder if not given
     size:int=256, # Side of the resized films in pixels
     workers:int=None, # Threads; one a core if not given
@@ -238,10 +239,10 @@ def cxr_train(
     img_root:str=None, # Folder of its images
     image_col:str=None, # Its column with file names; found by its usual names if not given
     patient_col:str=None, # Its column with patients; without one every image counts as a patient of its own
-    label_col:str=None, # Its column with label text, such as Mass;Effusion; or it has a 0/1 column for each finding
+    label_col:str=None, # Its column with label text, such as Mass;Effusion; found by its usual names if not given; without one, each column of only 0 and 1 is a finding
     findings:str=None, # Which findings, with commas between them; 14 or 13 for the sets of the release; those of the table if not given
     out:str='runs/train', # The run folder
-    recipe:str='staged', # 'staged' (frozen head, whole network, slower), 'single' (whole network), or a .json file; what is typed beside it goes before it
+    recipe:str='staged', # 'staged' (frozen head, whole network, slower), 'single' (whole network), or a .json file; other options override it
     arch:str=None, # Any timm model; mobilenetv2_100 if not given
     weights:str=None, # 'imagenet' from timm's hub, a file, or 'none'; imagenet if not given
     size:int=None, # Side of the network's input in pixels; 224 if not given
@@ -250,13 +251,13 @@ def cxr_train(
     lr:float=None, # Learning rate of the first stage, the others keep their ratio to it; 1e-3 (then 1e-5, 1e-6) in staged, 1e-4 in single if not given
     loss:str=None, # bce, class_weight, pos_weight or focal; bce if not given
     weighted:bool=False, # Draw films with rare findings more often
-    split:str=None, # 'official' or 'random', both by patient; official for images of the release, random for all others if not given
+    split:str=None, # 'official' or 'random', both by patient; official for images of the release and where the official lists lie beside the label file, else random, if not given
     val:float=None, # Share of patients for validation; 0.2 if not given
     test:float=None, # Share of patients for test in a random split, 0 judges on validation, too kindly; 0.2 if not given
     train_subset:int=None, # Films to train on, class balance kept; all if not given
     val_subset:int=None, # Films to validate on; all if not given
     seed:int=None, # Of split, weights, order and augmentation; 0 if not given
-    precision:str=None, # float32, bfloat16, float16, or auto for what the device does fastest; auto if not given
+    precision:str=None, # float32, bfloat16, float16, or auto: 16 bits on graphics cards that are fast in them, float32 on a processor; auto if not given
     compile:bool=False, # Compile the network first; takes minutes, pays in long runs
     resume:bool=False, # Go on with the run that was broken off in --out; give the same options
     overwrite:bool=False, # Delete the run that lies in --out
@@ -345,7 +346,7 @@ def cxr_eval(
     img_root:str=None, # Folder of the images of other data
     image_col:str=None, # Column of that label file with file names; found by its usual names if not given
     patient_col:str=None, # Its column with patients
-    label_col:str=None, # Its column with label text; or it has a 0/1 column for each finding
+    label_col:str=None, # Its column with label text; found by its usual names if not given; without one, each column of only 0 and 1 is a finding
     names:str=None, # For --predictions: what its columns are called, as in --names "filename=image,p_eff=Effusion"
     weights:str=None, # Other weights of the same architecture
     subset:int=0, # Judge on about so many test films, class balance kept; 0 for all
@@ -419,7 +420,7 @@ def _run_config(run):
 def _say_unfinished(run):
     "Say of a run that it is not finished, if so"
     from cxr_nb.runs import unfinished
-    if lack := unfinished(_run_config(run)): _say(f'note: {run} is {lack}; its weights will change when it is gone on with, by --resume')
+    if lack := unfinished(_run_config(run)): _say(f'note: {run} is {lack}; its weights will change when it is resumed (--resume)')
 
 # %% ../nbs/api/15_cli.ipynb #0f6e4be9
 @command('''cxr-gradcam --run runs/first --samples 8
@@ -560,7 +561,7 @@ def cxr_demo(
     size:int=128, # Side of the films in pixels
     arch:str='resnet10t', # Any timm model
     seed:int=0, # Of everything
-    overwrite:bool=False, # Begin anew where a demo lies in --out; if not given it is gone on with, or shown
+    overwrite:bool=False, # Delete the demo in --out and begin anew; if not given, it is resumed, or its scores are shown if it is finished
     device:str=None, # cpu, cuda, mps; the best there is if not given
 ):
     "Everything on phantom films, from labels to report, without network or data."

@@ -383,10 +383,11 @@ def start_fusion(
     data, # `ChestData`: where table and images are
     recipe:FusionRecipe, # All choices
     path, # The run folder
-    **kwargs # For `start_run`: cache, device, progress
+    **kwargs # For `start_run`: cache, device, progress, overwrite
 )->FusionRun: # Ready for its first cycle
     "Split, cache and network of a new fusion run. Raises `CxrError` if nothing usable is there"
     _only_one()
+    if kwargs.get('resume'): raise FusionError(f'{path}: a fusion run cannot be resumed; give another folder, or overwrite=True')
     findings = recipe.findings or findings_of(data.table)
     for o in recipe.stages: finding_weights(np.ones(len(findings)), 1, findings, recipe.rule, by_hand=o.by_hand) # refuses what makes no sense
     tabular(data.table.iloc[:1], recipe.columns)
@@ -634,7 +635,7 @@ def train_fusion(
     recipe:FusionRecipe, # All choices
     path, # The run folder
     n_boot:int=1000, # Resamples of patients for the intervals
-    **kwargs # For `start_run`: cache, device, progress
+    **kwargs # For `start_run`: cache, device, progress, overwrite
 )->FusionRun: # Trained and judged
     "All cycles of a recipe, then the judging"
     run = start_fusion(data, recipe, path, **kwargs)

@@ -429,7 +429,7 @@ def build_cache(
     size:int=256, # Side in pixels
     workers:int=None, # Threads; as many as there are cores if not given
     progress:bool=True, # Show a progress bar?
-    block:int=512, # Images between two lines of the log
+    block:int=512, # Images that are read and logged at a time
 )->Cache: # Complete; bad images are named in its index
     "Decode and resize all files, in parallel. Resumes after a kill, waits for another builder, and returns at once when complete"
     path, names = Path(path), list(files)

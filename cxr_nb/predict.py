@@ -180,7 +180,7 @@ def write_rows(
     df:pd.DataFrame, # As of `predict_files`
     out # A `.csv` or `.json` file; its folder is made
 )->Path: # The file
-    "Write predictions, six digits each; in JSON a list of records, null where there is no figure"
+    "Write predictions, with six significant digits (six decimals in JSON); in JSON a list of records, null where there is no figure"
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix.lower() == '.json': df.to_json(out, orient='records', indent=1, double_precision=6)

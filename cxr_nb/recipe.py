@@ -78,7 +78,7 @@ class Recipe:
     precision: str = 'auto' # Of training: 'float32', 'bfloat16', 'float16', or 'auto' for what `best_precision` says
     compile: bool = False # Compile the network with `torch.compile`? Takes minutes first, pays in long runs
     model_kwargs: dict = field(default_factory=dict) # More for timm, e.g. `{'output_stride': 16}` for a finer last map
-    split: str = 'auto' # By patient: 'official' or 'random'; 'auto' is official for films of the release, random for all others
+    split: str = 'auto' # By patient: 'official' or 'random'; 'auto' is official for images of the release or with official lists, else random
     val: float = .2 # Share of patients for validation
     test: float = .2 # Share of patients for test, in a random split
     train_subset: int = 0 # Films to train on; 0 for all

@@ -836,7 +836,7 @@ LIMITS = [
     'Scores hold for films like those of the test part. Another hospital, machine or mix of patients gives others, usually lower ones.',
     'Networks use shortcuts: chest drains, portable films, markers. A high AUROC does not show that the finding itself was seen.',
     'A probability depends on how frequent the finding was in the training data. Thresholds carry over to other data no better.',
-    'Findings outside the list are never reported. That nothing was called means only that none of the list was.',
+    'Findings outside the list are never reported. If nothing is called, that says only that nothing on the list was called.',
 ]
 
 def _limits(run): return [ft('ul', *[ft('li', o) for o in LIMITS])]

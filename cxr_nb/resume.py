@@ -116,7 +116,7 @@ def refuse_other(
     now:dict, # What it should say; names that are not in it are not compared
 ):
     "Raise `ResumeError` if the run in a folder is another than the one that shall go on"
-    if odd := differences({k: was.get(k) for k in now}, now): raise ResumeError(f'{path}: holds another run ({odd[0]}{f", and {len(odd) - 1} more" if len(odd) > 1 else ""}); give its options to go on with it, or another folder, or leave --resume out to begin anew')
+    if odd := differences({k: was.get(k) for k in now}, now): raise ResumeError(f'{path}: holds another run ({odd[0]}{f", and {len(odd) - 1} more" if len(odd) > 1 else ""}); give its options to go on with it, give another folder, or delete it with --overwrite (overwrite=True in Python)')
 
 # %% ../nbs/api/27_resume.ipynb #7fa63233
 def random_state(

@@ -57,7 +57,7 @@ from tqdm.auto import tqdm
 def best_precision(
     device # A torch device
 )->str: # One of `PRECISIONS`
-    "The precision in which this device trains fastest without loss"
+    "The precision to train in: 16 bits on graphics cards that are fast in them, else float32"
     device = torch.device(device)
     if device.type == 'cuda':
         major = torch.cuda.get_device_capability(device)[0]
@@ -258,7 +258,7 @@ def start_run(
     overwrite:bool=False, # Delete the run that lies in the folder, if there is one?
     say:Callable=print, # Takes what must be said: how films were split, which findings were left out
 )->Run: # Ready for its first stage, or for the one after `done`
-    "Split, cache and model of a new run. Raises `CxrError` if nothing usable is there, if the folder holds a run, or if another run shall be gone on with"
+    "Split, cache and model of a new run. Raises `CxrError` if nothing usable is there, if the folder holds a run, or if the run to be resumed is another one"
     check_arch(recipe.arch)
     recipe = replace(recipe, findings=recipe.findings or findings_of(data.table))
     if miss := [o for o in recipe.findings if o not in data.table]:
@@ -1062,7 +1062,7 @@ def refuse_other_recipe(
     asked = known if recipe.findings is None else [o for o in recipe.findings if o in known]
     now = dict(recipe=_plain_recipe(recipe) | dict(findings=asked), **_start_weights(recipe))
     try: _refuse_other(path, {k: config[k] for k in ('recipe', 'start_weights') if k in config}, now)
-    except ResumeError as e: raise TrainError(str(e).replace('give its options to go on with it, or another folder', 'move it away, or give another folder as home')) from None
+    except ResumeError as e: raise TrainError(str(e).split('; give')[0] + '; move it away, or give another folder as home') from None
 
 def copy_run(
     run:Run, # Any run
@@ -1123,7 +1123,7 @@ def run_before(
 def _catch_up(run, names):
     "Train the stages that are still to do, and say so first"
     todo = [o for o in run.recipe.stages if o.name in names and o.name not in run.done]
-    if todo and is_main(): print(f'{run.path}: trains {", ".join(o.name for o in todo)} now; the next time they are there')
+    if todo and is_main(): print(f'{run.path}: training {", ".join(o.name for o in todo)} now; next time this is already done')
     for stage in todo: run_stage(run, stage, resume=True)
     return run
 

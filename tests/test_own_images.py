@@ -174,7 +174,7 @@ def test_judging_others_says_what_is_missing_and_takes_their_names(run, tmp_path
 
 def test_ctrl_c_says_how_to_go_on(forks, env, clinic, tmp_path):
     from conftest import as_command
-    args = ['--csv-path', clinic/'mine.csv', '--img-root', clinic/'films', '--image-col', 'scan', '--patient-col', 'person', '--out', tmp_path/'run', *NET[:-4], '--batch-size', 2, '--epochs', 500, '--device', 'cpu']
+    args = ['--csv-path', clinic/'mine.csv', '--img-root', clinic/'films', '--image-col', 'scan', '--patient-col', 'person', '--out', tmp_path/'run', *NET[:-4], '--batch-size', 2, '--epochs', 500, '--device', 'cpu', '--overwrite']
     p = forks.Process(target=interruptible, args=('cxr-train', [str(o) for o in args], env, tmp_path/'said'))
     p.start()
     until = time.monotonic() + 120
@@ -183,7 +183,7 @@ def test_ctrl_c_says_how_to_go_on(forks, env, clinic, tmp_path):
     p.join(60)
     assert p.exitcode == 130
     said = (tmp_path/'said.err').read_text().strip().splitlines()[-1]
-    assert said.startswith('interrupted; go on with: cxr-train ') and said.endswith('--resume')
+    assert said.startswith('interrupted; go on with: cxr-train ') and said.endswith('--resume') and '--overwrite' not in said
 
 def interruptible(*args):
     "A process that was started in the background may not hear of Ctrl-C"
