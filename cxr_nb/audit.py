@@ -185,6 +185,7 @@ def _save(a, path):
 
 def _write(out, parts, thresholds, metrics, config):
     "The folder that the report reads"
+    if (out/'model.safetensors').exists(): raise PredictionError(f'{out}: holds a trained run, whose figures would be lost; give another folder with --out')
     out.mkdir(parents=True, exist_ok=True)
     for name, a in parts.items(): _save(a, out/f'predictions_{name}.csv')
     save_thresholds(out/'thresholds.json', thresholds)

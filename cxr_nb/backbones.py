@@ -40,6 +40,7 @@ from .metrics import align, auroc, average_precision, bootstrap, compare, evalua
 from .models import ChestModel, ModelError, check_arch, make_model, probabilities, read_weights
 from .thresholds import load_thresholds
 from .recipe import Recipe, Stage, TrainError
+from .runs import run_lock
 from .training import Run, adam, best_device, best_precision, choose_thresholds, refuse_other_recipe, run_stage, save_run, start_run, within_memory, write_predictions
 
 # %% ../nbs/api/23_backbones.ipynb #27123af3
@@ -254,13 +255,14 @@ def train_backbone(
 )->Path: # The run folder
     "Train, predict, choose thresholds on validation; nothing if that was done. Raises `TrainError` where memory does not suffice"
     path, seed = Path(path), recipe.seed if seed is None else seed
-    if finished(path, data, replace(recipe, seed=seed)): return path
-    run = start_seed(data, recipe, seed, path, overwrite=True, **kwargs) # what was broken off begins anew
-    for s in recipe.stages: run_stage(run, s)
-    for o in ('val', 'test'): write_predictions(run, o)
-    shutil.rmtree(path/'checkpoints') # the bundle holds the best of them
-    choose_thresholds(run) # written last: a run without them is not done
-    return path
+    with run_lock(path): # another process may be at it; then it is done when this one is let in
+        if finished(path, data, replace(recipe, seed=seed)): return path
+        run = start_seed(data, recipe, seed, path, overwrite=True, **kwargs) # what was broken off begins anew
+        for s in recipe.stages: run_stage(run, s)
+        for o in ('val', 'test'): write_predictions(run, o)
+        shutil.rmtree(path/'checkpoints') # the bundle holds the best of them
+        choose_thresholds(run) # written last: a run without them is not done
+        return path
 
 # %% ../nbs/api/23_backbones.ipynb #5b9ea0de
 def compare_backbones(

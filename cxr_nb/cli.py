@@ -68,7 +68,7 @@ def command(
 def _how_to_go_on(f, argv, flag):
     "What to say of an interrupted command"
     if flag is None: return 'interrupted'
-    kept = [o for o in argv if o != '--overwrite'] # or what is there would be deleted
+    kept = [o for o in argv if len(o) < 4 or not '--overwrite'.startswith(o)] # or what is there would be deleted
     more = [flag]*(flag not in argv and flag != '')
     return 'interrupted; go on with: ' + shlex.join([f.__name__.replace('_', '-'), *kept, *more])
 
@@ -111,6 +111,21 @@ def _findings(text):
 def _columns(image, patient, label):
     "The columns that options name"
     return {k: v for k, v in dict(image=image, patient=patient, labels=label).items() if v}
+
+def _columns_of(run, csv_path, image_col=None, patient_col=None, label_col=None):
+    "The columns of a label file: as they were typed, else those that the run knows, if this file has them"
+    columns = _columns(image_col, patient_col, label_col)
+    file = Path(run or '')/'data.json'
+    if columns or not (run and csv_path and file.is_file()): return columns
+    known = json.loads(file.read_text()).get('columns') or {}
+    head = _header(csv_path)
+    return known if all(o in head for o in known.values() if isinstance(o, str)) else {}
+
+def _header(path):
+    "The names of the columns of a CSV, or nothing"
+    from pandas import read_csv
+    try: return [str(o).strip() for o in read_csv(path, nrows=0).columns]
+    except (OSError, ValueError): return [] # what is wrong with it is said when it is read
 
 def _data(data, csv_path, img_root, findings=None, download=False, columns=None, **phantom):
     "Data from the options of a command, said in one line"
@@ -186,6 +201,9 @@ def cxr_check(
     data:str=None, # Folder in the NIH layout; else that of the run, CXR_DATA, Kaggle's mount, phantom films
     csv_path:str=None, # Label file, if it does not lie in that folder
     img_root:str=None, # Folder of the images, if another
+    image_col:str=None, # Column of a label file of your own with file names; those that a run knows, or the usual names, if not given
+    patient_col:str=None, # Its column with patients
+    label_col:str=None, # Its column with label text
     run:str=None, # A run folder to be checked as well
     quick:bool=False, # Do not decode films: headers, ends and equal files only
     out:str=None, # Write the table: .json, .csv or .html
@@ -195,7 +213,8 @@ def cxr_check(
     from cxr_nb.checks import check_data, checks_text, report_form, run_data, write_checks
     if out: report_form(out)
     _threads(workers)
-    d = _data(data, csv_path, img_root) if data or csv_path or img_root or not run else run_data(run)
+    if data or csv_path or img_root or not run: d = _data(data, csv_path, img_root, columns=_columns_of(run, csv_path, image_col, patient_col, label_col))
+    else: d = run_data(run)
     table = check_data(d, run, quick, workers)
     _say(checks_text(table))
     if out: _say(f'table: {write_checks(table, out)}')
@@ -304,7 +323,7 @@ def _check_weights(r, out, resume):
     from cxr_nb.runs import holds_run
     if resume and holds_run(out): return # the weights to begin with are not needed any more
     if r.weights == 'imagenet': check_reachable(r.arch)
-    elif r.weights != 'none' and not Path(r.weights).is_file(): raise CxrError(f'{r.weights}: no such weight file; check --weights')
+    elif r.weights not in (None, 'none') and not Path(r.weights).is_file(): raise CxrError(f'{r.weights}: no such weight file; check --weights')
 
 def _already(run):
     "The scores of a run that was finished before"
@@ -357,7 +376,7 @@ def cxr_eval(
     if not (run or predictions): raise CxrError('--run or --predictions is missing; give a run folder, as in: --run runs/demo, or a file, as in: --predictions theirs.csv --labels nih')
     if predictions: _eval_file(predictions, labels, Path(out or Path('results')/Path(predictions).stem), _renamed(names))
     else:
-        d = _other_data(run, data, csv_path, img_root, _columns(image_col, patient_col, label_col))
+        d = _other_data(run, data, csv_path, img_root, _columns_of(run, csv_path, image_col, patient_col, label_col))
         _eval_run(run, d, weights, subset, out, device)
 
 def _renamed(text):
@@ -370,7 +389,6 @@ def _other_data(run, data, csv_path, img_root, columns):
     "Data given beside a run: its own that have moved, or others, with findings by the run's names. None if nothing is given"
     config = _run_config(run)
     if not (data or csv_path or img_root): return None
-    if not columns and (file := Path(run)/'data.json').is_file(): columns = json.loads(file.read_text()).get('columns')
     d = _data(data, csv_path, img_root, None, columns=columns)
     ours = {same_name(o): o for o in config['findings']}
     table = d.table.rename(columns=lambda o: ours.get(same_name(o), o))
@@ -419,8 +437,9 @@ def _run_config(run):
 
 def _say_unfinished(run):
     "Say of a run that it is not finished, if so"
-    from cxr_nb.runs import unfinished
-    if lack := unfinished(_run_config(run)): _say(f'note: {run} is {lack}; its weights will change when it is resumed (--resume)')
+    from cxr_nb.runs import stages_left, unfinished
+    config = _run_config(run)
+    if lack := unfinished(config): _say(f'note: {run} is {lack}' + '; its weights will change when it is resumed (--resume)'*bool(stages_left(config)))
 
 # %% ../nbs/api/15_cli.ipynb #0f6e4be9
 @command('''cxr-gradcam --run runs/first --samples 8
@@ -440,10 +459,10 @@ def cxr_gradcam(
     from cxr_nb.models import load_weights
     from cxr_nb.report import write_report
     from cxr_nb.training import open_run
-    d = _other_data(run, data, csv_path, img_root, {})
+    d = _other_data(run, data, csv_path, img_root, _columns_of(run, csv_path))
     r = open_run(run, d, device)
     if weights: load_weights(r.model, weights)
-    folder, scores = explain_run(r, samples, out)
+    folder, scores = explain_run(r, samples, out, keep=not (d or weights))
     _say(f'heatmaps: {folder}')
     if scores is not None: _localisation(scores, r.judged)
     if not (d or weights): _say(f'report: {write_report(r.path)}')

@@ -13,7 +13,7 @@ __all__ = ['OVER', 'SCORES', 'CAM_CMAP', 'CASES', 'ExplainError', 'as_map', 'cam
 
 # %% ../nbs/api/11_explain.ipynb #3b409ec1
 import copy, json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from math import isqrt
 from pathlib import Path
@@ -28,6 +28,7 @@ from .core import CxrError
 from .labels import BOX_FRAME
 from .loaders import normalise
 from .metrics import bootstrap_mean, write_metrics
+from .runs import run_lock
 from .thresholds import load_thresholds
 
 # %% ../nbs/api/11_explain.ipynb #ffbba1b5
@@ -681,17 +682,19 @@ def explain_run(
     samples:int=8, # Cases on the sheet
     out=None, # Folder for single heatmaps; results/gradcam of the run if not given
     random:int=3, # Random networks for the sanity check; 0 leaves it out
+    keep:bool=True, # Put scores and sheet into the run's figures and report? Not with other weights or other data
 )->tuple: # The folder, and the table of `score_boxes` (more columns as of `join_scores`) or None without boxes
     "Heatmap sheet, single heatmaps and heatmap scores of a run's test part (of validation where there is none). Raises `ExplainError` if it was not judged"
     file = run.path/f'predictions_{run.judged}.csv'
     if not file.is_file(): raise ExplainError(f'{file}: no such file; run cxr-eval first')
     preds, t = pd.read_csv(file), load_thresholds(run.path/'thresholds.json', run.recipe.findings).threshold
     preds = preds[preds.image.isin(run.cache.usable)]
-    if out is None: _clear(run)
-    out = Path(out or run.path/'results'/'gradcam')
+    if out is None and keep: _clear(run)
+    out = Path(out or run.path/'results'/('gradcam' if keep else 'gradcam_others'))
     cases = run_cases(preds, {k: None if np.isnan(v) else v for k, v in t.items()}, run.data.boxes, samples)
-    if len(cases): _write_cases(run, cases, out)
-    return out, _localise(run, list(preds.image), random)
+    with run_lock(run.path) if keep else nullcontext():
+        if len(cases): _write_cases(run, cases, out, keep)
+        return out, _localise(run, list(preds.image), random, keep)
 
 def _clear(run):
     "Delete the heatmaps that an earlier call left in its own folder, and nothing else there"
@@ -704,18 +707,19 @@ class _Films:
     def __init__(self, cache, names): self.images, self.at = cache.images, cache.rows(names)
     def __getitem__(self, i): return np.array(self.images[self.at[i]])
 
-def _write_cases(run, cases, out):
-    "The sheet, and a PNG a case"
+def _write_cases(run, cases, out, keep):
+    "A PNG a case, and the sheet of the report"
     boxes, names = run.data.boxes, list(cases.image.unique())
     films, cams = _case_maps(run.model, _Films(run.cache, names), names, cases)
-    for o in (out, run.path/'figures'): o.mkdir(parents=True, exist_ok=True)
-    heatmap_sheet(films, cams, cases, boxes).savefig(run.path/'figures'/'heatmaps.png', dpi=150)
+    sheet = (run.path/'figures' if keep else out)/'heatmaps.png'
+    for o in (out, sheet.parent): o.mkdir(parents=True, exist_ok=True)
+    heatmap_sheet(films, cams, cases, boxes).savefig(sheet, dpi=150)
     for film, cam, c in zip(films, cams, cases.to_dict('records')):
         b = boxes[(boxes.image == c['image']) & (boxes.finding == c['finding'])]
         cv2.imwrite(str(out/f'{Path(c["image"]).stem}_{c["finding"]}.png'), overlay(film, cam, b)[..., ::-1])
 
-def _localise(run, names, random):
-    "The heatmap scores of the boxed test films, also into metrics.json; None where there are none"
+def _localise(run, names, random, keep):
+    "The heatmap scores of the boxed test films, also into metrics.json if they are to be kept; None where there are none"
     boxes, who = run.data.boxes[run.data.boxes.image.isin(names) & run.data.boxes.finding.isin(run.recipe.findings)], run.data.table.patient
     if boxes.empty: return None
     films, (ppairs, pmaps) = _Films(run.cache, names), location_prior(boxes, who)
@@ -723,6 +727,7 @@ def _localise(run, names, random):
     tries = random_scores(run.model, maps, films, names, boxes, range(random))
     scores = score_maps(map_scores(pairs, maps, boxes), who, map_scores(ppairs, pmaps, boxes), tries)
     table = join_scores(score_boxes(pairs, boxes, who, prior=cam_peaks(pmaps, ppairs)), scores)
-    metrics = json.loads((run.path/'metrics.json').read_text())
-    write_metrics(run.path/'metrics.json', **{**metrics, 'localisation': localisation_records(table)})
+    if keep:
+        metrics = json.loads((run.path/'metrics.json').read_text())
+        write_metrics(run.path/'metrics.json', **{**metrics, 'localisation': localisation_records(table)})
     return table

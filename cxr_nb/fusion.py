@@ -497,7 +497,8 @@ def fusion_loss(
     "The loss of a cycle, with weights from the training part"
     r, y = run.recipe, run.part('train')[run.recipe.findings].to_numpy()
     if r.loss not in ('pos_weight', 'class_weight'): return make_loss(r.loss, y).to(run.device)
-    w = finding_weights(y.sum(0), len(y), r.findings, r.rule, r.cap, cycle.by_hand)
+    by_hand = {k: v for k, v in cycle.by_hand.items() if k in r.findings} # others were left out: no training image has them
+    w = finding_weights(y.sum(0), len(y), r.findings, r.rule, r.cap, by_hand)
     w = torch.tensor(w.to_numpy(), dtype=torch.float32)
     return (WeightedBCE(pos_weight=w) if r.loss == 'pos_weight' else WeightedBCE(weight=w)).to(run.device)
 

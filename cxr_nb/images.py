@@ -416,10 +416,10 @@ def _resume(path, n, size, meta, block):
     plan, log, npy = path/'plan.json', path/'log.csv', path/'images.npy.part'
     done = npy if npy.is_file() else path/'images.npy' # the images may have got their name already
     if _is(plan, meta) and log.is_file() and done.is_file(): return np.lib.format.open_memmap(done, mode='r+'), _done(log, block)
-    if any(path.iterdir()) and not plan.is_file(): raise CxrError(f'{path}: holds other files; give a new or empty folder for the cache')
+    if {o.name for o in path.iterdir()} - {'plan.json.part'} and not plan.is_file(): raise CxrError(f'{path}: holds other files; give a new or empty folder for the cache')
     for o in (path/'meta.json', log): o.unlink(missing_ok=True)
+    write_json(plan, meta) # first, so that a folder which was left at any moment is known as a cache
     images = np.lib.format.open_memmap(npy, mode='w+', dtype=np.uint8, shape=(n, size, size))
-    write_json(plan, meta)
     return images, pd.DataFrame(columns=['image'])
 
 # %% ../nbs/api/04_images.ipynb #814be342

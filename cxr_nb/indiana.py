@@ -20,7 +20,7 @@ from xml.parsers import expat
 import cv2, numpy as np, pandas as pd
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
 from .data import PHANTOM_CAVEAT, ChestData, DataError, cache_home, fast, index_images
-from .core import CxrError, made_whole, one_at_a_time
+from .core import CxrError, made_whole, one_at_a_time, refuse_foreign
 from .labels import META, LabelError, _read_csv, _xrv_data, findings_of
 from .phantom import anatomy, film
 from .splits import check_split
@@ -274,9 +274,10 @@ def indiana_phantom(
     if not 12 <= n_reports <= 3851: raise CxrError(f'{n_reports} reports cannot be drawn; ask for 12 to 3851')
     if not 64 <= size <= 1024: raise CxrError(f'size {size} is out of range; give 64 to 1024')
     if (path/_NOTE).is_file() and (path/_NOTE).read_text() == said: return path
-    if path.is_dir() and any(path.iterdir()) and not (path/_NOTE).is_file(): raise CxrError(f'{path}: holds files that are not an Indiana phantom; give an empty or new folder')
     with one_at_a_time(path, 'these drawn films'):
         if (path/_NOTE).is_file() and (path/_NOTE).read_text() == said: return path # another process has made them meanwhile
+        if (path/_NOTE).is_file(): refuse_foreign(path, [_NOTE, 'images', REPORTS, PROJECTIONS], 'these drawn films')
+        else: refuse_foreign(path, [], 'an Indiana phantom')
         with made_whole(path) as part:
             films, reports = _phantom_rows(n_reports, seed, least)
             _write_phantom(part, indiana_labels(films, reports), size, seed)

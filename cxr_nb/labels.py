@@ -328,6 +328,7 @@ def _label_matrix(df, labels, findings, sep, taken, where):
     "0/1 matrix and names of findings, from label text or from a column a finding"
     if isinstance(labels, str) or labels is None: text = find_column(df.columns, 'labels', labels, where)
     else: text = None
+    if text and df[text].dropna().astype(str).isin(['0', '1']).all(): text, labels = None, [text] # one finding, as a column of 0 and 1
     if text:
         sep = sep or _separator(df[text])
         names = findings or _names(df[text], sep)

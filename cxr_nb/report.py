@@ -31,7 +31,7 @@ from .checklists import CHECKLISTS, cited, fill, readable, run_facts, summary
 from .core import CxrError
 from .labels import findings_of, label_counts, no_finding, none_name
 from .metrics import align, auroc, average_precision, compare, confusion, macro, roc_points, threshold_array, with_interval
-from .runs import unfinished
+from .runs import stages_left, unfinished
 from .subgroups import FIGURES, plot_subgroups
 from .thresholds import apply_thresholds, no_finding as none_called
 
@@ -613,7 +613,9 @@ def _headline(run):
     out = [ft('h1', f'{c.get("arch", "Predictions")} on {c.get("data", "an unnamed data set")}'),
            _p(' · '.join(str(o) for o in ('Run report', c.get('date'), f'{c["size"]} x {c["size"]} pixels' if 'size' in c else None) if o), cls='sub'),
            _p(ft('strong', NOT_CLINICAL), cls='banner')]
-    if lack := unfinished(c): out.append(_p(ft('strong', f'This run is {lack}.'), ' Its weights and every figure will change when it goes on.', cls='banner'))
+    if lack := unfinished(c):
+        more = ' Its weights and every figure will change when it goes on.' if stages_left(c) else ''
+        out.append(_p(ft('strong', f'This run is {lack}.'), more, cls='banner'))
     if c.get('caveat'): out.append(_p(c['caveat'], cls='banner caveat'))
     out += [_p(o[:1].upper() + o[1:] + '.', cls='note') for o in c.get('remarks') or []]
     if not m: return out + [_p('There are no scores yet: ', ft('code', 'cxr-eval'), ' writes metrics.json.')]

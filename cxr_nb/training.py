@@ -32,7 +32,7 @@ from .models import (ChestModel, ModelError, check_arch, features, file_sha256, 
 from .models import _device, _over
 from .recipe import PRECISIONS, STAGED, Recipe, Stage, TrainError
 from .resume import LateLearner, Pass, ResumeError, SaveState, StateFile, differences, disk_room, refuse_other
-from .runs import clear_run, holds_run, refuse_overwriting, run_lock, unfinished
+from .runs import RunError, clear_run, holds_run, refuse_overwriting, refuse_resuming, run_lock, unfinished
 from .splits import check_split, fingerprint, official_split, random_split, split_kind, subset
 from .thresholds import fit_thresholds, load_thresholds, save_thresholds
 
@@ -187,6 +187,8 @@ class Run:
     progress: bool = True # Show progress bars?
     placed: object = field(default=None, repr=False) # The films, once they are placed
     remarks: list = field(default_factory=list) # What must be said of it
+    left_out: list = field(default_factory=list) # Findings that were asked for, and that no training image has
+    start_weights: str = None # Fingerprint of the weights that it began with; that of the recipe's file if not known
 
     @property
     def films(self):
@@ -266,24 +268,26 @@ def start_run(
     path, device = Path(path), best_device(device)
     precision_callbacks(recipe.precision, device) # refuses what the device can't do
     with run_lock(path, is_main()):
-        main_alone(lambda: _make_room(path, recipe, data, resume, overwrite))
+        main_alone(lambda: _may_begin(path, recipe, data, resume, overwrite))
         run, left = _new_run(data, recipe, path, cache, device, progress and is_main(), left_of(path) if resume else None)
         for line in run.remarks*is_main(): say(line)
         if left: return _go_on(run, *left)
+        main_alone(lambda: clear_run(path)) # now that the new run has all it needs
         save_run(run)
         return run
 
-def _make_room(path, recipe, data, resume, overwrite):
-    "An empty run folder, or one whose run may be gone on with"
+def _may_begin(path, recipe, data, resume, overwrite):
+    "Make the run folder; refuse one whose run would be lost, or is another one"
+    if resume and overwrite: raise RunError(f'{path}: is it to go on, or to begin anew? Give --resume or --overwrite, not both')
     path.mkdir(parents=True, exist_ok=True)
-    if overwrite: clear_run(path)
-    elif not resume: refuse_overwriting(path)
-    elif left := _left_of(path): # told before hours go into a cache that the other run does not need
+    if overwrite: return
+    if not resume: return refuse_overwriting(path)
+    refuse_resuming(path)
+    if left := _left_of(path): # told before hours go into a cache that the other run does not need
         known = left[1]['about']
         was = dict(data=known['data'], recipe=_without(known['recipe'], 'findings'), **{k: known[k] for k in ('start_weights',) if k in known})
         now = dict(data=data.name, recipe=_without(_plain_recipe(recipe), 'findings'), **_start_weights(recipe))
         _refuse_other(path, was, now)
-    else: clear_run(path)
 
 def _new_run(data, recipe, path, cache, device, progress, left):
     "A run with its split, cache and untrained model; and what was left to go on from"
@@ -297,7 +301,8 @@ def _new_run(data, recipe, path, cache, device, progress, left):
     weights = None if left or recipe.weights in (None, 'none') else recipe.weights
     model = make_model(recipe.arch, recipe.findings, recipe.size, weights, y.mean().to_numpy(), recipe.seed, dropout=recipe.dropout, **recipe.model_kwargs)
     model = model.to(device, memory_format=torch.channels_last)
-    return Run(path, data, pixels, split, recipe, model, [], device, progress, remarks=remarks), left
+    left_out = [o for o in asked if o not in recipe.findings]
+    return Run(path, data, pixels, split, recipe, model, [], device, progress, remarks=remarks, left_out=left_out), left
 
 # %% ../nbs/api/10_training.ipynb #8f362491
 def _versions():
@@ -324,14 +329,17 @@ def _start_weights(recipe):
     st = file.stat()
     return dict(start_weights=_sha256(w, st.st_size, st.st_mtime_ns))
 
+def _labels_print(table, findings): return fingerprint(table[findings].astype(str).sum(axis=1))
+
 def run_config(
     run:Run # Any run
 )->dict: # Plain JSON
     "What config.json says beside the model's own fields"
-    d, labels = run.data, run.data.table[run.recipe.findings].astype(str).sum(axis=1)
+    d, labels = run.data, _labels_print(run.data.table, run.recipe.findings)
     parts = {k: dict(films=len(g), patients=int(d.table.patient[g.index].nunique())) for k, g in run.split.groupby(run.split)}
     skipped = [dict(image=i, reason=o.reason) for i, o in run.cache.skipped.iterrows()]
-    return dict(data=d.name, caveat=d.caveat, remarks=run.remarks, recipe=_plain_recipe(run.recipe), **_start_weights(run.recipe), parts=parts, split=fingerprint(run.split), split_kind=_kind(run.recipe, run.split.index, d.lists), labels=fingerprint(labels),
+    start = dict(start_weights=run.start_weights) if run.start_weights else _start_weights(run.recipe)
+    return dict(data=d.name, caveat=d.caveat, remarks=run.remarks, left_out=run.left_out, recipe=_plain_recipe(run.recipe), **start, parts=parts, split=fingerprint(run.split), split_kind=_kind(run.recipe, run.split.index, d.lists), labels=labels,
                 skipped=skipped, seed=run.recipe.seed, device=run.device.type, versions=_versions(), mean=MEAN, std=STD, in_chans=1, model_kwargs=run.recipe.model_kwargs,
                 stages_done=run.done, date=time.strftime('%Y-%m-%d'))
 
@@ -721,7 +729,7 @@ def _ended_before(run, stage):
     config = everyone(_ended_config(run.path, stage.name) if is_main() else None)
     if not config: return False
     _refuse_other(run.path, config, run_config(run))
-    then = next(o for o in config['recipe']['stages'] if o['name'] == stage.name)
+    then = next((o for o in config['recipe']['stages'] if o['name'] == stage.name), None)
     refuse_other(run.path, dict(stage=then), dict(stage=json.loads(json.dumps(asdict(stage)))))
     rows = pd.read_csv(run.path/'history.csv', float_precision='round_trip').to_dict('records')
     run.history += [o for o in rows if o['stage'] == stage.name]
@@ -834,7 +842,8 @@ def open_run(
     cache = main_first(lambda: prepare(data.table, data.files, home, recipe.size, name, progress=progress))
     split = pd.read_csv(path/'split.csv', index_col='image')['part']
     history = pd.read_csv(path/'history.csv', float_precision='round_trip').to_dict('records') if (path/'history.csv').is_file() else []
-    return Run(path, data, cache, split, recipe, model.to(device, memory_format=torch.channels_last), history, device, progress, remarks=cfg.get('remarks', []))
+    return Run(path, data, cache, split, recipe, model.to(device, memory_format=torch.channels_last), history, device, progress, remarks=cfg.get('remarks', []),
+               left_out=cfg.get('left_out', []), start_weights=cfg.get('start_weights'))
 
 # %% ../nbs/api/10_training.ipynb #87a77aae
 def write_predictions(
@@ -907,13 +916,21 @@ def _evaluate(run, name, t, n_boot):
     a = align(None, run.path/f'predictions_{name}.csv')
     return evaluate(a.y, a.p, a.findings, a.patients, t.threshold.to_numpy(), n_boot, run.recipe.seed)
 
+def _same_labels(run):
+    "Is this the table that the run was trained with?"
+    known, findings = json.loads((run.path/'config.json').read_text()).get('labels'), run.recipe.findings
+    return all(o in run.data.table for o in findings) and known == _labels_print(run.data.table, findings)
+
 def judge_films(
     run:Run, # Any judged run
     n_images:int=0, # About so many test films, class balance kept; 0 for all
     n_boot:int=1000, # Resamples of patients for the intervals
 )->dict: # `{'test': ...}` as in metrics.json, or `{'val': ...}` of a run without test part; nothing is written
     "Judge with the run's thresholds on a subset of its test part, or on other data, of which every film is taken"
-    own = run.split.index.isin(run.data.table.index).any()
+    mine = run.data.table.index.isin(run.split.index)
+    own = mine.all() or _same_labels(run) # the run may have used only some of its images
+    if mine.any() and not own:
+        raise TrainError(f'{run.data.name}: {mine.sum():,} of {len(mine):,} images have names of images that this run knows; give only its own images, or only others')
     t = run.part(run.judged) if own else run.data.table.loc[run.cache.usable]
     t = subset(t, n_images, run.recipe.seed)
     if not len(t): raise TrainError(f'{run.path}: has no films to judge on')
@@ -992,7 +1009,7 @@ def _end(run, on_end):
 
 def _opening(path, resume, overwrite):
     "A line on what was left in a folder"
-    if overwrite: return f'{path}: the run there is deleted' if holds_run(path) else None
+    if overwrite: return f'{path}: the run there will be replaced' if holds_run(path) else None
     if not resume: return None
     if at := standing(path): return f'{path}: goes on {at if at.startswith("after ") else "with " + at}'
     return None if _left_of(path) else f'{path}: nothing was left to go on from; begins anew'
@@ -1048,8 +1065,8 @@ def _config_of(path, data, recipe):
     if config['data'] != data.name: raise TrainError(f'{path}: was trained on {config["data"]}, not on {data.name}; move it away, or give another folder as home')
     findings = config['recipe']['findings']
     if miss := [o for o in findings if o not in data.table]: raise TrainError(f'{path}: was trained on a table with {miss[0]}, which this one lacks; move it away, or give another folder as home')
-    if config['labels'] != fingerprint(data.table[findings].astype(str).sum(axis=1)): raise TrainError(f'{path}: was trained on {data.name} with other labels; move it away, or give another folder as home')
-    if recipe: refuse_other_recipe(path, config, recipe)
+    if config['labels'] != _labels_print(data.table, findings): raise TrainError(f'{path}: was trained on {data.name} with other labels; move it away, or give another folder as home')
+    if recipe: refuse_other_recipe(path, config, replace(recipe, findings=recipe.findings or findings_of(data.table)))
     return config
 
 def refuse_other_recipe(
@@ -1058,8 +1075,8 @@ def refuse_other_recipe(
     recipe:Recipe, # The one that is asked for
 ):
     "Raise `TrainError` with the first field in which the run in a folder is another than the one that is asked for"
-    known = config['recipe']['findings']
-    asked = known if recipe.findings is None else [o for o in recipe.findings if o in known]
+    left_out = config.get('left_out', []) # asked for as well, but nothing was there to learn them from
+    asked = config['recipe']['findings'] if recipe.findings is None else [o for o in recipe.findings if o not in left_out]
     now = dict(recipe=_plain_recipe(recipe) | dict(findings=asked), **_start_weights(recipe))
     try: _refuse_other(path, {k: config[k] for k in ('recipe', 'start_weights') if k in config}, now)
     except ResumeError as e: raise TrainError(str(e).split('; give')[0] + '; move it away, or give another folder as home') from None

@@ -1,5 +1,5 @@
 "Fixtures for what needs a whole process: the shell commands, packaging, the processed site."
-import multiprocessing, os, subprocess, sys
+import itertools, multiprocessing, os, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,9 +50,9 @@ def forks(env):
 @pytest.fixture(scope='session')
 def run(forks, env, tmp_path_factory):
     "Run a command of the package in a process of its own, forked from one that has imported everything; returns what it said"
-    folder = tmp_path_factory.mktemp('said')
+    folder, numbers = tmp_path_factory.mktemp('said'), itertools.count()
     def _run(cmd, *args, timeout=600, **more):
-        said = folder/str(len(list(folder.iterdir())))
+        said = folder/str(next(numbers)) # two threads may ask at once
         p = forks.Process(target=as_command, args=(cmd, list(map(str, args)), {**env, **more}, said))
         p.start()
         p.join(timeout)
