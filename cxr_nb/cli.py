@@ -78,7 +78,7 @@ def _run(f, interrupted, *args, **kwargs):
     try: code = f(*args, **kwargs)
     except (CxrError, OSError, ModuleNotFoundError) as e: return _fail(e)
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        print('\n' + interrupted, file=sys.stderr) # below the progress bar
         return 130
     return code or 0
 
