@@ -1012,7 +1012,7 @@ def _opening(path, resume, overwrite):
     if overwrite: return f'{path}: the run there will be replaced' if holds_run(path) else None
     if not resume: return None
     if at := standing(path): return f'{path}: goes on {at if at.startswith("after ") else "with " + at}'
-    return None if _left_of(path) else f'{path}: nothing was left to go on from; begins anew'
+    return None if _left_of(path) else f'{path}: a new run begins; there was none to resume'
 
 def judged(
     run:Run, # Any run
