@@ -10,7 +10,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1') # two test workers side by side; b
 os.environ['COLUMNS'] = '200' # tables of commands are as wide as this
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-READY = ['cxr_nb.cli', 'cxr_nb.training', 'cxr_nb.explain', 'cxr_nb.report', 'cxr_nb.predict', 'cxr_nb.checks', 'cxr_nb.export', 'accelerate']
+READY = ['cxr_nb.cli', 'cxr_nb.training.engine', 'cxr_nb.explain.cam', 'cxr_nb.report.page', 'cxr_nb.deploy.predict', 'cxr_nb.data.checks', 'cxr_nb.deploy.export', 'accelerate']
 
 @pytest.fixture(scope='session')
 def env(tmp_path_factory):
@@ -74,7 +74,7 @@ def shared(tmp_path_factory):
 @pytest.fixture(scope='session')
 def phantom(shared):
     "A small folder in the NIH layout"
-    from cxr_nb.phantom import make_phantom
+    from cxr_nb.data.phantom import make_phantom
     return make_phantom(shared/'nih', n_images=160, size=64, seed=0, enrich=.5, progress=False)
 
 @pytest.fixture(scope='session')

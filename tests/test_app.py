@@ -24,7 +24,7 @@ def files(tmp_path_factory):
     "A film as PNG and as DICOM, a broken one, and a photograph"
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
-    from cxr_nb.phantom import anatomy, film
+    from cxr_nb.data.phantom import anatomy, film
     out = tmp_path_factory.mktemp('files')
     a, _ = film(anatomy(4), ['Cardiomegaly'], size=512, severity=.9)
     cv2.imwrite(str(out/'film.png'), a)

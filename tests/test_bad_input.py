@@ -81,7 +81,7 @@ def test_odd_files_are_named_and_left_out(run, broken, tmp_path):
     index = pd.read_csv(tmp_path/'cache'/'index.csv', index_col='image', keep_default_na=False)
     reasons = [index.reason[o.name] for o in files[:7]]
     assert reasons[0] == 'missing' and 'broken' in reasons[1] and reasons[2] == 'not an image' and reasons[3:6] == ['']*3 and '1x1' in reasons[6]
-    from cxr_nb.images import open_cache
+    from cxr_nb.data.images import open_cache
     cache = open_cache(tmp_path/'cache')
     for i in (3, 4, 5): assert np.abs(cache[files[i].name].astype(int) - films[i]).max() <= 2
 
@@ -95,7 +95,7 @@ def test_training_goes_on_without_the_bad_ones(run, broken, tmp_path):
     assert f'left out: {len(bad)} bad' in said.stdout
 
 def test_weights_of_another_network(run, trained, tmp_path):
-    from cxr_nb.models import make_model, save_weights
+    from cxr_nb.models.nets import make_model, save_weights
     save_weights(make_model('resnet10t', size=64), tmp_path/'other.safetensors')
     for cmd in ('cxr-eval', 'cxr-gradcam'): one_line(run(cmd, '--run', trained, '--weights', tmp_path/'other.safetensors'), 'other.safetensors', 'resnet10t', 'mobilenetv2_050')
 

@@ -55,4 +55,4 @@ def test_page_names_are_unique_within_a_folder():
         assert len(names) == len(set(names)), folder
 
 def test_sidebar_names_what_is_there():
-    for o in re.findall(r'([\w/*]+\.ipynb|\w+/\*)', (ROOT/'_quarto.yml').read_text()): assert list((ROOT/'nbs').glob(o)), o
+    for o in re.findall(r'([\w/]+\.ipynb|[\w/]+/\*)', (ROOT/'_quarto.yml').read_text()): assert list((ROOT/'nbs').glob(o)), o

@@ -11,9 +11,9 @@ from pydicom.uid import (DeflatedExplicitVRLittleEndian, DigitalXRayImageStorage
                          JPEGLosslessSV1, JPEGLSLossless, RLELossless)
 
 from conftest import BIN
-from cxr_nb.gate import check_pixels, read_film
-from cxr_nb.images import ImageError, read_gray
-from cxr_nb.phantom import anatomy, film
+from cxr_nb.data.gate import check_pixels, read_film
+from cxr_nb.data.images import ImageError, read_gray
+from cxr_nb.data.phantom import anatomy, film
 
 SECRET = ['Secretname', '19471130', 'PID-0815', 'Dr Hidden', 'Street 7']
 CODES = set('''missing unreadable empty not_image broken truncated too_large too_small aspect frames constant modality body_part lateral oblique bits photometric syntax
@@ -141,7 +141,7 @@ def flipped(data, places, rng):
 CHILD = '''
 import json, sys, time, traceback
 from pathlib import Path
-from cxr_nb.gate import read_film
+from cxr_nb.data.gate import read_film
 out = []
 for p in sorted(Path(sys.argv[1]).iterdir()):
     start = time.process_time() # of this process: others may be busy
@@ -228,7 +228,7 @@ def test_a_missing_decoder_names_the_extra(valid, tmp_path, monkeypatch):
 
 def test_the_judge_is_a_function_of_the_pixels(good):
     "Twice the same, alone or in company, and whatever the size"
-    from cxr_nb.gate import load_gate
+    from cxr_nb.data.gate import load_gate
     j = load_gate()
     both = j.scores([good, 255 - good])
     assert np.allclose(both[0], j.scores([good])[0]) and check_pixels(good).to_dict() == check_pixels(good).to_dict()

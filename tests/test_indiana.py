@@ -9,8 +9,8 @@ TINY = dict(arch='vit_tiny_patch16_224', weights='none', size=32, width=16, bloc
 
 def work(phantom, cache, out, hold=None):
     "The whole pipeline, as a user's script would call it; waits for its end as soon as the file `hold` is written"
-    from cxr_nb import folds
-    from cxr_nb.indiana import indiana_split, load_indiana
+    from cxr_nb.training import crossval as folds
+    from cxr_nb.data.indiana import indiana_split, load_indiana
     def slow(write, path, content):
         write(path, content)
         if hold and path == out/hold:
@@ -32,7 +32,7 @@ def start(forks):
 @pytest.fixture(scope='module')
 def films(tmp_path_factory):
     "Drawn films of 80 reports, and a folder for their cache"
-    from cxr_nb.indiana import indiana_phantom
+    from cxr_nb.data.indiana import indiana_phantom
     home = tmp_path_factory.mktemp('indiana')
     return indiana_phantom(home/'films', n_reports=80, size=64), home/'cache'
 
@@ -69,8 +69,8 @@ def test_killed_runs_end_with_the_same_files(start, films, whole, tmp_path):
     assert prints(out) == prints(whole)
 
 def test_what_a_run_leaves(whole):
-    from cxr_nb.folds import best_epochs, load_vit
-    from cxr_nb.indiana import INDIANA
+    from cxr_nb.training.crossval import best_epochs, load_vit
+    from cxr_nb.data.indiana import INDIANA
     m, split = json.loads((whole/'metrics.json').read_text()), pd.read_csv(whole/'split.csv', index_col='image').part
     assert set(m['test']['findings']) == set(INDIANA) and m['test']['n'] == (split == 'test').sum()
     absent = [f for f, o in m['test']['findings'].items() if not o['positives']]
@@ -86,8 +86,8 @@ def test_what_a_run_leaves(whole):
     assert model.findings == INDIANA and cfg['fold'] == m['sweep']['fold'] and not str(whole) in (whole/'config.json').read_text()
 
 def test_thresholds_do_not_depend_on_the_test_part(whole):
-    from cxr_nb.metrics import align
-    from cxr_nb.thresholds import fit_thresholds, load_thresholds
+    from cxr_nb.metrics.scores import align
+    from cxr_nb.metrics.thresholds import fit_thresholds, load_thresholds
     seen, t = pd.read_csv(whole/'predictions_val.csv'), load_thresholds(whole/'thresholds.json')
     chosen = json.loads((whole/'metrics.json').read_text())['sweep']['fold']
     for name, rows in (('pooled', seen), ('threshold', seen[seen.fold == chosen])): # those of the one network that is kept are its own
@@ -95,8 +95,8 @@ def test_thresholds_do_not_depend_on_the_test_part(whole):
         assert np.allclose(t[name], fit_thresholds(a.y, a.p, a.findings).threshold, equal_nan=True) and (t[name].isna() == (a.y.sum(0) == 0)).all()
 
 def test_other_choices_are_refused_in_the_same_folder(films, whole):
-    from cxr_nb.folds import FoldError, Sweep, start_folds
-    from cxr_nb.indiana import indiana_split, load_indiana
+    from cxr_nb.training.crossval import FoldError, Sweep, start_folds
+    from cxr_nb.data.indiana import indiana_split, load_indiana
     data = load_indiana(films[0])
     with pytest.raises(FoldError, match='another budgets'):
         start_folds(data, indiana_split(data.table, folds=4), Sweep(**TINY | dict(budgets=[5])), whole, cache=films[1], device='cpu', progress=False)
@@ -105,8 +105,8 @@ def test_the_tower_of_open_clip(tmp_path, monkeypatch):
     "What open_clip itself says of a film in three channels, from a checkpoint that it has written and fetches as from the hub"
     open_clip = pytest.importorskip('open_clip')
     import torch
-    from cxr_nb.folds import CLIP_MEAN, CLIP_STD, ChestViT, load_tower
-    from cxr_nb.loaders import normalise
+    from cxr_nb.training.crossval import CLIP_MEAN, CLIP_STD, ChestViT, load_tower
+    from cxr_nb.data.batches import normalise
     vision = dict(image_size=224, timm_model_name='vit_tiny_patch16_224', timm_model_pretrained=False, timm_pool='', timm_proj='linear')
     cfg = dict(embed_dim=512, vision_cfg=vision, text_cfg=dict(context_length=8, vocab_size=64, width=32, heads=2, layers=1))
     (tmp_path/'tiny_chest.json').write_text(json.dumps(cfg))

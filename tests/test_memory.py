@@ -7,8 +7,8 @@ SCRIPT = '''
 import resource, sys
 import numpy as np, torch
 from pathlib import Path
-from cxr_nb.loaders import Augment, Batches, place
-from cxr_nb.models import make_model, probabilities
+from cxr_nb.data.batches import Augment, Batches, place
+from cxr_nb.models.nets import make_model, probabilities
 torch.set_num_threads(1)
 n, size, path = 112_120, 256, Path(sys.argv[1])
 np.lib.format.open_memmap(path, mode='w+', dtype=np.uint8, shape=(n, size, size)).flush() # a file with a hole: no disk is used

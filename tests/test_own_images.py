@@ -10,7 +10,7 @@ NET = ['--arch', 'test_resnet', '--weights', 'none', '--size', 64, '--epochs', 1
 @pytest.fixture(scope='module')
 def clinic(tmp_path_factory):
     "Sixty drawn films in folders of their own, and a table in a stranger's words; Hernia is a column without a positive"
-    from cxr_nb.phantom import anatomy, film
+    from cxr_nb.data.phantom import anatomy, film
     root, rng, rows = tmp_path_factory.mktemp('clinic'), np.random.default_rng(0), []
     for i in range(60):
         dx = [f for f in ('Mass', 'Effusion') if rng.random() < .4]
@@ -32,8 +32,8 @@ def own(run, clinic, tmp_path_factory):
 
 def small(data, path, **kwargs):
     "A tiny run in Python"
-    from cxr_nb.recipe import Recipe, Stage
-    from cxr_nb.training import train
+    from cxr_nb.training.recipe import Recipe, Stage
+    from cxr_nb.training.engine import train
     recipe = Recipe(arch='test_resnet', size=32, weights='none', stages=[Stage('whole', 1, 1e-3, bs=16, bn='train')])
     return train(data, recipe, path, device='cpu', progress=False, say=str, **kwargs)
 
@@ -46,9 +46,9 @@ def test_own_columns_findings_and_patients_come_out_as_they_went_in(own):
 
 def test_the_official_split_is_not_applied_to_other_peoples_patients(phantom, tmp_path):
     "By bare patient number a fifth of these would be test patients of the release"
-    from cxr_nb.data import load_nih, own_data
+    from cxr_nb.data.sources import load_nih, own_data
     from cxr_nb.labels import nih_table, official_test_patients
-    from cxr_nb.splits import official_split, split_kind
+    from cxr_nb.data.splits import official_split, split_kind
     table = nih_table()
     table = table[table.patient <= 500].rename(lambda o: 'mine_' + o)
     assert table.patient.isin(official_test_patients()).any()
@@ -58,8 +58,8 @@ def test_the_official_split_is_not_applied_to_other_peoples_patients(phantom, tm
 
 @pytest.mark.parametrize('gone', [g for n in range(4) for g in combinations(('age', 'sex', 'view'), n)], ids=lambda g: '+'.join(g) or 'none')
 def test_every_optional_column_may_be_absent_in_python(clinic, tmp_path, gone):
-    from cxr_nb.data import load_data
-    from cxr_nb.report import write_model_card, write_report
+    from cxr_nb.data.sources import load_data
+    from cxr_nb.report.page import write_model_card, write_report
     pd.read_csv(clinic/'mine.csv').drop(columns=list(gone)).to_csv(tmp_path/'some.csv', index=False)
     data = load_data(csv_path=tmp_path/'some.csv', img_root=clinic/'films', columns=dict(image='scan', patient='person', labels='dx'))
     r = small(data, tmp_path/'run', cache=clinic/'cache')
@@ -87,24 +87,24 @@ def test_a_finished_run_is_not_destroyed_by_leaving_out_resume(run, own):
     assert {o.name: o.read_bytes() for o in out.iterdir() if o.is_file()} == before and config['metrics']
 
 def test_overwriting_leaves_nothing_of_the_old_run(clinic, tmp_path):
-    from cxr_nb.data import load_data
+    from cxr_nb.data.sources import load_data
     data = load_data(csv_path=clinic/'mine.csv', img_root=clinic/'films', columns=dict(image='scan', patient='person'))
     old = small(data, tmp_path/'run', cache=clinic/'cache')
     for name in ('report.html', 'MODEL_CARD.md', 'figures/x.png', 'results/x.txt'):
         (old.path/name).parent.mkdir(exist_ok=True)
         (old.path/name).write_text('old')
     (old.path/'notes.txt').write_text('mine')
-    from cxr_nb.training import start_run
+    from cxr_nb.training.engine import start_run
     start_run(data, old.recipe, tmp_path/'run', cache=clinic/'cache', device='cpu', progress=False, overwrite=True, say=str)
     assert {o.name for o in old.path.iterdir()} == {'config.json', 'model.safetensors', 'split.csv', 'data.json', 'notes.txt'}
 
 def test_an_unfinished_run_says_so_wherever_it_is_used(run, clinic, tmp_path):
-    from cxr_nb.app import make_page
-    from cxr_nb.data import load_data
-    from cxr_nb.predict import load_classifier
-    from cxr_nb.recipe import Recipe, Stage
-    from cxr_nb.report import write_report
-    from cxr_nb.training import run_stage, start_run
+    from cxr_nb.deploy.app import make_page
+    from cxr_nb.data.sources import load_data
+    from cxr_nb.deploy.predict import load_classifier
+    from cxr_nb.training.recipe import Recipe, Stage
+    from cxr_nb.report.page import write_report
+    from cxr_nb.training.engine import run_stage, start_run
     data = load_data(csv_path=clinic/'mine.csv', img_root=clinic/'films', columns=dict(image='scan', patient='person'))
     recipe = Recipe(arch='test_resnet', size=32, weights='none', stages=[Stage(o, 1, 1e-3, bs=16) for o in ('one', 'two')])
     r = start_run(data, recipe, tmp_path/'run', cache=clinic/'cache', device='cpu', progress=False, say=str)
@@ -202,5 +202,5 @@ def test_help_shows_defaults_and_one_spelling(run):
 
 def test_notebooks_alone_say_how_to_get_on_without_a_network():
     "Both the variable for the notebooks and the argument in Python stand in the message"
-    from cxr_nb.models import OTHER_WEIGHTS
+    from cxr_nb.models.nets import OTHER_WEIGHTS
     assert all(o in OTHER_WEIGHTS for o in ('CXR_WEIGHTS', "Recipe(weights=", '--weights'))

@@ -13,7 +13,8 @@ RECIPE = dict(arch='test_efficientnet', size=48, weights='none', dropout=.3, wei
 def child(argv, said, env):
     "cxr-train, with what it says in a file; heatmaps and report, which would take longer than the training here, are left out"
     os.environ.update(env)
-    from cxr_nb import cli, training
+    from cxr_nb import cli
+    from cxr_nb.training import engine as training
     training.judge = functools.partial(training.judge, n_boot=50)
     cli._finish = lambda run: (run.path/'report.html').write_text('')
     with open(said, 'a', buffering=1) as f, redirect_stdout(f), redirect_stderr(f): code = cli.cxr_train(argv)
@@ -22,7 +23,7 @@ def child(argv, said, env):
 @pytest.fixture(scope='module')
 def start(forks, tmp_path_factory, env):
     "Start cxr-train in a process forked from one that has imported everything; gives the process"
-    from cxr_nb.phantom import make_phantom
+    from cxr_nb.data.phantom import make_phantom
     tmp = tmp_path_factory.mktemp('resume')
     data = make_phantom(tmp/'nih', n_images=240, size=64, seed=0, progress=False)
     (tmp/'recipe.json').write_text(json.dumps(RECIPE))
@@ -105,7 +106,7 @@ def test_killed_at_random_moments(start, whole, tmp_path):
 
 def begun(start, out):
     "A run that is in the middle of an epoch, its state file, and whether that is still so"
-    from cxr_nb.resume import StateFile, read_state
+    from cxr_nb.training.state import StateFile, read_state
     p, file = start(out, every=.1), StateFile(out)
     middle = lambda: file.path.is_file() and 'epoch' in read_state(file.path)[1]
     while p.is_alive() and not middle(): time.sleep(.001)

@@ -6,22 +6,22 @@ import numpy as np, pandas as pd, pytest, torch
 
 @pytest.fixture(scope='module')
 def films(phantom):
-    from cxr_nb.data import load_nih
+    from cxr_nb.data.sources import load_nih
     return load_nih(phantom)
 
 @pytest.fixture(scope='module')
 def tiny():
-    from cxr_nb.recipe import Recipe, Stage
+    from cxr_nb.training.recipe import Recipe, Stage
     stages = [Stage('head', 1, 1e-3, freeze=True, repeats=1, bs=16), Stage('whole', 1, 1e-3, bs=16), Stage('slow', 1, 1e-4, bs=16)]
     return Recipe(arch='test_resnet', size=32, weights='none', precision='float32', stages=stages)
 
 def begun(films, tiny, path, tmp_path_factory, **kwargs):
-    from cxr_nb.training import start_run
+    from cxr_nb.training.engine import start_run
     return start_run(films, tiny, path, cache=tmp_path_factory.getbasetemp()/'cache32', device='cpu', progress=False, say=str, **kwargs)
 
 def test_lower_precision_ends_with_a_step_that_fails(films, tiny, tmp_path, tmp_path_factory):
     "What follows an error in the forward pass must not be computed in bfloat16"
-    from cxr_nb.training import Mixed, net_learner
+    from cxr_nb.training.engine import Mixed, net_learner
     run = begun(films, tiny, tmp_path/'run', tmp_path_factory)
     learn = net_learner(run, tiny.stages[1], [Mixed('bfloat16')])
     def full(x): raise torch.OutOfMemoryError('out of memory')
@@ -30,8 +30,8 @@ def test_lower_precision_ends_with_a_step_that_fails(films, tiny, tmp_path, tmp_
     assert not torch.is_autocast_enabled('cpu') and (torch.eye(2) @ torch.eye(2)).dtype == torch.float32
 
 def test_a_stage_draws_other_films_than_the_one_before(films, tiny, tmp_path, tmp_path_factory, monkeypatch):
-    from cxr_nb.loaders import Batches
-    from cxr_nb.training import run_stage
+    from cxr_nb.data.batches import Batches
+    from cxr_nb.training.engine import run_stage
     run, drawn, gather = begun(films, tiny, tmp_path/'run', tmp_path_factory), [], Batches._gather
     monkeypatch.setattr(Batches, '_gather', lambda self, idx: (self.train and drawn[-1].append(idx.tolist()), gather(self, idx))[1])
     for s in tiny.stages:
@@ -41,7 +41,7 @@ def test_a_stage_draws_other_films_than_the_one_before(films, tiny, tmp_path, tm
 
 def test_weights_of_which_a_few_tensors_fit_are_refused_by_name(tmp_path):
     import timm
-    from cxr_nb.models import ModelError, make_model
+    from cxr_nb.models.nets import ModelError, make_model
     whole = timm.create_model('test_resnet', num_classes=1000).state_dict()
     torch.save(dict(list(whole.items())[:20]), tmp_path/'few.pth')
     with pytest.raises(ModelError, match=r'does not fill \d+ of the \d+ tensors of test_resnet \(\w+'): make_model('test_resnet', size=32, weights=tmp_path/'few.pth')
@@ -49,7 +49,7 @@ def test_weights_of_which_a_few_tensors_fit_are_refused_by_name(tmp_path):
     make_model('test_resnet', size=32, weights=tmp_path/'all.pth')
 
 def test_a_run_of_another_recipe_is_not_handed_out(films, tiny, tmp_path, tmp_path_factory, monkeypatch):
-    from cxr_nb.training import TrainError, series_run
+    from cxr_nb.training.engine import TrainError, series_run
     monkeypatch.setenv('CXR_CACHE', str(tmp_path_factory.getbasetemp()/'series'))
     mine = replace(tiny, stages=tiny.stages[:1])
     run = series_run(films, tmp_path, mine, progress=False)
@@ -59,9 +59,9 @@ def test_a_run_of_another_recipe_is_not_handed_out(films, tiny, tmp_path, tmp_pa
         with pytest.raises(TrainError, match=f'recipe.{field}'): series_run(films, tmp_path, replace(mine, **{field: other}), progress=False)
 
 def test_weights_are_known_by_what_is_in_them(films, tiny, tmp_path, tmp_path_factory):
-    from cxr_nb.models import make_model, save_weights
-    from cxr_nb.resume import ResumeError
-    from cxr_nb.training import run_stage
+    from cxr_nb.models.nets import make_model, save_weights
+    from cxr_nb.training.state import ResumeError
+    from cxr_nb.training.engine import run_stage
     for i, name in enumerate('ab'): save_weights(make_model('test_resnet', size=32, seed=i), tmp_path/f'{name}.safetensors')
     recipe = replace(tiny, weights=str(tmp_path/'a.safetensors'))
     run_stage(begun(films, recipe, tmp_path/'run', tmp_path_factory), tiny.stages[0])
@@ -71,8 +71,8 @@ def test_weights_are_known_by_what_is_in_them(films, tiny, tmp_path, tmp_path_fa
     with pytest.raises(ResumeError, match='start_weights'): begun(films, recipe, tmp_path/'run', tmp_path_factory, resume=True)
 
 def test_records_are_frozen_and_check_themselves():
-    from cxr_nb.loaders import Augment
-    from cxr_nb.recipe import STAGED, Recipe, Stage, TrainError
+    from cxr_nb.data.batches import Augment
+    from cxr_nb.training.recipe import STAGED, Recipe, Stage, TrainError
     with pytest.raises(FrozenInstanceError): Recipe().stages[0].epochs = 99
     assert STAGED[0].epochs == 5
     for bad in (lambda: Stage('a', 1, 1e-3, bn='fix'), lambda: Stage('a', 1, 1e-3, schedule='onecycle'), lambda: Recipe(loss='bse'), lambda: Recipe(size=0)):
@@ -91,7 +91,7 @@ def test_a_recipe_file_is_told_in_a_line_and_does_not_hide_other_options(run, ph
 
 def two_models(n=400, gain=.3):
     "Truth, two sets of predictions of which the second is better, and patients of two films"
-    from cxr_nb.metrics import align
+    from cxr_nb.metrics.scores import align
     rng = np.random.default_rng(0)
     y = rng.random((n, 3)) < .3
     a = 1/(1 + np.exp(-(rng.normal(size=y.shape) + y)))
@@ -100,9 +100,9 @@ def two_models(n=400, gain=.3):
     return make(a), make(b)
 
 def test_all_pages_use_one_interval_method():
-    from cxr_nb.explain import score_boxes
-    from cxr_nb.metrics import bootstrap_mean, compare
-    from cxr_nb.report import changes
+    from cxr_nb.explain.cam import score_boxes
+    from cxr_nb.metrics.scores import bootstrap_mean, compare
+    from cxr_nb.report.page import changes
     before, after = two_models()
     a = changes(before, after)[['low', 'high']]
     b = compare(before.y, before.p, after.p, before.findings, before.patients).table[['low', 'high']]
@@ -112,18 +112,18 @@ def test_all_pages_use_one_interval_method():
     peaks = boxes.assign(x=boxes.x + rng.uniform(-150, 150, 60), y=boxes.y + 50)[['image', 'finding', 'x', 'y']]
     who = {f'{i}.png': i//3 for i in range(60)}
     row = score_boxes(peaks, boxes, who).loc['All']
-    from cxr_nb.explain import pointing_game
+    from cxr_nb.explain.cam import pointing_game
     hit = pointing_game(peaks, boxes)
     low, high = bootstrap_mean(hit.hit.to_numpy(float)[:, None], [who[o] for o in hit.image]).interval('mean')
     assert (row.low, row.high) == (low[0], high[0])
 
 def test_a_tie_needs_the_whole_interval():
-    from cxr_nb.metrics import verdict
+    from cxr_nb.metrics.scores import verdict
     assert verdict(.004, .001, .020, tie=.005) == 'unclear'
     assert verdict(.001, -.003, .004, tie=.005) == 'tie' and verdict(.02, .01, .03, tie=.005) == 'better'
 
 def test_words_allow_for_how_many_are_compared():
-    from cxr_nb.metrics import compare
+    from cxr_nb.metrics.scores import compare
     before, after = two_models(gain=.4)
     one = compare(before.y, before.p, after.p, before.findings, before.patients)
     many = compare(before.y, before.p, after.p, before.findings, before.patients, many=10_000)
@@ -132,7 +132,7 @@ def test_words_allow_for_how_many_are_compared():
     assert 'allows for 30000 comparisons' in many._repr_markdown_() and 'allows for 3 comparisons' in one._repr_markdown_()
 
 def test_the_checklist_tells_the_truth_about_other_networks():
-    from cxr_nb.checklists import STATEMENTS, run_facts
+    from cxr_nb.report.checklists import STATEMENTS, run_facts
     config = dict(library='cxr_nb', arch='densenet121', size=224, findings=['Mass'], in_chans=1, versions=dict(timm='1'), recipe={})
     plain, fused, vit = (run_facts({**config, **o}) for o in ({}, dict(fusion=dict(columns=['age', 'sex', 'view'])), dict(vit=dict(width=512))))
     assert 'no age, sex, view' in STATEMENTS['input'](plain) and 'age, sex and view' in STATEMENTS['input'](fused)
@@ -140,7 +140,7 @@ def test_the_checklist_tells_the_truth_about_other_networks():
     assert 'age, sex and view' in STATEMENTS['model'](fused) and 'then a linear layer' not in STATEMENTS['model'](fused)
 
 def test_metrics_keep_all_digits_and_the_bundle_holds_its_calibration(trained):
-    from cxr_nb.metrics import align, auroc
+    from cxr_nb.metrics.scores import align, auroc
     a, m = align(None, trained/'predictions_test.csv'), json.loads((trained/'metrics.json').read_text())
     config = json.loads((trained/'config.json').read_text())
     each = dict(zip(a.findings, auroc(a.y, a.p)))
@@ -170,8 +170,8 @@ def test_a_bundle_without_a_fingerprint_is_refused(run, trained, tmp_path):
 def test_an_unknown_position_of_the_patient_is_noticed(tmp_path):
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
-    from cxr_nb.gate import read_film
-    from cxr_nb.phantom import anatomy, film
+    from cxr_nb.data.gate import read_film
+    from cxr_nb.data.phantom import anatomy, film
     a = film(anatomy(4), size=256)[0]
     def verdict(**tags):
         ds, ds.file_meta = Dataset(), FileMetaDataset()
@@ -194,11 +194,11 @@ def test_no_network_is_told_in_a_line_and_soon(run_alone, phantom, tmp_path):
     assert said.returncode == 2 and len(lines) == 1 and not (tmp_path/'run').exists(), said.stderr
 
 def test_numpy_lines_of_an_export_make_the_square_that_was_trained_with(tmp_path):
-    from cxr_nb.export import about, square_in_numpy
-    from cxr_nb.images import to_square
-    from cxr_nb.models import make_model
-    from cxr_nb.phantom import anatomy, film
-    from cxr_nb.predict import Classifier
+    from cxr_nb.deploy.export import about, square_in_numpy
+    from cxr_nb.data.images import to_square
+    from cxr_nb.models.nets import make_model
+    from cxr_nb.data.phantom import anatomy, film
+    from cxr_nb.deploy.predict import Classifier
     said = about(Classifier(make_model('test_resnet', size=64), {}, torch.device('cpu')))
     scope = {'np': np}
     exec(said['square_numpy'], scope)
@@ -218,10 +218,10 @@ def test_waiting_threads_sleep_unless_somebody_has_decided():
 @pytest.fixture
 def small_run(phantom, tmp_path):
     "A begun run of one stage in a folder, and how it is started"
-    from cxr_nb.data import own_data
+    from cxr_nb.data.sources import own_data
     from cxr_nb.labels import read_table
-    from cxr_nb.recipe import Recipe, Stage
-    from cxr_nb.training import start_run
+    from cxr_nb.training.recipe import Recipe, Stage
+    from cxr_nb.training.engine import start_run
     data = own_data(read_table(phantom/'Data_Entry_2017.csv'), phantom)
     recipe = Recipe(arch='test_efficientnet', size=32, weights='none', stages=[Stage('head', 1, 1e-3, freeze=True)])
     def start(recipe=recipe, data=data, **more):
@@ -240,7 +240,7 @@ def test_a_folder_that_is_no_run_loses_nothing(small_run, tmp_path):
         for o in ('config.json', 'model.safetensors'): (mine/o).unlink()
 
 def test_a_bundle_of_another_kind_is_not_resumed_over(small_run, tmp_path):
-    from cxr_nb.models import make_model, save_bundle
+    from cxr_nb.models.nets import make_model, save_bundle
     from cxr_nb.runs import RunError
     start, *_ = small_run
     save_bundle(make_model('test_efficientnet', size=32), tmp_path/'run')
@@ -264,8 +264,8 @@ def test_overwriting_waits_until_the_new_run_can_begin(small_run, tmp_path):
 
 def test_a_run_keeps_the_fingerprint_of_its_first_weights(small_run, tmp_path):
     "Also after it was opened, copied and saved where that file is not known"
-    from cxr_nb.models import make_model, save_weights
-    from cxr_nb.training import copy_run, open_run, save_run
+    from cxr_nb.models.nets import make_model, save_weights
+    from cxr_nb.training.engine import copy_run, open_run, save_run
     start, recipe, data = small_run
     save_weights(make_model('test_efficientnet', size=32).backbone, tmp_path/'first.safetensors')
     start(replace(recipe, weights=str(tmp_path/'first.safetensors')))
@@ -276,8 +276,8 @@ def test_a_run_keeps_the_fingerprint_of_its_first_weights(small_run, tmp_path):
     assert json.loads((tmp_path/'copy'/'config.json').read_text())['start_weights'] == first and len(first) == 64
 
 def test_a_run_of_fewer_findings_is_not_handed_out(small_run):
-    from cxr_nb.recipe import TrainError
-    from cxr_nb.training import refuse_other_recipe, run_config
+    from cxr_nb.training.recipe import TrainError
+    from cxr_nb.training.engine import refuse_other_recipe, run_config
     start, recipe, data = small_run
     asked = ['Effusion', 'Infiltration']
     one = start(replace(recipe, findings=asked[:1]))
@@ -288,8 +288,8 @@ def test_a_run_of_fewer_findings_is_not_handed_out(small_run):
     refuse_other_recipe(left_out.path, run_config(left_out), replace(recipe, findings=asked))
 
 def test_other_images_under_some_known_names_are_not_taken_for_the_runs_own(small_run):
-    from cxr_nb.recipe import TrainError
-    from cxr_nb.training import judge, judge_films, run_stage
+    from cxr_nb.training.recipe import TrainError
+    from cxr_nb.training.engine import judge, judge_films, run_stage
     start, recipe, data = small_run
     run = start()
     run_stage(run, recipe.stages[0])
@@ -301,7 +301,7 @@ def test_other_images_under_some_known_names_are_not_taken_for_the_runs_own(smal
 
 def test_a_phantom_is_not_drawn_over_files_of_the_users(phantom, tmp_path):
     from cxr_nb.core import CxrError
-    from cxr_nb.phantom import make_phantom
+    from cxr_nb.data.phantom import make_phantom
     here = shutil.copytree(phantom, tmp_path/'nih')
     (here/'runs').mkdir()
     (here/'runs'/'night').write_text('of work')
@@ -324,7 +324,7 @@ def test_predictions_are_not_judged_into_a_trained_run(run, trained, tmp_path):
     assert said.returncode == 2 and 'holds a trained run' in said.stderr and (mine/'config.json').read_bytes() == before
 
 def test_a_recipe_file_with_a_wrong_kind_of_value_is_one_line(tmp_path):
-    from cxr_nb.recipe import TrainError, read_recipe
+    from cxr_nb.training.recipe import TrainError, read_recipe
     for text in ('{"weights": 3}', '{"model_kwargs": null}', '{"size": 224.0}', '{"stages": [{"name": "a", "epochs": 2.0, "lr": 1}]}', '{"seed": Infinity}', '{"compile": 1}'):
         (tmp_path/'r.json').write_text(text)
         with pytest.raises(TrainError): read_recipe(tmp_path/'r.json')

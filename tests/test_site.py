@@ -7,7 +7,7 @@ from conftest import BIN, ROOT
 
 SITE = 'https://cxr-nb.github.io/cxr_nb/'
 PAGES = sorted(str(o.relative_to(ROOT/'nbs').with_suffix('')) for o in ROOT.glob('nbs/**/*.ipynb') if not set(o.parts) & {'.ipynb_checkpoints', 'runs'})
-LIBRARY = sorted(ROOT.glob('nbs/api/*.ipynb'))
+LIBRARY = sorted(ROOT.glob('nbs/api/**/*.ipynb'))
 
 @pytest.fixture(scope='session')
 def site(tmp_path_factory, env):
