@@ -156,8 +156,8 @@ def gathered(
 
 # %% ../../nbs/api/data/05_batches.ipynb #c3a6d2ac
 class Batches:
-    "Batches of a cache's films and their labels"
-    n_inp, shared = 1, True
+    "Batches of a cache's films and their labels, with the values beside each film between them where there are any"
+    shared = True
     def __init__(self,
         cache, # A `Cache`, or any uint8 array (N, S, S), or such a tensor on the device
         rows, # Rows of the cache, int (n,)
@@ -170,9 +170,13 @@ class Batches:
         device='cpu', # Where batches go
         seed:int=0, # Of order and augmentation
         world:tuple=None, # Number of this process and of all; as of `rank_world` if not given
+        tab=None, # Values beside each film and then the marks of those that are known, float (n, 2k)
+        hide:float=0., # Chance of each value to be hidden in training, as if it were unknown
     ):
         self.images, self.rows = getattr(cache, 'images', cache), np.asarray(rows)
         self.y = torch.tensor(np.asarray(y), dtype=torch.float32)
+        self.tab = None if tab is None else torch.as_tensor(np.asarray(tab), dtype=torch.float32)
+        self.hide, self.n_inp = hide if train else 0., 1 if tab is None else 2
         self.bs, self.train, self.aug, self.size, self.seed, self.epoch = bs, train, aug, size or self.images.shape[-1], seed, 0
         self.device, self.weights = torch.device(device), None if weights is None else np.asarray(weights, float)/np.sum(weights)
         self.dataset, (self.rank, self.world) = self, (world or rank_world()) if self.shared else (0, 1)
@@ -212,6 +216,12 @@ def _input(self:Batches, idx, drawn):
     return augment(self._gather(idx), self.aug, drawn, self.size).contiguous(memory_format=torch.channels_last)
 
 @patch
+def _shown(self:Batches, n, rng):
+    "Which values of n rows of the table are shown, (n, 2k): drawn an item and value, the same for the value and its mark"
+    k = self.tab.shape[1]//2
+    return torch.from_numpy(np.tile(rng.random((n, k)) >= self.hide, 2)).to(self.tab.device)
+
+@patch
 def _made(self:Batches):
     "The batches, or this process's share of them, one after the other"
     rng = np.random.default_rng([self.seed, self.epoch])
@@ -219,10 +229,15 @@ def _made(self:Batches):
     if self.train: self.epoch += 1
     start, self.start = self.start, 0
     for k, i in enumerate(self._numbers()):
-        idx, drawn = order[i*self.bs:(i + 1)*self.bs], draw(len(order[i*self.bs:(i + 1)*self.bs]), self.aug, rng)
+        idx = order[i*self.bs:(i + 1)*self.bs]
+        drawn = draw(len(idx), self.aug, rng)
+        shown = None if self.tab is None else self._shown(len(idx), rng)
         if k < start: continue # drawn all the same, so that the rest is as it would have been
         if drawn is not None: drawn = drawn[0][mine], drawn[1][:, mine]
-        yield self._input(idx[mine], drawn), self.y[idx[mine]].to(self.device, non_blocking=True)
+        idx = idx[mine]
+        batch = [self._input(idx, drawn), self.y[idx]]
+        if shown is not None: batch.insert(1, self.tab[idx]*shown[mine])
+        yield tuple(o.to(self.device, non_blocking=True) for o in batch)
 
 # %% ../../nbs/api/data/05_batches.ipynb #20f3b4e0
 def ahead(
@@ -255,6 +270,7 @@ class FeatureBatches(Batches):
         super().__init__(np.zeros((1, 1, 1), np.uint8), np.arange(len(feats)), y, **kwargs)
         self.feats, self.repeats = torch.as_tensor(feats, dtype=torch.float32).to(self.device), repeats
         self.y = self.y.to(self.device)
+        if self.tab is not None: self.tab = self.tab.to(self.device)
     def _numbers(self): return range(self.repeats*len(super()._numbers()))
     def _order(self, rng):
         return torch.from_numpy(np.concatenate([super(FeatureBatches, self)._order(rng) for _ in range(self.repeats)])).to(self.device)
