@@ -31,7 +31,7 @@ from fastcore.basics import listify
 from tqdm.auto import tqdm
 from ..data.sources import fast, label_file, phantom_data
 from ..data.images import build_cache, read_gray, to_square
-from ..core import CxrError
+from ..core import CxrError, write_json
 from ..labels import FINDINGS, nih_table, official_test_patients
 from ..data.phantom import _alone
 
@@ -656,7 +656,7 @@ def write_bench(
     "Write rows as JSON"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(o) for o in rows], indent=1, allow_nan=False) + '\n')
+    write_json(path, [asdict(o) for o in rows])
     return path
 
 def read_bench(

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .sources import PHANTOM_CAVEAT, ChestData, label_file, load_data, load_nih
 from .images import MIN_SIDE, ImageError, read_gray, to_square
 from ..labels import *
-from ..core import CxrError
+from ..core import CxrError, file_sha256
 from ..labels import BOX_FRAME, official_test_patients, read_rows
 from .splits import fingerprint
 
@@ -427,10 +427,6 @@ def run_data(
     if home and Path(csv) == home.resolve(): return load_nih(where['root'], findings)
     return load_data(csv_path=csv, img_root=where['root'], findings=findings, columns=where.get('columns'))
 
-def _sha256(file):
-    "The fingerprint of a file, as under `weights_sha256` in a config.json"
-    with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
-
 def _weights(file):
     "Why a file of weights cannot be opened, or nothing"
     from safetensors import SafetensorError, safe_open
@@ -448,7 +444,7 @@ def check_run(
     have, said = run/'model.safetensors', cfg.get('weights_sha256')
     rows = [found('run: files', [o for o in RUN_FILES if not (run/o).is_file()] + (_weights(have) if have.is_file() else []), f'{len(RUN_FILES)}', 'all there and whole', 'restore the folder, or train again')]
     if have.is_file():
-        sha = _sha256(have)
+        sha = file_sha256(have)
         rows.append(found('run: weights as in config.json', [sha[:16]]*(sha != said), 'one file', str(said or 'a fingerprint')[:16], 'restore weights and config.json: they do not belong together'))
     rows.append(_judged_files(run, cfg.get('prediction_files') or {}))
     if not len(split): return rows + [_row('run: split', 'skipped', 'no split.csv')]
@@ -463,7 +459,7 @@ def check_run(
 
 def _judged_files(run, said):
     "Are the predictions those that were judged?"
-    odd = [f'predictions_{o}.csv' for o, sha in said.items() if not (run/f'predictions_{o}.csv').is_file() or _sha256(run/f'predictions_{o}.csv') != sha]
+    odd = [f'predictions_{o}.csv' for o, sha in said.items() if not (run/f'predictions_{o}.csv').is_file() or file_sha256(run/f'predictions_{o}.csv') != sha]
     if not said: return _row('run: predictions as they were judged', 'skipped', 'not judged, or by an older version')
     return found('run: predictions as they were judged', odd, f'{len(said)} files', mend='restore them, or judge again with cxr-eval --run')
 

@@ -23,9 +23,9 @@ from torch import nn
 # %% ../../nbs/api/deploy/02_export.ipynb #147fac72
 from .. import __version__
 from ..data.images import to_square
-from ..core import CxrError
+from ..core import CxrError, file_sha256, whole_file, write_json
 from ..data.batches import MEAN, STD
-from ..models.nets import ModelError, check_config, file_sha256, read_config
+from ..models.nets import ModelError, check_config, read_config
 from ..data.phantom import anatomy, film
 from .predict import Classifier, load_classifier, probabilities_of
 from ..report.page import write_model_card
@@ -158,13 +158,9 @@ def export_onnx(
     clf, out = _classifier(run), Path(out)
     proto = _traced(clf.model, clf.model.size)
     for k, v in about(clf).items(): proto.metadata_props.add(key=k, value=v)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + '.part')
-    try:
+    with whole_file(out) as part:
         part.write_bytes(proto.SerializeToString())
         diff = _checked(part, clf, tol) if check else np.nan
-        part.replace(out)
-    finally: part.unlink(missing_ok=True)
     return Exported(out, out.stat().st_size, diff, max(o.version for o in proto.opset_import if o.domain in ('', 'ai.onnx')))
 
 def _checked(path, clf, tol):
@@ -255,7 +251,7 @@ def stage(
     cfg = {k: v for k, v in cfg.items() if k != 'skipped'} | dict(left_out=len(cfg.get('skipped') or []), weights_sha256=file_sha256(run/'model.safetensors'))
     card = run/'MODEL_CARD.md'
     text = (card if card.is_file() else write_model_card(run)).read_text(encoding='utf-8')
-    (to/'config.json').write_text(json.dumps(cfg, indent=1, allow_nan=False), encoding='utf-8')
+    write_json(to/'config.json', cfg)
     (to/'README.md').write_text(text + _FROM.format(repo=repo), encoding='utf-8')
     shutil.copy(run/'model.safetensors', to)
     for o in run.glob('predictions_*.csv') if predictions else []: shutil.copy(o, to)

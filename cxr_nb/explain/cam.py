@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 from torch import nn
 
-from ..core import CxrError
+from ..core import CxrError, as_json
 from ..labels import BOX_FRAME
 from ..data.batches import normalise
 from ..metrics.scores import bootstrap_mean, write_metrics
@@ -548,8 +548,7 @@ def localisation_records(
 )->list: # Dicts finding, n, hit, low, high, prior, ...; NaN as None
     "The score table as records for `metrics['localisation']`"
     rows = scores.rename(columns={'films': 'n'}).reset_index().to_dict('records')
-    plain = lambda v: None if isinstance(v, float) and np.isnan(v) else v.item() if hasattr(v, 'item') else v
-    return [{k: plain(v) for k, v in o.items()} for o in rows]
+    return as_json(rows)
 
 # %% ../../nbs/api/explain/01_cam.ipynb #1a7469ef
 CAM_CMAP = 'inferno'

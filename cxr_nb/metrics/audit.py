@@ -9,13 +9,14 @@ __all__ = ['ALONE', 'take', 'halves', 'interval_width', 'calibration_audit', 'gu
            'audit_floors', 'audit_file', 'audit_lines', 'example_predictions']
 
 # %% ../../nbs/api/metrics/06_audit.ipynb #867acdaf
-import json, os, time
+import os, time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pandas as pd
 from tqdm.auto import tqdm
 from .calibration import calibration_table, ece_floor, fit_calibration, shift_prior
+from ..core import write_json
 from ..labels import FINDINGS, adjudicated, findings_of, nih_table, official_test_patients, read_nih, read_table, same_name
 from ..labels import NO_FINDING, USUAL_COLUMNS, find_column
 from ..labels import _read_csv as read_csv
@@ -189,7 +190,7 @@ def _write(out, parts, thresholds, metrics, config):
     out.mkdir(parents=True, exist_ok=True)
     for name, a in parts.items(): _save(a, out/f'predictions_{name}.csv')
     save_thresholds(out/'thresholds.json', thresholds)
-    (out/'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
+    write_json(out/'config.json', config)
     return write_metrics(out/'metrics.json', **metrics)
 
 # %% ../../nbs/api/metrics/06_audit.ipynb #f370ee4b

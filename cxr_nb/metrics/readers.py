@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from matplotlib.figure import Figure
+from ..core import as_json, markdown_table
 from ..labels import ADJUDICATED, FINDINGS, adjudicated
-from .scores import Aligned, Bootstrap, PredictionError, _plain, auroc, average_precision, bootstrap, check, confusion, for_many, verdict, with_interval
+from .scores import Aligned, Bootstrap, PredictionError, auroc, average_precision, bootstrap, check, confusion, for_many, verdict, with_interval
 
 # %% ../../nbs/api/metrics/05_readers.ipynb #a618f1c5
 READERS = {'Pneumothorax': ['Pneumothorax'], 'Nodule or mass': ['Nodule', 'Mass'], 'Airspace opacity': ['Consolidation', 'Infiltration', 'Pneumonia', 'Edema']}
@@ -177,9 +178,8 @@ def notes(self:Readings)->list: # Sentences
 @patch
 def _repr_markdown_(self:Readings):
     t = self.formatted().reset_index()
-    rows = [list(t.columns), ['---', *['---:']*(t.shape[1] - 1)], *t.to_numpy().tolist()]
     head = f'{self.table.films.iloc[0]:,} films of {self.patients:,} patients; 95 % intervals by patient from {self.n_boot:,} resamples, tie band {self.tie:g}'
-    return '\n'.join([head, '', *['| ' + ' | '.join(o) + ' |' for o in rows], '', *[f'- {o}' for o in self.notes]])
+    return '\n'.join([head, '', markdown_table(t.columns, t.to_numpy()), '', *[f'- {o}' for o in self.notes]])
 
 # %% ../../nbs/api/metrics/05_readers.ipynb #6bf90950
 def by_mapping(
@@ -219,7 +219,7 @@ def records(self:Readings)->list: # Of dicts: label, findings, films, positives,
     figures = ['ppv', 'sensitivity', 'specificity', *[m + o for m in RANKS for o in ('', '_mined', '_difference')]]
     triple = lambda r, m: dict(value=r[m], low=r[f'{m}_low'], high=r[f'{m}_high'])
     plain = ['films', 'positives', 'mined', 'word', 'reason']
-    return _plain([dict(label=k, findings=self.mapping[k], parts=self.films, **{o: r[o] for o in plain}, **{m: triple(r, m) for m in figures}) for k, r in self.table.iterrows()])
+    return as_json([dict(label=k, findings=self.mapping[k], parts=self.films, **{o: r[o] for o in plain}, **{m: triple(r, m) for m in figures}) for k, r in self.table.iterrows()])
 
 def readers_records(
     a:Aligned, # Truth and predictions, as of `align`

@@ -22,7 +22,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from scipy.sparse import csr_matrix
 from scipy.special import expit, logit, ndtr, ndtri, stdtr, stdtrit
-from ..core import CxrError, write_json
+from ..core import CxrError, as_json, markdown_table, write_json
 from ..labels import film_names, findings_of, read_rows, same_name
 
 # %% ../../nbs/api/metrics/01_scores.ipynb #4bb04317
@@ -548,9 +548,9 @@ def notes(self:Evaluation)->list: # Sentences
 def _repr_markdown_(self:Evaluation):
     t = self.formatted()
     who = '' if self.patients is None else f' of {self.patients:,} patients'
-    rows = [[t.index.name, *t.columns], ['---', *['---:']*t.shape[1]], *[[i, *r] for i, r in zip(t.index, t.to_numpy())]]
+    rows = [[i, *r] for i, r in zip(t.index, t.to_numpy())]
     head = f'{self.n:,} films{who}; 95 % intervals from {len(self.boot.draws["auroc"]):,} resamples'
-    return '\n'.join([head, '', *['| ' + ' | '.join(r) + ' |' for r in rows], '', *[f'- {o}' for o in self.notes]])
+    return '\n'.join([head, '', markdown_table([t.index.name, *t.columns], rows), '', *[f'- {o}' for o in self.notes]])
 
 # %% ../../nbs/api/metrics/01_scores.ipynb #a17b0dd2
 def _halves(y, p, code, n):
@@ -702,7 +702,7 @@ def _repr_markdown_(self:Comparison):
     t = self.table
     rows = [[f, *[with_interval(o, np.nan, np.nan) for o in (r.base, r.new)], with_interval(r.difference, r.low, r.high), r.verdict] for f, r in t.iterrows()]
     head = f'{self.metric} of {self.n:,} films of {self.patients:,} patients; paired 95 % intervals, tie band {self.tie:g}. The word for a finding allows for {self.many*(len(t) - 1)} comparisons, that for the mean for {self.many}.'
-    return '\n'.join([head, '', '| finding | base | new | difference | verdict |', '| --- | ---: | ---: | ---: | --- |', *['| ' + ' | '.join(r) + ' |' for r in rows]])
+    return '\n'.join([head, '', markdown_table(['finding', 'base', 'new', 'difference', 'verdict'], rows, 'lrrrl')])
 
 # %% ../../nbs/api/metrics/01_scores.ipynb #23d161b7
 def across_seeds(
@@ -989,15 +989,6 @@ def _spelt_alike(preds, table):
     return preds.rename(columns=lambda o: 'prob_' + ours.get(same_name(o[5:]), o[5:]) if o.startswith('prob_') else o)
 
 # %% ../../nbs/api/metrics/01_scores.ipynb #a5762727
-def _plain(x):
-    "Numbers, lists and dicts that JSON knows, with all their digits; NaN as None"
-    if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple, np.ndarray)): return [_plain(o) for o in x]
-    if isinstance(x, (bool, np.bool_)): return bool(x)
-    if isinstance(x, (int, np.integer)): return int(x)
-    if isinstance(x, (float, np.floating)): return float(x) if np.isfinite(x) else None
-    return x
-
 def to_metrics(
     ev:Evaluation # As of `evaluate`
 )->dict: # `n`, `patients`, `macro`, `findings`, `n_boot`, `notes`; None where undefined
@@ -1007,7 +998,7 @@ def to_metrics(
     each = {f: dict({m: triple(r, m) for m in METRICS}, positives=int(r.positives), positive_patients=int(r.positive_patients),
                     threshold=r.threshold, undefined_resamples=lost[f]) for f, r in t.iterrows()}
     whole = {m: dict(value=r['value'], low=r['low'], high=r['high'], n_findings=int(r['n_findings'])) for m, r in ev.macro.iterrows()}
-    return _plain(dict(n=ev.n, patients=ev.patients, macro=whole, findings=each, n_boot=len(ev.boot.draws['auroc']), notes=ev.notes))
+    return as_json(dict(n=ev.n, patients=ev.patients, macro=whole, findings=each, n_boot=len(ev.boot.draws['auroc']), notes=ev.notes))
 
 # %% ../../nbs/api/metrics/01_scores.ipynb #40b85e33
 def write_metrics(
@@ -1015,6 +1006,6 @@ def write_metrics(
     **parts, # `test=`, `val=`: an `Evaluation`, or a dict as of `to_metrics`
 )->dict: # What was written
     "Write `metrics.json`, whole or not at all"
-    out = {k: to_metrics(v) if isinstance(v, Evaluation) else _plain(v) for k, v in parts.items() if v is not None}
+    out = {k: to_metrics(v) if isinstance(v, Evaluation) else as_json(v) for k, v in parts.items() if v is not None}
     write_json(path, out)
     return out

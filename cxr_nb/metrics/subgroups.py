@@ -16,7 +16,8 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from scipy.sparse import csr_matrix
-from .scores import Aligned, Bootstrap, PredictionError, Ranked, _codes, _plain, _pull, _ratio, boot_counts, check, for_many, threshold_array, verdict, with_interval
+from ..core import as_json, markdown_table
+from .scores import Aligned, Bootstrap, PredictionError, Ranked, _codes, _pull, _ratio, boot_counts, check, for_many, threshold_array, verdict, with_interval
 
 # %% ../../nbs/api/metrics/04_subgroups.ipynb #935b0aed
 UNKNOWN = 'unknown'
@@ -290,9 +291,8 @@ def notes(self:Subgroups)->list: # Sentences
 @patch
 def _repr_markdown_(self:Subgroups):
     t = self.formatted().reset_index()
-    rows = [list(t.columns), ['---', '---', *['---:']*(t.shape[1] - 2)], *t.to_numpy().tolist()]
     head = f'{t.films[0]} films of {self.patients:,} patients; 95 % intervals by patient from {self.n_boot:,} resamples, tie band {self.tie:g}'
-    return '\n'.join([head, '', *['| ' + ' | '.join(o) + ' |' for o in rows], '', *[f'- {o}' for o in self.notes]])
+    return '\n'.join([head, '', markdown_table(t.columns, t.to_numpy(), 'llr'), '', *[f'- {o}' for o in self.notes]])
 
 # %% ../../nbs/api/metrics/04_subgroups.ipynb #444ecc4e
 COLORS = {'worse': '#D55E00', 'better': '#009E73'}
@@ -338,7 +338,7 @@ def records(self:Subgroups)->list: # Of dicts: by, subgroup, counts, findings, e
     triple = lambda r, m: dict(value=r[m], low=r[f'{m}_low'], high=r[f'{m}_high'])
     count = lambda v: None if pd.isna(v) else int(v)
     counts = ['films', 'patients', 'positives', 'n_findings', 'with_finding', 'missed', 'without_finding', 'alarmed']
-    return _plain([dict(by=by, subgroup=name, **{k: count(r[k]) for k in counts}, reason=r.reason, findings=self.compared[by], **{m: triple(r, m) for m in FIGURES},
+    return as_json([dict(by=by, subgroup=name, **{k: count(r[k]) for k in counts}, reason=r.reason, findings=self.compared[by], **{m: triple(r, m) for m in FIGURES},
                         **{f'{m}_difference': dict(triple(r, f'{m}_difference'), word=r[f'{m}_word']) for m in FIGURES}) for (by, name), r in self.table.iterrows()])
 
 def subgroup_records(

@@ -10,12 +10,12 @@ __all__ = ['METHODS', 'COLUMNS', 'STARTS', 'ThresholdError', 'cuts', 'f1_thresho
            'save_thresholds', 'load_thresholds']
 
 # %% ../../nbs/api/metrics/02_thresholds.ipynb #b529a811
-import json, os
+import json
 from pathlib import Path
 
 import numpy as np, pandas as pd
 from scipy.sparse import csr_matrix
-from ..core import CxrError
+from ..core import CxrError, write_json
 from .scores import _codes, check, threshold_array
 
 # %% ../../nbs/api/metrics/02_thresholds.ipynb #d8173d68
@@ -248,21 +248,12 @@ def guaranteed_thresholds(
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('finding')
 
 # %% ../../nbs/api/metrics/02_thresholds.ipynb #455a2604
-def _value(x):
-    "A cell of a table as JSON knows it"
-    if isinstance(x, (bool, np.bool_)): return bool(x)
-    if isinstance(x, (float, np.floating)): return float(x) if np.isfinite(x) else None
-    return int(x) if isinstance(x, (int, np.integer)) else x
-
 def save_thresholds(
     path, # Where `thresholds.json` goes
     df:pd.DataFrame, # As of `fit_thresholds`: index findings, a column `threshold`, any others
 )->Path: # The file
     "Write thresholds, whole or not at all"
-    out, part = {f: {c: _value(v) for c, v in r.items()} for f, r in df.astype(object).iterrows()}, Path(f'{path}.part')
-    part.write_text(json.dumps({'findings': out}, indent=1, allow_nan=False) + '\n', encoding='utf-8')
-    os.replace(part, path)
-    return Path(path)
+    return write_json(path, {'findings': df.astype(object).to_dict('index')})
 
 # %% ../../nbs/api/metrics/02_thresholds.ipynb #f633f56f
 def _read(path):

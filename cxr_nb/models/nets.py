@@ -6,11 +6,11 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/models/nets.html.md"""
 
 # %% auto #0
 __all__ = ['OTHER_WEIGHTS', 'ModelError', 'ChestModel', 'check_arch', 'read_weights', 'load_backbone', 'check_reachable',
-           'make_model', 'splitter', 'fix_batchnorm', 'probabilities', 'features', 'file_sha256', 'save_bundle',
-           'save_weights', 'check_config', 'read_config', 'bounded', 'load_weights', 'load_bundle']
+           'make_model', 'splitter', 'fix_batchnorm', 'probabilities', 'features', 'save_bundle', 'save_weights',
+           'check_config', 'read_config', 'bounded', 'load_weights', 'load_bundle']
 
 # %% ../../nbs/api/models/01_nets.ipynb #cc6fb5c1
-import hashlib, json, math, os, re, socket, threading, warnings
+import json, math, os, re, socket, threading, warnings
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from tqdm.auto import tqdm
-from ..core import CxrError
+from ..core import CxrError, file_sha256
 from ..labels import FINDINGS
 from ..data.batches import MEAN, STD, gathered
 
@@ -238,15 +238,6 @@ def features(
     return _over(model, batches, model.features, progress, 'features')
 
 # %% ../../nbs/api/models/01_nets.ipynb #9a9174aa
-def file_sha256(
-    path # A file
-)->str: # 64 hexadecimal digits
-    "The fingerprint of a file"
-    h = hashlib.sha256()
-    with open(path, 'rb') as f:
-        while block := f.read(1 << 20): h.update(block)
-    return h.hexdigest()
-
 def _write_part(model, path):
     "Weights into a file beside the one that they are for"
     part = path.with_name(path.name + '.part')

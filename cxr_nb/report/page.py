@@ -14,7 +14,7 @@ __all__ = ['SCORES', 'OVERLAPS', 'INK', 'BLUE', 'ORANGE', 'GREEN', 'GRAY', 'NOT_
            'write_model_card']
 
 # %% ../../nbs/api/report/02_page.ipynb #56dd4334
-import base64, html, io, json, re
+import base64, io, json, re
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ from matplotlib.ticker import PercentFormatter
 # %% ../../nbs/api/report/02_page.ipynb #22922113
 from ..metrics.calibration import Calibration, plot_reliability
 from .checklists import CHECKLISTS, cited, fill, readable, run_facts, summary
-from ..core import CxrError
+from ..core import CxrError, markdown_table, markdown_text
 from ..labels import findings_of, label_counts, no_finding, none_name
 from ..metrics.scores import align, auroc, average_precision, compare, confusion, macro, roc_points, threshold_array, with_interval
 from ..runs import stages_left, unfinished
@@ -874,16 +874,11 @@ def write_report(
     return out
 
 # %% ../../nbs/api/report/02_page.ipynb #7fd6eaaf
-def _md(s):
-    "Text that stays text in Markdown and HTML"
-    return html.escape(str(s), quote=False).replace('|', '\\|').replace('\n', ' ')
-
 def md_table(
     df:pd.DataFrame # Index and cells are text or numbers
 )->str: # Markdown
     "A table in Markdown"
-    rows = [[df.index.name or '', *df.columns], ['---'] + ['---:']*df.shape[1], *[[i, *r] for i, r in zip(df.index, df.to_numpy())]]
-    return '\n'.join('| ' + ' | '.join(_md(o) for o in r) + ' |' for r in rows)
+    return markdown_table([df.index.name or '', *df.columns], [[i, *r] for i, r in zip(df.index, df.to_numpy())])
 
 # %% ../../nbs/api/report/02_page.ipynb #e7f6d5a0
 def _front_matter(run):
@@ -911,9 +906,9 @@ def _card_sections(run):
     c, has = run.config, 'test' in run.metrics
     yield 'Intended use', f'**{NOT_CLINICAL}** To learn and to study how multi-label classifiers of chest X-rays are trained, judged and explained. Not intended: any decision about a patient, triage, screening, or a second opinion.'
     findings = c.get('findings') or (run.test.findings if run.test else [])
-    yield 'What it predicts', f'One probability for each of {len(findings)} findings: {_md(", ".join(map(pretty, findings)))}. "{_md(pretty(none_name(findings)))}" is derived: none of them reaches its threshold.'
+    yield 'What it predicts', f'One probability for each of {len(findings)} findings: {markdown_text(", ".join(map(pretty, findings)))}. "{markdown_text(pretty(none_name(findings)))}" is derived: none of them reaches its threshold.'
     t = split_table(run)
-    data = [f'Data: {_md(c.get("data", "not recorded"))}.', _md(c.get('caveat') or ''), '' if t.empty else md_table(t)]
+    data = [f'Data: {markdown_text(c.get("data", "not recorded"))}.', markdown_text(c.get('caveat') or ''), '' if t.empty else md_table(t)]
     yield 'Data and split', '\n\n'.join(o for o in data if o)
     yield 'Results', f'{"All films" if run.foreign else "Test part"}: {run.metrics["test"]["n"]:,} films. 95 % intervals by patient. F1 at {"0.5" if run.foreign else "the thresholds below"}.\n\n' + md_table(score_table(run.metrics)) + ''.join(f'\n\n- {o}' for o in run.metrics['test'].get('notes') or []) if has else f'{KIND}\n\n{md_table(score_table(run.metrics, "val"))}' if 'val' in run.metrics else 'Not judged yet; `cxr-eval` does it.'
     yield 'Thresholds', f'Fitted on {run.parts[0]}, judged on {run.parts[1]}.\n\n' + md_table(threshold_table(run.thresholds, run.scores, run.short)) if run.thresholds else 'None; `cxr-eval` fits them.'
@@ -944,7 +939,7 @@ def write_model_card(
 )->Path: # `MODEL_CARD.md` in it
     "Write the model card of a run. Raises `ReportError` if the folder holds no run, or a broken one"
     run = read_run(run_dir)
-    title = f'# {_md(run.config.get("arch", "Model"))} on {_md(run.config.get("data", "an unnamed data set"))}'
+    title = f'# {markdown_text(run.config.get("arch", "Model"))} on {markdown_text(run.config.get("data", "an unnamed data set"))}'
     out = run.path/'MODEL_CARD.md'
     out.write_text('\n\n'.join([_front_matter(run), title, *[f'## {k}\n\n{v}' for k, v in _card_sections(run)]]) + '\n', encoding='utf-8')
     return out

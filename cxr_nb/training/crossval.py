@@ -32,11 +32,11 @@ from tqdm.auto import tqdm
 from ..data.sources import ChestData, cache_home
 from ..data.images import Cache, prepare
 from ..data.indiana import INDIANA
-from ..core import CxrError, one_at_a_time, write_json, write_whole
+from ..core import CxrError, file_sha256, one_at_a_time, write_json, write_whole
 from ..data.batches import MEAN, STD, Augment, Batches, place
 from .losses import LOSSES, make_loss
 from ..metrics.scores import align, auroc, confusion, evaluate, macro, multilabel_scores, write_metrics
-from ..models.nets import ChestModel, ModelError, _filled, _over, _timm, file_sha256, probabilities, read_config, read_weights, save_bundle
+from ..models.nets import ChestModel, ModelError, _filled, _over, _timm, probabilities, read_config, read_weights, save_bundle
 from ..report.page import BLUE, GRAY, INK, ORANGE, _axes, _text, plot_confusion
 from ..data.splits import check_split, fingerprint
 from ..metrics.thresholds import fit_thresholds, load_thresholds, save_thresholds
@@ -377,7 +377,7 @@ def _claim(path, said):
     left = json.loads(file.read_text()) if file.is_file() else said
     if odd := [k for k in said if left.get(k) != said[k]]: raise FoldError(f'{path}: holds folds of another {odd[0]}; move it away, or give another folder')
     path.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(said, indent=1))
+    write_json(file, said)
 
 def start_folds(
     data:ChestData, # Where table and images are

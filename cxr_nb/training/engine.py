@@ -19,7 +19,7 @@ from ..metrics.audit import audit, audit_floors
 from ..data.sources import ChestData, cache_home, fast, label_file, load_data, load_nih
 from ..data.images import Cache, prepare
 from ..metrics.calibration import fit_calibration
-from ..core import CxrError, write_json
+from ..core import CxrError, file_sha256, write_json
 from ..labels import findings_of
 from ..data.batches import (MEAN, STD, Augment, Batches, FeatureBatches, gathered, keep_memory, make_loaders, part, place,
                             rank_world, sample_weights)
@@ -27,7 +27,7 @@ from .losses import make_loss
 from ..metrics.scores import PredictionError, align, auroc, average_precision, evaluate, macro, to_metrics, write_metrics
 
 # %% ../../nbs/api/training/04_engine.ipynb #f5fb5ada
-from ..models.nets import (ChestModel, ModelError, check_arch, features, file_sha256, fix_batchnorm, load_bundle, make_model, probabilities, read_weights,
+from ..models.nets import (ChestModel, ModelError, check_arch, features, fix_batchnorm, load_bundle, make_model, probabilities, read_weights,
                            save_bundle, save_weights, splitter)
 from ..models.nets import _device, _over
 from .recipe import PRECISIONS, STAGED, Recipe, Stage, TrainError
