@@ -6,10 +6,10 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/labels.html.md"""
 
 # %% auto #0
 __all__ = ['FINDINGS', 'FINDINGS13', 'NO_FINDING', 'META', 'BOX_FRAME', 'ADJUDICATED', 'USUAL_COLUMNS', 'same_name', 'LabelError',
-           'parse_age', 'multi_hot', 'read_rows', 'film_names', 'read_nih', 'nih_table', 'findings_of', 'none_name',
-           'no_finding', 'label_counts', 'gini', 'class_weights', 'label_summary', 'read_boxes', 'nih_boxes',
-           'scale_boxes', 'read_list', 'official_test_patients', 'nih_images', 'from_release', 'adjudicated',
-           'find_column', 'read_table']
+           'parse_age', 'multi_hot', 'read_rows', 'read_csv', 'image_names', 'read_nih', 'xrv_data', 'nih_table',
+           'findings_of', 'none_name', 'no_finding', 'label_counts', 'gini', 'class_weights', 'label_summary',
+           'read_boxes', 'nih_boxes', 'scale_boxes', 'read_list', 'official_test_patients', 'nih_images',
+           'from_release', 'adjudicated', 'find_column', 'read_table']
 
 # %% ../nbs/api/02_labels.ipynb #f6b49414
 import gzip, re, warnings
@@ -83,7 +83,7 @@ def read_rows(
     if df.shape[1] == 1 and (sep := next((o for o in ';\t' if o in str(df.columns[0])), None)): raise ValueError(f'its columns are separated by {sep!r}')
     return df
 
-def _read_csv(
+def read_csv(
     path, # A CSV file, plain or gzipped
     needed=(), # Column names that must be there
     text=(), # Columns whose cells are text even where they look like numbers
@@ -101,7 +101,7 @@ def _read_csv(
     return df
 
 # %% ../nbs/api/02_labels.ipynb #46720b48
-def film_names(
+def image_names(
     paths # File names, or paths of either kind
 )->pd.Index: # As many, named `image`
     "Names without their folders; the whole paths where only folders tell films apart, as in CheXpert"
@@ -112,7 +112,7 @@ def film_names(
 def _table(image, patient, y, findings, age=np.nan, sex='', view='', follow_up=0, where='the table'):
     "The image table of DESIGN.md from its columns"
     df = pd.DataFrame(dict(patient=np.asarray(patient), age=age, sex=sex, view=view, follow_up=follow_up),
-                      index=film_names(image))
+                      index=image_names(image))
     if (dup := df.index[df.index.duplicated()]).size:
         raise LabelError(f'{where}: {dup[0]} stands there {df.index.value_counts()[dup[0]]} times; keep one row an image')
     for c in ('sex', 'view'): df[c] = df[c].fillna('').astype(str).str.strip().str.upper()
@@ -132,7 +132,7 @@ def read_nih(
     findings:list=FINDINGS, # Which findings get a column
 )->pd.DataFrame: # Image table: index `image`; patient, age (years), sex, view, follow_up; uint8 a finding
     "The image table of a NIH label file. Raises `LabelError` naming the file and the mend"
-    df = _read_csv(path, ['Image Index', 'Finding Labels', 'Patient ID'])
+    df = read_csv(path, ['Image Index', 'Finding Labels', 'Patient ID'])
     y = multi_hot(df['Finding Labels'], findings, known=FINDINGS, where=str(path))
     get = lambda c, default: df[c] if c in df else pd.Series(default, index=df.index)
     age = get('Patient Age', np.nan).map(parse_age)
@@ -141,7 +141,7 @@ def read_nih(
                   get('View Position', '').to_numpy(), follow_up.to_numpy(), where=path)
 
 # %% ../nbs/api/02_labels.ipynb #eb6ce2bb
-def _xrv_data(
+def xrv_data(
     name # File name inside torchxrayvision's package data
 )->Path: # Where it lies
     "Path of a data file of the installed torchxrayvision. Raises `LabelError` if the package is absent"
@@ -150,7 +150,7 @@ def _xrv_data(
     return Path(spec.origin).parent/'data'/name
 
 @lru_cache(maxsize=2)
-def _nih_table(): return read_nih(_xrv_data('Data_Entry_2017_v2020.csv.gz'))
+def _nih_table(): return read_nih(xrv_data('Data_Entry_2017_v2020.csv.gz'))
 
 def nih_table(
     findings:list=FINDINGS # Which findings get a column
@@ -218,7 +218,7 @@ def read_boxes(
     path # `BBox_List_2017.csv`
 )->pd.DataFrame: # Columns image, finding, x, y, w, h; pixels of the 1024x1024 frame, (x, y) the upper left corner
     "The boxes of a NIH box file"
-    df = _read_csv(path, ['Image Index', 'Finding Label'])
+    df = read_csv(path, ['Image Index', 'Finding Label'])
     at = df.columns.get_loc('Finding Label') + 1
     xywh = df.iloc[:, at:at+4].apply(pd.to_numeric, errors='coerce')
     if xywh.shape[1] < 4 or xywh.isna().any(axis=None):
@@ -229,7 +229,7 @@ def read_boxes(
 
 def nih_boxes()->pd.DataFrame: # 984 rows as of `read_boxes`
     "The real boxes of ChestX-ray14"
-    return read_boxes(_xrv_data('BBox_List_2017.csv.gz'))
+    return read_boxes(xrv_data('BBox_List_2017.csv.gz'))
 
 # %% ../nbs/api/02_labels.ipynb #e7d29168
 def scale_boxes(
@@ -276,7 +276,7 @@ ADJUDICATED = ['Pneumothorax', 'Nodule or mass', 'Airspace opacity', 'Fracture']
 
 def adjudicated()->pd.DataFrame: # Index `image`; `set` ('test' or 'val' of that paper); uint8 for each of `ADJUDICATED`
     "The adjudicated labels of 4,376 ChestX-ray14 films"
-    df = _read_csv(_xrv_data('google2019_nih-chest-xray-labels.csv.gz'), ['Image Index', 'Set Id', *ADJUDICATED])
+    df = read_csv(xrv_data('google2019_nih-chest-xray-labels.csv.gz'), ['Image Index', 'Set Id', *ADJUDICATED])
     df = df.set_index(df['Image Index'].rename('image'))
     return df[['Set Id']].rename(columns={'Set Id': 'set'}).join(df[ADJUDICATED].eq('YES').astype(np.uint8))
 
@@ -314,10 +314,10 @@ def read_table(
     sep:str=None, # What separates two names in the label text; `|`, `;` or `,`, whichever occurs first, if not given
 )->pd.DataFrame: # Image table
     "The image table of any CSV; columns that are not named are found by their usual names. Raises `LabelError` naming the file and the mend"
-    head = list(_read_csv(path).columns)
+    head = list(read_csv(path).columns)
     cols = {k: find_column(head, k, v, path) for k, v in dict(image=image, patient=patient, age=age, sex=sex, view=view).items()}
     if not cols['image']: raise LabelError(f'{path}: no column is called {USUAL_COLUMNS["image"][0]!r} or alike; say which one has the file names, by --image-col (image=...). There are {", ".join(map(repr, head[:12]))}')
-    df = _read_csv(path, text={cols['image'], cols['patient']} - {None})
+    df = read_csv(path, text={cols['image'], cols['patient']} - {None})
     y, findings = _label_matrix(df, labels, findings, sep, [o for o in cols.values() if o], path)
     get = lambda kind, none: df[cols[kind]].to_numpy() if cols[kind] else none
     who = _patient_ids(df[cols['patient']], path) if cols['patient'] else np.arange(len(df))

@@ -7,13 +7,13 @@ SCRIPT = '''
 import resource, sys
 import numpy as np, torch
 from pathlib import Path
-from cxr_nb.data.batches import Augment, Batches, place
+from cxr_nb.data.batches import Augment, Batches, to_device
 from cxr_nb.models.nets import make_model, probabilities
 torch.set_num_threads(1)
 n, size, path = 112_120, 256, Path(sys.argv[1])
 np.lib.format.open_memmap(path, mode='w+', dtype=np.uint8, shape=(n, size, size)).flush() # a file with a hole: no disk is used
 resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
-films, y = place(np.load(path, mmap_mode='r')), np.zeros((n, 14), np.uint8)
+films, y = to_device(np.load(path, mmap_mode='r')), np.zeros((n, 14), np.uint8)
 assert isinstance(films, np.memmap)
 model = make_model('mobilenetv2_050', size=64)
 train = Batches(films, np.arange(n), y, bs=32, train=True, aug=Augment(), size=64)

@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/batches.html.md"""
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'AUGMENT_RULES', 'normalise', 'Augment', 'draw_affine', 'warp', 'jitter', 'draw', 'augment',
-           'free_memory', 'place', 'rank_world', 'gathered', 'Batches', 'ahead', 'FeatureBatches', 'keep_memory',
+           'free_memory', 'to_device', 'rank_world', 'gathered', 'Batches', 'prefetch', 'FeatureBatches', 'keep_memory',
            'sample_weights', 'part', 'make_loaders']
 
 # %% ../../nbs/api/data/05_batches.ipynb #4e4c46a0
@@ -128,7 +128,7 @@ def free_memory(
     device = torch.device(device)
     return torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else 0
 
-def place(
+def to_device(
     cache, # A `Cache`, or any uint8 array (N, S, S)
     device='cpu', # Where the network is
     share:float=.5, # Of the free memory that the films may take
@@ -240,7 +240,7 @@ def _made(self:Batches):
         yield tuple(o.to(self.device, non_blocking=True) for o in batch)
 
 # %% ../../nbs/api/data/05_batches.ipynb #20f3b4e0
-def ahead(
+def prefetch(
     items, # Any iterable
     n:int=2, # How many to have ready
 )->Iterator: # The same items in the same order
@@ -255,7 +255,7 @@ def ahead(
 @patch
 def __iter__(self:Batches):
     here = torch.is_tensor(self.images) or self.device.type == 'cpu'
-    return self._made() if here else ahead(self._made())
+    return self._made() if here else prefetch(self._made())
 
 # %% ../../nbs/api/data/05_batches.ipynb #3c929dc6
 class FeatureBatches(Batches):
@@ -316,13 +316,13 @@ def make_loaders(
     bs:int=32, # Batch size in training
     aug:Augment=None, # Augmentation in training
     weighted:bool=False, # Draw rare findings more often?
-    films=None, # Where they are if not in the cache, as of `place`
+    images=None, # Where they are if not in the cache, as of `to_device`
     **kwargs # For `Batches`: size, device, seed
 )->object: # fastai's `DataLoaders`, with `.train` and `.valid`
     "Training and validation batches of a split"
     from fastai.data.core import DataLoaders # here: who only predicts need not load it
     tr, va = (part(table, cache, split, o) for o in ('train', 'val'))
-    y, films = tr[findings].to_numpy(), cache if films is None else films
-    train = Batches(films, cache.rows(tr.index), y, bs, train=True, aug=aug, weights=sample_weights(y) if weighted else None, **kwargs)
-    valid = Batches(films, cache.rows(va.index), va[findings].to_numpy(), 2*bs, **kwargs)
+    y, images = tr[findings].to_numpy(), cache if images is None else images
+    train = Batches(images, cache.rows(tr.index), y, bs, train=True, aug=aug, weights=sample_weights(y) if weighted else None, **kwargs)
+    valid = Batches(images, cache.rows(va.index), va[findings].to_numpy(), 2*bs, **kwargs)
     return DataLoaders(train, valid, device=train.device)

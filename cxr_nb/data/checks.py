@@ -7,8 +7,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/checks.html.md"""
 # %% auto #0
 __all__ = ['VERDICTS', 'NEAR_BITS', 'ALIKE', 'MOST', 'RUN_FILES', 'found', 'nih_table_2017', 'is_phantom', 'of_release',
            'label_fingerprint', 'check_labels', 'check_release', 'check_names', 'list_parts', 'leaks', 'check_lists',
-           'check_boxes', 'check_boxed', 'boxed_verdict', 'film_hash', 'bits_apart', 'scan_files', 'check_files',
-           'same_files', 'near_pairs', 'likeness', 'near_films', 'with_owners', 'check_pairs', 'run_data', 'check_run',
+           'check_boxes', 'check_boxed', 'boxed_verdict', 'image_hash', 'bits_apart', 'scan_files', 'check_files',
+           'same_files', 'near_pairs', 'likeness', 'near_images', 'with_owners', 'check_pairs', 'run_data', 'check_run',
            'check_data', 'checks_text', 'report_form', 'write_checks']
 
 # %% ../../nbs/api/data/07_checks.ipynb #a8883a0e
@@ -222,7 +222,7 @@ def boxed_verdict(
     return 'ok' if is_phantom(data) else 'warning' if random or not of_release(data) else 'violation'
 
 # %% ../../nbs/api/data/07_checks.ipynb #da75cd73
-def film_hash(
+def image_hash(
     a:np.ndarray # uint8 (H, W)
 )->np.ndarray: # uint64 (4,), of which 255 bits are used
     "pHash of a film: which of its coarse cosine coefficients are above their median"
@@ -264,7 +264,7 @@ def _look(path, quick):
     try:
         if quick and Path(path).suffix.lower() in ('.png', '.jpg', '.jpeg'): return *_glance(path), 'ok', '', None
         a = read_gray(path)
-        return a.shape[1], a.shape[0], 'ok', '', None if quick else film_hash(a)
+        return a.shape[1], a.shape[0], 'ok', '', None if quick else image_hash(a)
     except ImageError as e: return 0, 0, 'missing' if e.reason == 'missing' else 'bad', e.reason, None
 
 def scan_files(
@@ -324,7 +324,7 @@ ALIKE = .9 # Likeness from which two films count as one
 MOST = 100_000 # Pairs after which the search stops: these films are not told apart by their hashes
 
 def near_pairs(
-    hashes:np.ndarray, # uint64 (N, 4), of `film_hash`
+    hashes:np.ndarray, # uint64 (N, 4), of `image_hash`
     bits:int=NEAR_BITS, # Greatest distance
     block:int=4, # Films held against all that follow at a time
     most:int=MOST, # Stop when there are so many pairs
@@ -352,7 +352,7 @@ def likeness(
     return float(x @ y/norm) if norm else np.nan
 
 # %% ../../nbs/api/data/07_checks.ipynb #c665ae47
-def near_films(
+def near_images(
     files:dict, # Image name to path
     scan:pd.DataFrame, # As of `scan_files`, decoded
     alike:float=ALIKE, # Least likeness
@@ -383,7 +383,7 @@ def with_owners(
 
 def check_pairs(
     same:pd.DataFrame, # As of `same_files`
-    near:pd.DataFrame, # As of `near_films`; None if not looked for
+    near:pd.DataFrame, # As of `near_images`; None if not looked for
     table:pd.DataFrame, # Image table
     split:pd.Series=None, # Part of each image
 )->list: # Rows
@@ -492,7 +492,7 @@ def check_data(
     files = {o: data.files.get(o) for o in data.table.index}
     scan = scan_files(files, quick, workers, progress)
     there = {o: files[o] for o in scan.index[scan.status != 'missing']}
-    near = None if quick else near_films(there, scan, workers=workers)
+    near = None if quick else near_images(there, scan, workers=workers)
     rows += check_files(data, scan) + check_pairs(same_files(there, workers), near, data.table, parts)
     return pd.DataFrame(rows, columns=['check', 'verdict', 'seen', 'expected', 'mend'])
 

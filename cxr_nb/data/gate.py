@@ -22,7 +22,7 @@ from scipy.fft import dctn
 from scipy.special import softmax
 from scipy.stats import rankdata
 from tqdm.auto import tqdm
-from .images import NOTES, ImageError, colour_share, read_picture
+from .images import NOTES, ImageError, colour_share, read_radiograph
 from ..core import CxrError
 
 # %% ../../nbs/api/data/06_gate.ipynb #f66de4f0
@@ -308,7 +308,7 @@ def read_film(
     judge:Judge=None, # `load_gate()` if not given
 )->Film: # With a verdict on file and pixels
     "Read and judge a film. Never raises because of what the file holds"
-    try: p = read_picture(path)
+    try: p = read_radiograph(path)
     except ImageError as e: return Film(None, Verdict([Reason(e.code, f'{e.reason}; {e.mend}')]))
     notes = [Reason(o, NOTES[o], refuse=False) for o in p.notes]
     return Film(p.pixels, Verdict(notes + check_pixels(p.pixels, p.colour, judge).reasons), p.kind)

@@ -21,7 +21,7 @@ import cv2, numpy as np, pandas as pd
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
 from .sources import PHANTOM_CAVEAT, ChestData, DataError, cache_home, fast, index_images
 from ..core import CxrError, made_whole, one_at_a_time, refuse_foreign
-from ..labels import META, LabelError, _read_csv, _xrv_data, findings_of
+from ..labels import META, LabelError, findings_of, read_csv, xrv_data
 from .phantom import anatomy, film
 from .splits import check_split
 
@@ -86,7 +86,7 @@ def read_indiana_xml(
     path=None, # Folder or .tgz of XML reports as from Open-i; those that come with torchxrayvision if not given
 )->tuple: # DataFrame by `image`: report, view (empty, reports do not say which film is which); DataFrame by `report`: indication, comparison, findings, impression, mesh
     "Films and reports from Open-i's XML. Raises `LabelError` naming the file"
-    path = Path(path) if path else _xrv_data('NLMCXR_reports.tgz')
+    path = Path(path) if path else xrv_data('NLMCXR_reports.tgz')
     if not path.exists(): raise LabelError(f'{path}: no such file or folder; give NLMCXR_reports.tgz or a folder of XML')
     found = [_report(_xml(raw, name), name) for name, raw in _raw(path)]
     films = [(o, n, '') for n, names, _ in found for o in names]
@@ -109,7 +109,7 @@ def read_indiana_csv(
 )->tuple: # As of `read_indiana_xml`, with view `Frontal` or `Lateral`
     "Films and reports from Kaggle's CSV files. Raises `LabelError` naming the file"
     a, b = Path(path)/REPORTS, Path(path)/PROJECTIONS
-    r, p = _read_csv(a, ['uid', 'MeSH']), _read_csv(b, ['uid', 'filename', 'projection'])
+    r, p = read_csv(a, ['uid', 'MeSH']), read_csv(b, ['uid', 'filename', 'projection'])
     r.columns = [o.lower() for o in r.columns]
     text = r.reindex(columns=TEXTS).astype(object).fillna('').astype(str)
     films = zip(p.filename.astype(str).str.strip(), _numbers(p.uid, b), p.projection.astype(object).fillna('').astype(str).str.strip().str.capitalize())

@@ -18,7 +18,6 @@ import pandas as pd
 from fastcore.xdg import xdg_cache_home
 from ..core import CxrError, one_at_a_time
 from ..labels import *
-from ..labels import _read_csv as read_csv
 from .phantom import make_phantom
 
 # %% ../../nbs/api/data/02_sources.ipynb #e5ee2722

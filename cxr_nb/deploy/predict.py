@@ -22,7 +22,7 @@ from ..data.gate import Verdict, read_film
 from ..data.images import file_kind, to_square
 from ..metrics.calibration import Calibration
 from ..core import CxrError
-from ..labels import film_names, none_name
+from ..labels import image_names, none_name
 from ..data.batches import augment, keep_memory
 from ..models.nets import ChestModel, _device, load_bundle
 from ..metrics.thresholds import apply_thresholds, no_finding
@@ -151,7 +151,7 @@ def add_calls(
     p = df[probs].to_numpy(dtype=float)
     ok = ~np.isnan(p).any(1)
     out = df[[o for o in ('path', 'status') if o in df]].copy()
-    if 'path' in df: out.insert(1, 'image', film_names(df.path))
+    if 'path' in df: out.insert(1, 'image', image_names(df.path))
     t = clf.thresholds if clf.thresholds is not None else pd.Series(np.nan, clf.findings)
     calls = apply_thresholds(p[ok], t.to_numpy())
     if clf.thresholds is not None: out[none_name(clf.findings)] = _where(ok, no_finding(calls))

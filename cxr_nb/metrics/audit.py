@@ -18,8 +18,7 @@ from tqdm.auto import tqdm
 from .calibration import calibration_table, ece_floor, fit_calibration, shift_prior
 from ..core import write_json
 from ..labels import FINDINGS, adjudicated, findings_of, nih_table, official_test_patients, read_nih, read_table, same_name
-from ..labels import NO_FINDING, USUAL_COLUMNS, find_column
-from ..labels import _read_csv as read_csv
+from ..labels import NO_FINDING, USUAL_COLUMNS, find_column, read_csv
 from .scores import Aligned, PredictionError, align, bootstrap, confusion, evaluate, macro, metadata_floor, multilabel_scores, read_predictions, shuffled_floor, simulate, threshold_array, to_metrics, with_interval, write_metrics
 from .readers import readers_records
 from ..data.splits import fingerprint

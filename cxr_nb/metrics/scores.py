@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from scipy.sparse import csr_matrix
 from scipy.special import expit, logit, ndtr, ndtri, stdtr, stdtrit
 from ..core import CxrError, as_json, markdown_table, write_json
-from ..labels import film_names, findings_of, read_rows, same_name
+from ..labels import image_names, findings_of, read_rows, same_name
 
 # %% ../../nbs/api/metrics/01_scores.ipynb #4bb04317
 class PredictionError(CxrError):
@@ -896,7 +896,7 @@ def _named(df, where):
     if col is None and df.index.name in IMAGE_COLUMNS: df, col = df.reset_index(), df.index.name
     if col is None: raise PredictionError(f'{where}: no column with the name of the image; call it {", ".join(map(repr, IMAGE_COLUMNS[:-1]))} or \'path\'')
     if df[col].isna().any(): raise PredictionError(f'{where}: {df[col].isna().sum()} rows have no image name; fill in column {col!r} or drop them')
-    name = film_names(df[col])
+    name = image_names(df[col])
     if (twice := name[name.duplicated()]).size: raise PredictionError(f'{where}: {twice[0]} has more than one row ({len(twice)} rows too many); keep one an image')
     return df.drop(columns=col).set_axis(name)
 

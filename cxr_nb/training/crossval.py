@@ -33,7 +33,7 @@ from ..data.sources import ChestData, cache_home
 from ..data.images import Cache, prepare
 from ..data.indiana import INDIANA
 from ..core import CxrError, file_sha256, one_at_a_time, write_json, write_whole
-from ..data.batches import MEAN, STD, Augment, Batches, place
+from ..data.batches import MEAN, STD, Augment, Batches, to_device
 from .losses import LOSSES, make_loss
 from ..metrics.scores import align, auroc, confusion, evaluate, macro, multilabel_scores, write_metrics
 from ..models.nets import ChestModel, ModelError, _filled, _over, _timm, probabilities, read_config, read_weights, save_bundle
@@ -401,7 +401,7 @@ def start_folds(
     model = make_vit(r, r.weights, seed=r.seed).to(device)
     films = Batches(pixels, pixels.rows(split.index), np.zeros((len(split), len(r.findings))), 64, size=r.size, device=device)
     kept = keep_tokens(model, films, tokens or path, fingerprint(split), r.flip, progress)
-    return FoldRun(path, data, pixels, split, r, model, place(kept, device), device, progress)
+    return FoldRun(path, data, pixels, split, r, model, to_device(kept, device), device, progress)
 
 # %% ../../nbs/api/training/06_crossval.ipynb #5fa0458c
 def _cast(device):

@@ -21,7 +21,7 @@ from ..data.images import Cache, prepare
 from ..metrics.calibration import fit_calibration
 from ..core import CxrError, file_sha256, write_json
 from ..labels import findings_of
-from ..data.batches import (MEAN, STD, Augment, Batches, FeatureBatches, gathered, keep_memory, make_loaders, part, place,
+from ..data.batches import (MEAN, STD, Augment, Batches, FeatureBatches, gathered, keep_memory, make_loaders, part, to_device,
                             rank_world, sample_weights)
 from .losses import make_loss
 from ..metrics.scores import PredictionError, align, auroc, average_precision, evaluate, macro, to_metrics, write_metrics
@@ -193,7 +193,7 @@ class Run:
     @property
     def films(self):
         "The films: on the device if they fit there, else memory-mapped"
-        if self.placed is None: self.placed = place(self.cache, self.device)
+        if self.placed is None: self.placed = to_device(self.cache, self.device)
         return self.placed
     @property
     def judged(self):
