@@ -338,8 +338,10 @@ def _finish(
     run # A judged run
 ):
     "Heatmaps, their score, the report and the model card; and what there is to see"
-    from cxr_nb.explain.cam import ExplainError, explain_run
-    from cxr_nb.report.page import write_model_card, write_report
+    from cxr_nb.explain.cam import ExplainError
+    from cxr_nb.explain.sheet import explain_run
+    from cxr_nb.report.html import write_report
+    from cxr_nb.report.card import write_model_card
     _skipped(run.cache)
     try: _, scores = explain_run(run)
     except ExplainError as e: scores = _say(f'note: no heatmaps: {e}') # some transformers keep no map
@@ -400,7 +402,7 @@ def _other_data(run, data, csv_path, img_root, columns):
 def _eval_run(run, d, weights, subset, out, device):
     "Judge a run on its own test part, on a subset of it, or on other data"
     from cxr_nb.models.nets import load_weights
-    from cxr_nb.report.page import write_report
+    from cxr_nb.report.html import write_report
     from cxr_nb.training.engine import judge_films, open_run, write_tables
     _say_unfinished(run)
     r = open_run(run, d, device)
@@ -425,7 +427,8 @@ def _judge_again(r):
 def _eval_file(predictions, labels, out, names):
     "Judge a file of predictions"
     from cxr_nb.metrics.audit import audit_file, audit_lines
-    from cxr_nb.report.page import write_model_card, write_report
+    from cxr_nb.report.html import write_report
+    from cxr_nb.report.card import write_model_card
     _say(*audit_lines(audit_file(predictions, out, labels, progress=True, names=names)))
     _say(f'figures and tables: {out}, model card: {write_model_card(out)}')
     _say(f'report: {write_report(out)}')
@@ -455,9 +458,9 @@ def cxr_gradcam(
     device:str=None, # cpu, cuda, mps; the best there is if not given
 ):
     "Heatmaps of a trained run over its test films, and their score against the boxes."
-    from cxr_nb.explain.cam import explain_run
+    from cxr_nb.explain.sheet import explain_run
     from cxr_nb.models.nets import load_weights
-    from cxr_nb.report.page import write_report
+    from cxr_nb.report.html import write_report
     from cxr_nb.training.engine import open_run
     d = _other_data(run, data, csv_path, img_root, _columns_of(run, csv_path))
     r = open_run(run, d, device)

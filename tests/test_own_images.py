@@ -59,7 +59,8 @@ def test_the_official_split_is_not_applied_to_other_peoples_patients(phantom, tm
 @pytest.mark.parametrize('gone', [g for n in range(4) for g in combinations(('age', 'sex', 'view'), n)], ids=lambda g: '+'.join(g) or 'none')
 def test_every_optional_column_may_be_absent_in_python(clinic, tmp_path, gone):
     from cxr_nb.data.sources import load_data
-    from cxr_nb.report.page import write_model_card, write_report
+    from cxr_nb.report.html import write_report
+    from cxr_nb.report.card import write_model_card
     pd.read_csv(clinic/'mine.csv').drop(columns=list(gone)).to_csv(tmp_path/'some.csv', index=False)
     data = load_data(csv_path=tmp_path/'some.csv', img_root=clinic/'films', columns=dict(image='scan', patient='person', labels='dx'))
     r = small(data, tmp_path/'run', cache=clinic/'cache')
@@ -103,7 +104,7 @@ def test_an_unfinished_run_says_so_wherever_it_is_used(run, clinic, tmp_path):
     from cxr_nb.data.sources import load_data
     from cxr_nb.deploy.predict import load_classifier
     from cxr_nb.training.recipe import Recipe, Stage
-    from cxr_nb.report.page import write_report
+    from cxr_nb.report.html import write_report
     from cxr_nb.training.engine import run_stage, start_run
     data = load_data(csv_path=clinic/'mine.csv', img_root=clinic/'films', columns=dict(image='scan', patient='person'))
     recipe = Recipe(arch='test_resnet', size=32, weights='none', stages=[Stage(o, 1, 1e-3, bs=16) for o in ('one', 'two')])

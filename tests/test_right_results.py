@@ -100,9 +100,9 @@ def two_models(n=400, gain=.3):
     return make(a), make(b)
 
 def test_all_pages_use_one_interval_method():
-    from cxr_nb.explain.cam import score_boxes
+    from cxr_nb.explain.boxes import score_boxes
     from cxr_nb.metrics.scores import bootstrap_mean, compare
-    from cxr_nb.report.page import changes
+    from cxr_nb.report.plots import changes
     before, after = two_models()
     a = changes(before, after)[['low', 'high']]
     b = compare(before.y, before.p, after.p, before.findings, before.patients).table[['low', 'high']]
@@ -112,7 +112,7 @@ def test_all_pages_use_one_interval_method():
     peaks = boxes.assign(x=boxes.x + rng.uniform(-150, 150, 60), y=boxes.y + 50)[['image', 'finding', 'x', 'y']]
     who = {f'{i}.png': i//3 for i in range(60)}
     row = score_boxes(peaks, boxes, who).loc['All']
-    from cxr_nb.explain.cam import pointing_game
+    from cxr_nb.explain.boxes import pointing_game
     hit = pointing_game(peaks, boxes)
     low, high = bootstrap_mean(hit.hit.to_numpy(float)[:, None], [who[o] for o in hit.image]).interval('mean')
     assert (row.low, row.high) == (low[0], high[0])

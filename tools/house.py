@@ -15,8 +15,8 @@ data.phantom data.sources data.splits data.images data.batches data.gate data.ch
 models.nets
 metrics.scores metrics.thresholds metrics.calibration metrics.subgroups metrics.readers metrics.audit
 training.losses training.recipe training.state training.engine
-explain.cam
-report.checklists report.page
+explain.cam explain.boxes explain.sheet
+report.tables report.plots report.eda report.checklists report.html report.card
 training.fusion training.crossval training.backbones
 deploy.predict deploy.export deploy.app
 bench.race

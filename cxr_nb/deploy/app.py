@@ -16,7 +16,8 @@ from pathlib import Path
 import cv2, numpy as np, pandas as pd
 
 # %% ../../nbs/api/deploy/03_app.ipynb #ee267f4a
-from ..explain.cam import ExplainError, gradcam, overlay
+from ..explain.cam import ExplainError, gradcam
+from ..explain.sheet import overlay
 from ..data.gate import Verdict, check_pixels, read_film
 from ..data.images import to_square
 from ..core import CxrError

@@ -28,7 +28,7 @@ from ..data.batches import MEAN, STD
 from ..models.nets import ModelError, check_config, read_config
 from ..data.phantom import anatomy, film
 from .predict import Classifier, load_classifier, probabilities_of
-from ..report.page import write_model_card
+from ..report.card import write_model_card
 
 # %% ../../nbs/api/deploy/02_export.ipynb #fd391b53
 class ExportError(CxrError):

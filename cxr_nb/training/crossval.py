@@ -37,7 +37,7 @@ from ..data.batches import MEAN, STD, Augment, Batches, to_device
 from .losses import LOSSES, make_loss
 from ..metrics.scores import align, auroc, confusion, evaluate, macro, multilabel_scores, write_metrics
 from ..models.nets import ChestModel, ModelError, _filled, _over, _timm, probabilities, read_config, read_weights, save_bundle
-from ..report.page import BLUE, GRAY, INK, ORANGE, _axes, _text, plot_confusion
+from ..report.plots import BLUE, GRAY, INK, ORANGE, styled_subplots, figure_text, plot_confusion
 from ..data.splits import check_split, fingerprint
 from ..metrics.thresholds import fit_thresholds, load_thresholds, save_thresholds
 from .engine import best_device, best_precision
@@ -569,7 +569,7 @@ def plot_search(
 )->Figure: # Mean and spread at each budget, over the folds' best so far
     "The epoch search"
     search = epoch_search(run) if search is None else search
-    fig, axs = _axes(6, 3.2)
+    fig, axs = styled_subplots(6, 3.2)
     ax, (b, fold) = axs[0, 0], best_budget(search)
     for o in run.folds:
         h = pd.read_csv(run.path/o/'history.csv')
@@ -764,7 +764,7 @@ def plot_classes(
 )->Figure: # AUROC of each class with its interval over the tiers' borders; hollow where data are insufficient, N/A without positives
     "Classes, best first"
     t = tiers(table, least).sort_values('auroc', kind='stable', na_position='first')
-    fig, axs = _axes(6.4, .2*len(t) + 1)
+    fig, axs = styled_subplots(6.4, .2*len(t) + 1)
     ax, at, sure = axs[0, 0], np.arange(len(t)), (t.tier != 'insufficient data').to_numpy()
     ax.hlines(at, t.low, t.high, color=np.where(sure, BLUE, GRAY), lw=1.6, alpha=.6)
     ax.scatter(t.auroc, at, s=22, c=np.where(sure, BLUE, 'white'), edgecolors=np.where(sure, BLUE, GRAY), zorder=3)
@@ -773,7 +773,7 @@ def plot_classes(
         ax.axvline(v, color=ORANGE, lw=.8, ls='--')
         ax.text(v, len(t) - .3, name, fontsize=7, ha=side, va='bottom', color=ORANGE)
     ax.axvline(.5, color=GRAY, lw=1, ls=':')
-    ax.set_yticks(at, [f'{_text(f)} ({n:,})' for f, n in t.positives.items()], fontsize=7)
+    ax.set_yticks(at, [f'{figure_text(f)} ({n:,})' for f, n in t.positives.items()], fontsize=7)
     ax.set_ylim(-.7, len(t) - .3)
     ax.set_xlabel('AUROC, 95 % interval by patient; hollow: insufficient data', fontsize=8)
     return fig

@@ -43,7 +43,8 @@ from ..metrics.scores import _logistic, _metadata, align, auroc, average_precisi
 from .recipe import ABOVE_0, BN, NAME, SHARE, WHOLE, Recipe, one_of
 from .state import LateLearner
 from ..models.nets import ChestModel, ModelError, _filled, _timm, read_config, save_bundle, save_weights
-from ..report.page import plot_confusion, plot_films, plot_roc
+from ..report.plots import plot_confusion, plot_roc
+from ..report.eda import plot_images
 from ..metrics.thresholds import apply_thresholds, find_optimal_thresholds_with_dynamic_adjustment, save_thresholds
 from .engine import (FixBatchNorm, History, Judged, KeepBest, Run, SmoothLoss, ValidLoss, _audit, _data_of, _evaluate, adam,
                              best_device, floors, precision_callbacks, run_config, save_run, start_run, within_memory, write_predictions)
@@ -592,7 +593,7 @@ def plot_calls(
     some = np.flatnonzero(preds.y.any(1))
     at = np.random.default_rng(seed).permutation(some if len(some) else len(preds.y))[:n]
     few = replace(preds, y=preds.y[at], p=preds.p[at])
-    return plot_films([np.asarray(films[preds.images[i]]) for i in at], call_titles(few, apply_thresholds(few.p, t)))
+    return plot_images([np.asarray(films[preds.images[i]]) for i in at], call_titles(few, apply_thresholds(few.p, t)))
 
 def write_figures(
     run:FusionRun, # Any run
