@@ -74,7 +74,7 @@ def shared(tmp_path_factory):
 @pytest.fixture(scope='session')
 def phantom(shared):
     "A small folder in the NIH layout"
-    from cxr_nb.data.phantom import make_phantom
+    from cxr_nb.data.phantom.release import make_phantom
     return make_phantom(shared/'nih', n_images=160, size=64, seed=0, enrich=.5, progress=False)
 
 @pytest.fixture(scope='session')

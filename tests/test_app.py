@@ -24,9 +24,10 @@ def files(tmp_path_factory):
     "A film as PNG and as DICOM, a broken one, and a photograph"
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
-    from cxr_nb.data.phantom import anatomy, film
+    from cxr_nb.data.phantom.anatomy import phantom_body
+    from cxr_nb.data.phantom.findings import phantom_image
     out = tmp_path_factory.mktemp('files')
-    a, _ = film(anatomy(4), ['Cardiomegaly'], size=512, severity=.9)
+    a, _ = phantom_image(phantom_body(4), ['Cardiomegaly'], size=512, severity=.9)
     cv2.imwrite(str(out/'film.png'), a)
     (out/'broken.png').write_bytes((out/'film.png').read_bytes()[:20_000])
     ds, ds.file_meta = Dataset(), FileMetaDataset()

@@ -13,14 +13,15 @@ from pydicom.uid import (DeflatedExplicitVRLittleEndian, DigitalXRayImageStorage
 from conftest import BIN
 from cxr_nb.data.gate import check_pixels, read_film
 from cxr_nb.data.images import ImageError, read_gray
-from cxr_nb.data.phantom import anatomy, film
+from cxr_nb.data.phantom.anatomy import phantom_body
+from cxr_nb.data.phantom.findings import phantom_image
 
 SECRET = ['Secretname', '19471130', 'PID-0815', 'Dr Hidden', 'Street 7']
 CODES = set('''missing unreadable empty not_image broken truncated too_large too_small aspect frames constant modality body_part lateral oblique bits photometric syntax
                decoder no_image inverted rotated_90 rotated_180 rotated_270 not_chest colour'''.split())
 
 @pytest.fixture(scope='session')
-def good(): return film(anatomy(5), view='PA', seed=3, size=256)[0]
+def good(): return phantom_image(phantom_body(5), view='PA', seed=3, size=256)[0]
 
 def png(a, **kw):
     b = io.BytesIO(); Image.fromarray(a).save(b, 'PNG', **kw); return b.getvalue()

@@ -10,13 +10,14 @@ NET = ['--arch', 'test_resnet', '--weights', 'none', '--size', 64, '--epochs', 1
 @pytest.fixture(scope='module')
 def clinic(tmp_path_factory):
     "Sixty drawn films in folders of their own, and a table in a stranger's words; Hernia is a column without a positive"
-    from cxr_nb.data.phantom import anatomy, film
+    from cxr_nb.data.phantom.anatomy import phantom_body
+    from cxr_nb.data.phantom.findings import phantom_image
     root, rng, rows = tmp_path_factory.mktemp('clinic'), np.random.default_rng(0), []
     for i in range(60):
         dx = [f for f in ('Mass', 'Effusion') if rng.random() < .4]
         name = f'{"east" if i % 2 else "west"}/scan_{i:03d}.png'
         (root/'films'/name).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(root/'films'/name), film(anatomy(i//2), dx, seed=i, size=128)[0])
+        cv2.imwrite(str(root/'films'/name), phantom_image(phantom_body(i//2), dx, seed=i, size=128)[0])
         rows.append({'scan': Path(name).name, 'person': f'P-{i//2:03d}', 'dx': ';'.join(dx), 'age': 40 + i % 30, 'sex': 'MF'[i//2 % 2], 'view': ['PA', 'AP'][i % 2]})
     table = pd.DataFrame(rows)
     table.to_csv(root/'mine.csv', index=False)

@@ -23,7 +23,7 @@ def child(argv, said, env):
 @pytest.fixture(scope='module')
 def start(forks, tmp_path_factory, env):
     "Start cxr-train in a process forked from one that has imported everything; gives the process"
-    from cxr_nb.data.phantom import make_phantom
+    from cxr_nb.data.phantom.release import make_phantom
     tmp = tmp_path_factory.mktemp('resume')
     data = make_phantom(tmp/'nih', n_images=240, size=64, seed=0, progress=False)
     (tmp/'recipe.json').write_text(json.dumps(RECIPE))

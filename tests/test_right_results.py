@@ -171,8 +171,9 @@ def test_an_unknown_position_of_the_patient_is_noticed(tmp_path):
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
     from cxr_nb.data.gate import read_film
-    from cxr_nb.data.phantom import anatomy, film
-    a = film(anatomy(4), size=256)[0]
+    from cxr_nb.data.phantom.anatomy import phantom_body
+    from cxr_nb.data.phantom.findings import phantom_image
+    a = phantom_image(phantom_body(4), size=256)[0]
     def verdict(**tags):
         ds, ds.file_meta = Dataset(), FileMetaDataset()
         ds.file_meta.TransferSyntaxUID, ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = ExplicitVRLittleEndian, '1.2.840.10008.5.1.4.1.1.1.1', '1.2.3'
@@ -197,12 +198,13 @@ def test_numpy_lines_of_an_export_make_the_square_that_was_trained_with(tmp_path
     from cxr_nb.deploy.export import about, square_in_numpy
     from cxr_nb.data.images import to_square
     from cxr_nb.models.nets import make_model
-    from cxr_nb.data.phantom import anatomy, film
+    from cxr_nb.data.phantom.anatomy import phantom_body
+    from cxr_nb.data.phantom.findings import phantom_image
     from cxr_nb.deploy.predict import Classifier
     said = about(Classifier(make_model('test_resnet', size=64), {}, torch.device('cpu')))
     scope = {'np': np}
     exec(said['square_numpy'], scope)
-    big = film(anatomy(2), size=512)[0]
+    big = phantom_image(phantom_body(2), size=512)[0]
     for shape in ((512, 512), (301, 200), (90, 333), (40, 40), (64, 64)):
         a = np.ascontiguousarray(big[:shape[0], :shape[1]])
         assert abs(scope['square_in_numpy'](a, 64).astype(int) - to_square(a, 64)).max() <= 1, shape
@@ -301,7 +303,7 @@ def test_other_images_under_some_known_names_are_not_taken_for_the_runs_own(smal
 
 def test_a_phantom_is_not_drawn_over_files_of_the_users(phantom, tmp_path):
     from cxr_nb.core import CxrError
-    from cxr_nb.data.phantom import make_phantom
+    from cxr_nb.data.phantom.release import make_phantom
     here = shutil.copytree(phantom, tmp_path/'nih')
     (here/'runs').mkdir()
     (here/'runs'/'night').write_text('of work')

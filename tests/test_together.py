@@ -20,7 +20,7 @@ def member(folder, number, gate):
     "One of the eight: a phantom, its cache, and the features and head of a run"
     import torch
     from cxr_nb.data.sources import load_nih
-    from cxr_nb.data.phantom import make_phantom
+    from cxr_nb.data.phantom.release import make_phantom
     from cxr_nb.training.recipe import Recipe, Stage
     from cxr_nb.training.engine import run_stage, start_run
     torch.set_num_threads(1)
@@ -68,7 +68,7 @@ def test_eight_at_once_with_kills_end_with_the_same_bytes(forks, tmp_path):
 
 SCRIPT = '''
 import sys
-from cxr_nb.data.phantom import make_phantom
+from cxr_nb.data.phantom.release import make_phantom
 make_phantom(sys.argv[1], n_images=3000, size=64, workers=2, progress=False)
 '''
 

@@ -11,7 +11,7 @@ LIBRARY = ROOT/'cxr_nb'
 # A module imports only what stands before it.
 ORDER = """
 core runs labels
-data.phantom data.sources data.splits data.images data.batches data.gate data.checks data.indiana
+data.phantom.canvas data.phantom.anatomy data.phantom.findings data.phantom.release data.sources data.splits data.images data.batches data.gate data.checks data.indiana
 models.nets
 metrics.scores metrics.thresholds metrics.calibration metrics.subgroups metrics.readers metrics.audit
 training.losses training.recipe training.state training.engine

@@ -16,12 +16,10 @@ __all__ = ['GRID', 'NO_GPU', 'MEANING', 'BENCHES', 'BenchError', 'Row', 'cores',
 # %% ../../nbs/api/bench/01_race.ipynb #b0109c89
 import copy, json, math, os, platform, shutil, subprocess, sys, tempfile, time, warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from importlib.metadata import entry_points
-from multiprocessing import get_context
 from pathlib import Path
 
 # %% ../../nbs/api/bench/01_race.ipynb #d6c58932
@@ -33,7 +31,7 @@ from ..data.sources import fast, label_file, phantom_data
 from ..data.images import build_cache, read_gray, to_square
 from ..core import CxrError, write_json
 from ..labels import FINDINGS, nih_table, official_test_patients
-from ..data.phantom import _alone
+from ..data.phantom.release import fresh_processes
 
 # %% ../../nbs/api/bench/01_race.ipynb #8ebf5d1f
 class BenchError(CxrError):
@@ -151,7 +149,7 @@ class Setup:
     @cached_property
     def films(self):
         "Films in one folder, as torchxrayvision wants them"
-        d, flat = phantom_data(self.pick(96, 24), self.pick(1024, 128), progress=False, max_films=2), self.folder/'films'
+        d, flat = phantom_data(self.pick(96, 24), self.pick(1024, 128), progress=False, max_images=2), self.folder/'films'
         flat.mkdir()
         for p in d.files.values(): shutil.copy(p, flat)
         return replace(d, files={o: flat/o for o in d.files})
@@ -160,7 +158,7 @@ class Setup:
     @cached_property
     def small(self):
         "Smaller files, for runs on many films that begin with a complete cache"
-        return phantom_data(self.pick(1500, 24), self.pick(256, 128), progress=False, max_films=2)
+        return phantom_data(self.pick(1500, 24), self.pick(256, 128), progress=False, max_images=2)
 
 # %% ../../nbs/api/bench/01_race.ipynb #3355b1dd
 def renamed(
@@ -262,16 +260,10 @@ def cache_vs_pil(
     first = [_bare_resize(p, size) for p in paths[:8]]
     diff = agree('a film in the cache', s.cache.images[s.cache.rows(s.films.table.index[:8])], first, tol=6, mean=True)
     note = f'{n} threads, {n} processes; {np.mean([p.stat().st_size for p in s.films.files.values()])/1e6:.2f} MB a file; difference: mean, of 255 gray levels (area, bicubic)'
-    with _processes(n) as pool:
+    with fresh_processes(n) as pool:
         bare = lambda: list(pool.map(_bare_done, paths, [size]*len(paths), chunksize=4))
         bare()
         return race('cache_vs_pil', rate(new, len(paths)), rate(bare, len(paths)), .9, difference=diff, note=note, repeats=s.repeats)
-
-# %% ../../nbs/api/bench/01_race.ipynb #1f8025fe
-@contextmanager
-def _processes(n):
-    "A pool of n processes that do not run the caller's script again"
-    with _alone(), ProcessPoolExecutor(n, mp_context=get_context('spawn')) as pool: yield pool
 
 # %% ../../nbs/api/bench/01_race.ipynb #8e046b43
 def settle(

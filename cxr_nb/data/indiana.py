@@ -22,7 +22,8 @@ from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStrati
 from .sources import PHANTOM_CAVEAT, ChestData, DataError, cache_home, fast, index_images
 from ..core import CxrError, made_whole, one_at_a_time, refuse_foreign
 from ..labels import META, LabelError, findings_of, read_csv, xrv_data
-from .phantom import anatomy, film
+from .phantom.anatomy import phantom_body
+from .phantom.findings import phantom_image
 from .splits import check_split
 
 # %% ../../nbs/api/data/08_indiana.ipynb #9a9d282f
@@ -230,8 +231,8 @@ def indiana_film(
 )->np.ndarray: # (size, size) uint8
     "The drawn film of a row: one body a report, its visible classes, and a narrower picture for the lateral view"
     who = int(row.patient)
-    body = anatomy(seed*1_000_003 + who, 'FM'[who % 2], 20 + (who*37) % 65)
-    img = film(body, {v for k, v in DRAWN.items() if row[k]}, 'PA', 0, size)[0]
+    body = phantom_body(seed*1_000_003 + who, 'FM'[who % 2], 20 + (who*37) % 65)
+    img = phantom_image(body, {v for k, v in DRAWN.items() if row[k]}, 'PA', 0, size)[0]
     return _from_the_side(img) if row['view'] == 'Lateral' else img
 
 # %% ../../nbs/api/data/08_indiana.ipynb #3cd1516f

@@ -18,7 +18,7 @@ import pandas as pd
 from fastcore.xdg import xdg_cache_home
 from ..core import CxrError, one_at_a_time
 from ..labels import *
-from .phantom import make_phantom
+from .phantom.release import make_phantom
 
 # %% ../../nbs/api/data/02_sources.ipynb #e5ee2722
 class DataError(CxrError):

@@ -23,7 +23,8 @@ from ..data.images import to_square
 from ..core import CxrError
 from ..labels import none_name
 from ..data.batches import normalise
-from ..data.phantom import anatomy, film
+from ..data.phantom.anatomy import phantom_body
+from ..data.phantom.findings import phantom_image
 from ..runs import unfinished
 from .predict import Classifier, load_classifier, probabilities_of
 
@@ -155,7 +156,7 @@ def example(
     finding:str, # One of `EXAMPLES`
 )->Answer: # Of a drawn film
     "A phantom film with that finding"
-    a, _ = film(anatomy(EXAMPLES[finding]), [finding], seed=1, size=512, severity=.9)
+    a, _ = phantom_image(phantom_body(EXAMPLES[finding]), [finding], seed=1, size=512, severity=.9)
     return answer(clf, a, check_pixels(a), f'drawn film with {_pretty(finding)}')
 
 # %% ../../nbs/api/deploy/03_app.ipynb #73ef2b22

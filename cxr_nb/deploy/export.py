@@ -26,7 +26,8 @@ from ..data.images import to_square
 from ..core import CxrError, file_sha256, whole_file, write_json
 from ..data.batches import MEAN, STD
 from ..models.nets import ModelError, check_config, read_config
-from ..data.phantom import anatomy, film
+from ..data.phantom.anatomy import phantom_body
+from ..data.phantom.findings import phantom_image
 from .predict import Classifier, load_classifier, probabilities_of
 from ..report.card import write_model_card
 
@@ -115,7 +116,7 @@ def check_films(
 )->np.ndarray: # uint8 (8, size, size)
     "Four phantom films, two of noise, one black and one white"
     rng = np.random.default_rng(seed)
-    drawn = [to_square(film(anatomy(seed + i), view=v, seed=seed + i, size=min(max(size, 64), 256))[0], size) for i, v in enumerate(('PA', 'AP', 'PA', 'AP'))]
+    drawn = [to_square(phantom_image(phantom_body(seed + i), view=v, seed=seed + i, size=min(max(size, 64), 256))[0], size) for i, v in enumerate(('PA', 'AP', 'PA', 'AP'))]
     fine, coarse = rng.integers(0, 256, (size, size), dtype=np.uint8), rng.integers(0, 256, (4, 4), dtype=np.uint8)
     return np.stack([*drawn, fine, cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC), np.zeros_like(fine), np.full_like(fine, 255)])
 
