@@ -415,7 +415,7 @@ def _eval_run(run, d, weights, subset, out, device):
 
 def _judge_again(r):
     "Judge anew; the score of the heatmaps, which are of the same weights, stays"
-    from cxr_nb.metrics.scores import write_metrics
+    from cxr_nb.metrics.evaluation import write_metrics
     from cxr_nb.runs import run_lock
     from cxr_nb.training.engine import is_main, judge
     file = r.path/'metrics.json'
@@ -479,7 +479,7 @@ def _localisation(scores, part):
 # %% ../nbs/api/09_cli.ipynb #2b2b65c6
 def _table_columns():
     "The columns of the table of `cxr-predict`"
-    from cxr_nb.metrics.scores import PREDICTION_COLUMNS
+    from cxr_nb.metrics.predictions import PREDICTION_COLUMNS
     return 'columns of the table:\n' + '\n'.join(f'  {k:<16}{v}' for k, v in PREDICTION_COLUMNS.items())
 
 @command('''cxr-predict --run runs/first film.png

@@ -86,7 +86,7 @@ def test_what_a_run_leaves(whole):
     assert model.findings == INDIANA and cfg['fold'] == m['sweep']['fold'] and not str(whole) in (whole/'config.json').read_text()
 
 def test_thresholds_do_not_depend_on_the_test_part(whole):
-    from cxr_nb.metrics.scores import align
+    from cxr_nb.metrics.predictions import align
     from cxr_nb.metrics.thresholds import fit_thresholds, load_thresholds
     seen, t = pd.read_csv(whole/'predictions_val.csv'), load_thresholds(whole/'thresholds.json')
     chosen = json.loads((whole/'metrics.json').read_text())['sweep']['fold']

@@ -91,7 +91,7 @@ def test_a_recipe_file_is_told_in_a_line_and_does_not_hide_other_options(run, ph
 
 def two_models(n=400, gain=.3):
     "Truth, two sets of predictions of which the second is better, and patients of two films"
-    from cxr_nb.metrics.scores import align
+    from cxr_nb.metrics.predictions import align
     rng = np.random.default_rng(0)
     y = rng.random((n, 3)) < .3
     a = 1/(1 + np.exp(-(rng.normal(size=y.shape) + y)))
@@ -101,7 +101,8 @@ def two_models(n=400, gain=.3):
 
 def test_all_pages_use_one_interval_method():
     from cxr_nb.explain.boxes import score_boxes
-    from cxr_nb.metrics.scores import bootstrap_mean, compare
+    from cxr_nb.metrics.bootstrap import bootstrap_mean
+    from cxr_nb.metrics.compare import compare
     from cxr_nb.report.plots import changes
     before, after = two_models()
     a = changes(before, after)[['low', 'high']]
@@ -118,12 +119,12 @@ def test_all_pages_use_one_interval_method():
     assert (row.low, row.high) == (low[0], high[0])
 
 def test_a_tie_needs_the_whole_interval():
-    from cxr_nb.metrics.scores import verdict
+    from cxr_nb.metrics.compare import verdict
     assert verdict(.004, .001, .020, tie=.005) == 'unclear'
     assert verdict(.001, -.003, .004, tie=.005) == 'tie' and verdict(.02, .01, .03, tie=.005) == 'better'
 
 def test_words_allow_for_how_many_are_compared():
-    from cxr_nb.metrics.scores import compare
+    from cxr_nb.metrics.compare import compare
     before, after = two_models(gain=.4)
     one = compare(before.y, before.p, after.p, before.findings, before.patients)
     many = compare(before.y, before.p, after.p, before.findings, before.patients, many=10_000)
@@ -140,7 +141,8 @@ def test_the_checklist_tells_the_truth_about_other_networks():
     assert 'age, sex and view' in STATEMENTS['model'](fused) and 'then a linear layer' not in STATEMENTS['model'](fused)
 
 def test_metrics_keep_all_digits_and_the_bundle_holds_its_calibration(trained):
-    from cxr_nb.metrics.scores import align, auroc
+    from cxr_nb.metrics.predictions import align
+    from cxr_nb.metrics.ranking import auroc
     a, m = align(None, trained/'predictions_test.csv'), json.loads((trained/'metrics.json').read_text())
     config = json.loads((trained/'config.json').read_text())
     each = dict(zip(a.findings, auroc(a.y, a.p)))

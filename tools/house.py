@@ -13,7 +13,9 @@ ORDER = """
 core runs labels
 data.phantom.canvas data.phantom.anatomy data.phantom.findings data.phantom.release data.sources data.splits data.images data.batches data.gate data.checks data.indiana
 models.nets
-metrics.scores metrics.thresholds metrics.calibration metrics.subgroups metrics.readers metrics.audit
+metrics.predictions metrics.ranking metrics.operating metrics.bootstrap metrics.evaluation metrics.delong metrics.compare
+metrics.baselines metrics.multilabel metrics.thresholds metrics.guarantees metrics.calibration metrics.subgroups metrics.readers
+metrics.audit
 training.losses training.recipe training.state training.engine
 explain.cam explain.boxes explain.sheet
 report.tables report.plots report.eda report.checklists report.html report.card

@@ -454,7 +454,7 @@ def real_labels(
     test:bool=False # The official test part alone?
 )->tuple: # Labels uint8 (N, 14), scores float (N, 14), patients (N,)
     "The released labels, with simulated scores"
-    from cxr_nb.metrics.scores import simulate
+    from cxr_nb.metrics.predictions import simulate
     t = nih_table()
     if test: t = t[t.patient.isin(official_test_patients())]
     y, who = t[FINDINGS].to_numpy(), t.patient.to_numpy()
@@ -469,7 +469,7 @@ def bootstrap_vs_roc_auc_score(
     s:Setup # Sizes
 )->Row: # In resamples/s
     "1,000 resamples of patients, 14 AUROCs of 25,596 films each, against a loop over `roc_auc_score`"
-    from cxr_nb.metrics.scores import boot_weights, bootstrap
+    from cxr_nb.metrics.bootstrap import boot_weights, bootstrap
     (y, p, who), n = real_labels(test=True), s.pick(1000, 20)
     k = n if s.full else s.pick(20, 2)
     w, ours = boot_weights(who, k), lambda: bootstrap(y, p, who, n_boot=n).draws['auroc']

@@ -18,7 +18,7 @@ from torch import nn
 from ..core import as_json
 from .cam import ExplainError, cam_layer, pair_maps, randomised
 from ..labels import BOX_FRAME
-from ..metrics.scores import bootstrap_mean
+from ..metrics.bootstrap import bootstrap_mean
 
 # %% ../../nbs/api/explain/02_boxes.ipynb #a538c581
 def peak(

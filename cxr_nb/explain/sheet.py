@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from .boxes import OVER, box_maps, cam_peaks, join_scores, localisation_records, location_prior, map_scores, random_scores, score_boxes, score_maps
 from .cam import ExplainError, cam_layer, pair_maps
 from ..labels import BOX_FRAME
-from ..metrics.scores import write_metrics
+from ..metrics.evaluation import write_metrics
 from ..metrics.thresholds import load_thresholds
 from ..runs import run_lock
 

@@ -15,7 +15,7 @@ from importlib.resources import files
 
 import pandas as pd
 from ..core import CxrError
-from ..metrics.scores import with_interval
+from ..metrics.evaluation import with_interval
 
 # %% ../../nbs/api/report/04_checklists.ipynb #9d7a0849
 CHECKLISTS = ('claim', 'tripod')

@@ -18,7 +18,7 @@ from fastcore.xml import Safe, ft, to_xml
 # %% ../../nbs/api/report/05_html.ipynb #cb1d44e4
 from ..labels import none_name
 from ..metrics.calibration import Calibration, plot_reliability
-from ..metrics.scores import threshold_array
+from ..metrics.operating import threshold_array
 from ..metrics.subgroups import FIGURES, plot_subgroups
 from ..runs import stages_left, unfinished
 from .checklists import CHECKLISTS, cited, fill, readable, run_facts, summary

@@ -16,7 +16,9 @@ from matplotlib.lines import Line2D
 
 # %% ../../nbs/api/report/02_plots.ipynb #e2d6c23f
 from ..labels import none_name
-from ..metrics.scores import auroc, average_precision, compare, confusion, roc_points, threshold_array
+from ..metrics.compare import compare
+from ..metrics.operating import confusion, threshold_array
+from ..metrics.ranking import auroc, average_precision, roc_points
 from .tables import ReportError, pretty, triple
 
 # %% ../../nbs/api/report/02_plots.ipynb #2decd6f4

@@ -19,7 +19,8 @@ from fastcore.xml import FT, ft
 
 # %% ../../nbs/api/report/01_tables.ipynb #c1e32cc2
 from ..core import CxrError, markdown_table
-from ..metrics.scores import align, with_interval
+from ..metrics.evaluation import with_interval
+from ..metrics.predictions import align
 from ..metrics.subgroups import FIGURES
 from ..metrics.thresholds import apply_thresholds, no_finding
 

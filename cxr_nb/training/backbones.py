@@ -36,7 +36,12 @@ from ..data.sources import ChestData, fast
 from ..core import CxrError
 from ..labels import FINDINGS
 from ..data.batches import MEAN, STD, Augment, Batches
-from ..metrics.scores import align, auroc, average_precision, bootstrap, compare, evaluate, f1, for_many, freedom, macro, verdict, with_interval
+from ..metrics.bootstrap import bootstrap, freedom
+from ..metrics.compare import compare, for_many, verdict
+from ..metrics.evaluation import evaluate, with_interval
+from ..metrics.operating import f1
+from ..metrics.predictions import align
+from ..metrics.ranking import auroc, average_precision, macro
 from ..models.nets import ChestModel, ModelError, check_arch, make_model, probabilities, read_weights
 from ..metrics.thresholds import load_thresholds
 from .recipe import Recipe, Stage, TrainError

@@ -35,7 +35,11 @@ from ..data.indiana import INDIANA
 from ..core import CxrError, file_sha256, one_at_a_time, write_json, write_whole
 from ..data.batches import MEAN, STD, Augment, Batches, to_device
 from .losses import LOSSES, make_loss
-from ..metrics.scores import align, auroc, confusion, evaluate, macro, multilabel_scores, write_metrics
+from ..metrics.evaluation import evaluate, write_metrics
+from ..metrics.multilabel import multilabel_scores
+from ..metrics.operating import confusion
+from ..metrics.predictions import align
+from ..metrics.ranking import auroc, macro
 from ..models.nets import ChestModel, ModelError, _filled, _over, _timm, probabilities, read_config, read_weights, save_bundle
 from ..report.plots import BLUE, GRAY, INK, ORANGE, styled_subplots, figure_text, plot_confusion
 from ..data.splits import check_split, fingerprint

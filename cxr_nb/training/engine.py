@@ -24,7 +24,9 @@ from ..labels import findings_of
 from ..data.batches import (MEAN, STD, Augment, Batches, FeatureBatches, gathered, keep_memory, make_loaders, part, to_device,
                             rank_world, sample_weights)
 from .losses import make_loss
-from ..metrics.scores import PredictionError, align, auroc, average_precision, evaluate, macro, to_metrics, write_metrics
+from ..metrics.evaluation import evaluate, to_metrics, write_metrics
+from ..metrics.predictions import PredictionError, align
+from ..metrics.ranking import auroc, average_precision, macro
 
 # %% ../../nbs/api/training/04_engine.ipynb #f5fb5ada
 from ..models.nets import (ChestModel, ModelError, check_arch, features, fix_batchnorm, load_bundle, make_model, probabilities, read_weights,

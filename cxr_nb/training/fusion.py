@@ -39,7 +39,12 @@ from ..data.batches import Augment, Batches, draw_affine, normalise, warp
 from .losses import WeightedBCE, inverse_frequency, make_loss
 
 # %% ../../nbs/api/training/05_fusion.ipynb #5f3157fd
-from ..metrics.scores import _logistic, _metadata, align, auroc, average_precision, compare, confusion, macro, write_metrics
+from ..metrics.baselines import _logistic, _metadata
+from ..metrics.compare import compare
+from ..metrics.evaluation import write_metrics
+from ..metrics.operating import confusion
+from ..metrics.predictions import align
+from ..metrics.ranking import auroc, average_precision, macro
 from .recipe import ABOVE_0, BN, NAME, SHARE, WHOLE, Recipe, one_of
 from .state import LateLearner
 from ..models.nets import ChestModel, ModelError, _filled, _timm, read_config, save_bundle, save_weights
