@@ -564,7 +564,7 @@ def demo_recipes(
     seed:int, # Of everything
 )->tuple: # Two recipes: pretraining, and the three stages; the second still needs its weights
     "What `cxr-demo` trains"
-    from cxr_nb.data.batches import Augment
+    from cxr_nb.data.augment import Augment
     from cxr_nb.training.engine import Recipe, Stage
     common = dict(arch=arch, size=size, seed=seed, model_kwargs=DEMO_NET if arch == 'resnet10t' else {})
     mild = Augment(degrees=4, shift=.03, scale=.06, brightness=.06, contrast=.12)

@@ -106,7 +106,7 @@ def test_the_tower_of_open_clip(tmp_path, monkeypatch):
     open_clip = pytest.importorskip('open_clip')
     import torch
     from cxr_nb.training.crossval import CLIP_MEAN, CLIP_STD, ChestViT, load_tower
-    from cxr_nb.data.batches import normalise
+    from cxr_nb.data.augment import normalise
     vision = dict(image_size=224, timm_model_name='vit_tiny_patch16_224', timm_model_pretrained=False, timm_pool='', timm_proj='linear')
     cfg = dict(embed_dim=512, vision_cfg=vision, text_cfg=dict(context_length=8, vocab_size=64, width=32, heads=2, layers=1))
     (tmp_path/'tiny_chest.json').write_text(json.dumps(cfg))

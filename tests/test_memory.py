@@ -7,7 +7,8 @@ SCRIPT = '''
 import resource, sys
 import numpy as np, torch
 from pathlib import Path
-from cxr_nb.data.batches import Augment, Batches, to_device
+from cxr_nb.data.augment import Augment
+from cxr_nb.data.batches import Batches, to_device
 from cxr_nb.models.nets import make_model, probabilities
 torch.set_num_threads(1)
 n, size, path = 112_120, 256, Path(sys.argv[1])

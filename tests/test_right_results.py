@@ -71,7 +71,7 @@ def test_weights_are_known_by_what_is_in_them(films, tiny, tmp_path, tmp_path_fa
     with pytest.raises(ResumeError, match='start_weights'): begun(films, recipe, tmp_path/'run', tmp_path_factory, resume=True)
 
 def test_records_are_frozen_and_check_themselves():
-    from cxr_nb.data.batches import Augment
+    from cxr_nb.data.augment import Augment
     from cxr_nb.training.recipe import STAGED, Recipe, Stage, TrainError
     with pytest.raises(FrozenInstanceError): Recipe().stages[0].epochs = 99
     assert STAGED[0].epochs == 5

@@ -177,13 +177,15 @@ def renamed(
 # %% ../../nbs/api/bench/01_race.ipynb #eb5ff8c6
 def _grays(s, names):
     "Our network input of some films without augmentation, as gray levels (n, S, S)"
-    from cxr_nb.data.batches import MEAN, STD, Batches
+    from cxr_nb.data.augment import MEAN, STD
+    from cxr_nb.data.batches import Batches
     x, _ = next(iter(Batches(s.cache, s.cache.rows(names), np.zeros((len(names), 1)), bs=len(names), size=s.size)))
     return (x[:, 0].numpy()*STD + MEAN)*255
 
 def _ours(s, n):
     "A runner of our loader over about n films"
-    from cxr_nb.data.batches import Augment, Batches
+    from cxr_nb.data.augment import Augment
+    from cxr_nb.data.batches import Batches
     rows, bs = np.resize(s.cache.rows(s.cache.usable), n), s.pick(32, 8)
     dl = Batches(s.cache, rows, np.zeros((n, len(FINDINGS))), bs, train=True, aug=Augment(), size=s.size)
     return rate(lambda: [None for _ in dl], len(dl)*bs)
@@ -415,7 +417,7 @@ def plain_features(
 )->object: # Tensor float32 (n, F)
     "One plain forward pass of the backbone, in PyTorch alone"
     import torch
-    from cxr_nb.data.batches import MEAN, STD
+    from cxr_nb.data.augment import MEAN, STD
     out, on = [], run.device.type
     with torch.inference_mode(), torch.autocast(on, dtype, enabled=dtype != torch.float32):
         for i in range(0, len(images), bs):
@@ -511,7 +513,7 @@ def gradcam_vs_one_by_one(
 )->Row: # In maps/s
     "Grad-CAM of all 14 findings for a batch of 8, against grad-cam one finding at a time"
     from cxr_nb.explain.cam import cam_layer, gradcam
-    from cxr_nb.data.batches import normalise
+    from cxr_nb.data.augment import normalise
     from cxr_nb.models.nets import make_model
     import torch
     x = normalise(torch.from_numpy(np.stack([to_square(o, s.size) for o in s.cache.images[:8]])[:, None]))

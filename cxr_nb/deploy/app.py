@@ -22,7 +22,7 @@ from ..data.gate import Verdict, check_pixels, read_film
 from ..data.images import to_square
 from ..core import CxrError
 from ..labels import none_name
-from ..data.batches import normalise
+from ..data.augment import normalise
 from ..data.phantom.anatomy import phantom_body
 from ..data.phantom.findings import phantom_image
 from ..runs import unfinished

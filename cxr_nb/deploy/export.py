@@ -24,7 +24,7 @@ from torch import nn
 from .. import __version__
 from ..data.images import to_square
 from ..core import CxrError, file_sha256, whole_file, write_json
-from ..data.batches import MEAN, STD
+from ..data.augment import MEAN, STD
 from ..models.nets import ModelError, check_config, read_config
 from ..data.phantom.anatomy import phantom_body
 from ..data.phantom.findings import phantom_image

@@ -23,7 +23,8 @@ from ..data.images import file_kind, to_square
 from ..metrics.calibration import Calibration
 from ..core import CxrError
 from ..labels import image_names, none_name
-from ..data.batches import augment, keep_memory
+from ..data.augment import augment
+from ..data.batches import keep_memory
 from ..models.nets import ChestModel, _device, load_bundle
 from ..metrics.thresholds import apply_thresholds, no_finding
 

@@ -18,7 +18,7 @@ from torch import nn
 
 # %% ../../nbs/api/explain/01_cam.ipynb #04b7c6ce
 from ..core import CxrError
-from ..data.batches import normalise
+from ..data.augment import normalise
 
 # %% ../../nbs/api/explain/01_cam.ipynb #ffbba1b5
 class ExplainError(CxrError):

@@ -24,7 +24,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from ..core import CxrError, file_sha256
 from ..labels import FINDINGS
-from ..data.batches import MEAN, STD, gathered
+from ..data.augment import MEAN, STD
+from ..data.batches import gathered
 
 # %% ../../nbs/api/models/01_nets.ipynb #c2bf6e86
 class ModelError(CxrError):

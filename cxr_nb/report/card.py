@@ -38,7 +38,7 @@ from cxr_nb.models.nets import load_bundle
 model, config = load_bundle('path/of/this/folder')  # safetensors and JSON; loading runs no code
 ```
 
-The input is one gray film, `size` x `size` pixels, as float (B, 1, S, S) from `cxr_nb.data.batches.normalise`; the output is one logit a finding, in the order of `config['findings']`.'''
+The input is one gray film, `size` x `size` pixels, as float (B, 1, S, S) from `cxr_nb.data.augment.normalise`; the output is one logit a finding, in the order of `config['findings']`.'''
 
 def _card_sections(run):
     "Heading and text of each part of the card"
@@ -58,7 +58,7 @@ def _card_sections(run):
 def _how_to_load(config):
     "Which function opens a bundle of this kind, and what the network takes"
     if 'fusion' in config: return 'With `cxr_nb.training.fusion.load_fusion`: safetensors and JSON; loading runs no code. The input is a film and a row of age, sex and view, as `cxr_nb.training.fusion.tabular` makes it.'
-    if 'vit' in config: return 'With `cxr_nb.training.crossval.load_vit`: safetensors and JSON; loading runs no code. The input is a film, as of `cxr_nb.data.batches.normalise`.'
+    if 'vit' in config: return 'With `cxr_nb.training.crossval.load_vit`: safetensors and JSON; loading runs no code. The input is a film, as of `cxr_nb.data.augment.normalise`.'
     return _LOAD
 
 def _card_checks(run):

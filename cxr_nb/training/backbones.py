@@ -35,7 +35,8 @@ from tqdm.auto import tqdm
 from ..data.sources import ChestData, fast
 from ..core import CxrError
 from ..labels import FINDINGS
-from ..data.batches import MEAN, STD, Augment, Batches
+from ..data.augment import MEAN, STD, Augment
+from ..data.batches import Batches
 from ..metrics.bootstrap import bootstrap, freedom
 from ..metrics.compare import compare, for_many, verdict
 from ..metrics.evaluation import evaluate, with_interval

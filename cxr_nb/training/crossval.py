@@ -33,7 +33,8 @@ from ..data.sources import ChestData, cache_home
 from ..data.images import Cache, prepare
 from ..data.indiana import INDIANA
 from ..core import CxrError, file_sha256, one_at_a_time, write_json, write_whole
-from ..data.batches import MEAN, STD, Augment, Batches, to_device
+from ..data.augment import MEAN, STD, Augment
+from ..data.batches import Batches, to_device
 from .losses import LOSSES, make_loss
 from ..metrics.evaluation import evaluate, write_metrics
 from ..metrics.multilabel import multilabel_scores

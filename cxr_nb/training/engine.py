@@ -21,8 +21,8 @@ from ..data.images import Cache, prepare
 from ..metrics.calibration import fit_calibration
 from ..core import CxrError, file_sha256, write_json
 from ..labels import findings_of
-from ..data.batches import (MEAN, STD, Augment, Batches, FeatureBatches, gathered, keep_memory, make_loaders, part, to_device,
-                            rank_world, sample_weights)
+from ..data.augment import MEAN, STD, Augment
+from ..data.batches import Batches, FeatureBatches, gathered, keep_memory, make_loaders, part, to_device, rank_world, sample_weights
 from .losses import make_loss
 from ..metrics.evaluation import evaluate, to_metrics, write_metrics
 from ..metrics.predictions import PredictionError, align

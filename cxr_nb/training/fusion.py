@@ -35,7 +35,8 @@ from ..data.sources import cache_home, fast
 from ..data.images import prepare
 from ..core import CxrError, check_fields
 from ..labels import FINDINGS, findings_of
-from ..data.batches import Augment, Batches, draw_affine, normalise, warp
+from ..data.augment import Augment, draw_affine, normalise, warp
+from ..data.batches import Batches
 from .losses import WeightedBCE, inverse_frequency, make_loss
 
 # %% ../../nbs/api/training/05_fusion.ipynb #5f3157fd

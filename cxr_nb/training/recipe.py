@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..core import CxrError, check_fields, read_json, record_from
-from ..data.batches import Augment
+from ..data.augment import Augment
 from .losses import LOSSES
 
 # %% ../../nbs/api/training/02_recipe.ipynb #7bd7a2f2
