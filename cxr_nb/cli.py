@@ -171,7 +171,7 @@ def cxr_prepare(
 ):
     "Read every image once and keep it small, gray and square; name those that cannot be used, and those that look turned or inverted."
     from cxr_nb.data.sources import cache_home
-    from cxr_nb.data.images import prepare
+    from cxr_nb.data.cache import prepare
     _threads(workers)
     d = _data(data, csv_path, img_root, None, download, _columns(image_col, patient_col, label_col))
     cache = prepare(d.table, d.files, out or cache_home(), size, None if out else d.name, workers=workers)

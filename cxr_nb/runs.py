@@ -9,11 +9,11 @@ __all__ = ['RUN_FILES', 'holds_run', 'can_resume', 'clear_run', 'RunError', 'ref
            'stages_left', 'unfinished', 'run_lock']
 
 # %% ../nbs/api/01_runs.ipynb #bd128735
-import json, shutil
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from .core import CxrError, one_at_a_time
+from .core import CxrError, one_at_a_time, read_json
 
 # %% ../nbs/api/01_runs.ipynb #cf357af5
 RUN_FILES = {
@@ -37,9 +37,8 @@ RUN_FILES = {
 
 def _own_files(path):
     "What lies in the folder and has a name that a run gives, half-written files included"
-    path = Path(path)
-    names = [name + end for name in RUN_FILES for end in ('', '.part')]
-    return [path/name for name in names if (path/name).exists()]
+    patterns = [name + end for name in RUN_FILES for end in ('', '.part', '.*.part')]
+    return [file for pattern in patterns for file in Path(path).glob(pattern)]
 
 def holds_run(
     path # A folder
@@ -51,9 +50,8 @@ def holds_run(
 
 def _config(path):
     "What config.json says; nothing if it cannot be read"
-    try: config = json.loads((Path(path)/'config.json').read_text())
-    except (OSError, ValueError): return {}
-    return config if isinstance(config, dict) else {}
+    try: return read_json(Path(path)/'config.json')
+    except CxrError: return {}
 
 def can_resume(
     path # A folder that holds a run
@@ -81,7 +79,8 @@ def refuse_overwriting(
     "Raise `RunError` with the two ways on if the folder holds a run"
     if not holds_run(path): return
     anew = 'begin anew by --overwrite (overwrite=True), which deletes it'
-    if not can_resume(path): raise RunError(f'{path}: holds a run of another kind, which cannot be resumed; give another folder, or {anew}')
+    if not can_resume(path):
+        raise RunError(f'{path}: holds a run of another kind, which cannot be resumed; give another folder, or {anew}')
     lack = unfinished(_config(path))
     state = f'a run that is {lack}' if lack else 'a finished run'
     raise RunError(f'{path}: holds {state}; go on with it by --resume (resume=True in Python), or {anew}')
@@ -90,8 +89,9 @@ def refuse_resuming(
     path # A folder whose run shall go on
 ):
     "Raise `RunError` if the folder holds something that cannot go on"
-    if holds_run(path) and not can_resume(path):
-        raise RunError(f'{path}: holds a run that cannot be resumed: its config.json cannot be read, or it is of another kind; give another folder')
+    if not holds_run(path) or can_resume(path): return
+    why = 'its config.json cannot be read, or it is of another kind'
+    raise RunError(f'{path}: holds a run that cannot be resumed: {why}; give another folder')
 
 # %% ../nbs/api/01_runs.ipynb #bb17f8a4
 def stages_left(

@@ -81,7 +81,7 @@ def test_odd_files_are_named_and_left_out(run, broken, tmp_path):
     index = pd.read_csv(tmp_path/'cache'/'index.csv', index_col='image', keep_default_na=False)
     reasons = [index.reason[o.name] for o in files[:7]]
     assert reasons[0] == 'missing' and 'broken' in reasons[1] and reasons[2] == 'not an image' and reasons[3:6] == ['']*3 and '1x1' in reasons[6]
-    from cxr_nb.data.images import open_cache
+    from cxr_nb.data.cache import open_cache
     cache = open_cache(tmp_path/'cache')
     for i in (3, 4, 5): assert np.abs(cache[files[i].name].astype(int) - films[i]).max() <= 2
 

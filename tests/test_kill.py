@@ -5,7 +5,7 @@ import numpy as np
 from conftest import BIN
 
 def test_cache_survives_kill(run, env, tmp_path):
-    from cxr_nb.data.images import open_cache
+    from cxr_nb.data.cache import open_cache
     from cxr_nb.data.phantom.release import make_phantom
     data = make_phantom(tmp_path/'nih', n_images=600, size=128, progress=False)
     cmd = lambda out: ['cxr-prepare', '--data', str(data), '--size', '64', '--out', str(out), '--workers', '1']

@@ -11,7 +11,7 @@ LIBRARY = ROOT/'cxr_nb'
 # A module imports only what stands before it.
 ORDER = """
 core runs labels
-data.phantom.canvas data.phantom.anatomy data.phantom.findings data.phantom.release data.sources data.splits data.images data.augment data.batches data.gate data.checks data.indiana
+data.phantom.canvas data.phantom.anatomy data.phantom.findings data.phantom.release data.sources data.splits data.images data.cache data.augment data.batches data.gate data.checks data.indiana
 models.nets
 metrics.predictions metrics.ranking metrics.operating metrics.bootstrap metrics.evaluation metrics.delong metrics.compare
 metrics.baselines metrics.multilabel metrics.thresholds metrics.guarantees metrics.calibration metrics.subgroups metrics.readers

@@ -28,7 +28,8 @@ from PIL import Image
 from fastcore.basics import listify
 from tqdm.auto import tqdm
 from ..data.sources import fast, label_file, phantom_data
-from ..data.images import build_cache, read_gray, to_square
+from ..data.images import read_gray, to_square
+from ..data.cache import build_cache
 from ..core import CxrError, write_json
 from ..labels import FINDINGS, nih_table, official_test_patients
 from ..data.phantom.release import fresh_processes

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch, store_attr
 from ..core import CxrError
-from .images import Cache
+from .cache import Cache
 from .augment import Augment, augment, draw
 
 # %% ../../nbs/api/data/05_batches.ipynb #d2b97731

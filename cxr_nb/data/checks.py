@@ -253,10 +253,10 @@ def _glance(path):
     "Width and height of a file from its header, after a look at its end. Raises `ImageError`"
     try:
         with Image.open(path) as im: size, end = im.size, _ENDS.get(im.format, b'')
-    except FileNotFoundError: raise ImageError(path, 'missing') from None
-    except Exception: raise ImageError(path, 'not an image' if Path(path).stat().st_size else 'empty file') from None
-    if min(size) < MIN_SIDE: raise ImageError(path, f'{size[0]}x{size[1]}: smaller than {MIN_SIDE} pixels')
-    if end not in _tail(path, 64): raise ImageError(path, 'broken file (its end is missing)')
+    except FileNotFoundError: raise ImageError(path, 'missing', 'missing') from None
+    except Exception: raise ImageError(path, *(('not_image', 'not an image') if Path(path).stat().st_size else ('empty', 'empty file'))) from None
+    if min(size) < MIN_SIDE: raise ImageError(path, 'too_small', f'{size[0]}x{size[1]}: smaller than {MIN_SIDE} pixels')
+    if end not in _tail(path, 64): raise ImageError(path, 'truncated', 'broken file (its end is missing)')
     return size
 
 def _look(path, quick):
@@ -265,7 +265,7 @@ def _look(path, quick):
         if quick and Path(path).suffix.lower() in ('.png', '.jpg', '.jpeg'): return *_glance(path), 'ok', '', None
         a = read_gray(path)
         return a.shape[1], a.shape[0], 'ok', '', None if quick else image_hash(a)
-    except ImageError as e: return 0, 0, 'missing' if e.reason == 'missing' else 'bad', e.reason, None
+    except ImageError as e: return 0, 0, 'missing' if e.code == 'missing' else 'bad', e.reason, None
 
 def scan_files(
     files:dict, # Image name to path; None where there is none

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/api/training/06_crossval.ipynb #ad874b80
 from ..data.sources import ChestData, cache_home
-from ..data.images import Cache, prepare
+from ..data.cache import Cache, prepare
 from ..data.indiana import INDIANA
 from ..core import CxrError, file_sha256, one_at_a_time, write_json, write_whole
 from ..data.augment import MEAN, STD, Augment

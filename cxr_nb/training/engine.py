@@ -17,7 +17,7 @@ __all__ = ['ABOUT', 'SAMPLE', 'best_precision', 'Mixed', 'precision_callbacks', 
 # %% ../../nbs/api/training/04_engine.ipynb #4029f280
 from ..metrics.audit import audit, audit_floors
 from ..data.sources import ChestData, cache_home, fast, label_file, load_data, load_nih
-from ..data.images import Cache, prepare
+from ..data.cache import Cache, prepare
 from ..metrics.calibration import fit_calibration
 from ..core import CxrError, file_sha256, write_json
 from ..labels import findings_of

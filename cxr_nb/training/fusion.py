@@ -32,7 +32,7 @@ from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
 from fastai.data.core import DataLoaders
 from safetensors.torch import load_file, save_file
 from ..data.sources import cache_home, fast
-from ..data.images import prepare
+from ..data.cache import prepare
 from ..core import CxrError, check_fields
 from ..labels import FINDINGS, findings_of
 from ..data.augment import Augment, draw_affine, normalise, warp
