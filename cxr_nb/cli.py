@@ -170,7 +170,7 @@ def cxr_prepare(
     download:bool=False, # Download the release from Kaggle if it is nowhere (45 GB)
 ):
     "Read every image once and keep it small, gray and square; name those that cannot be used, and those that look turned or inverted."
-    from cxr_nb.data.sources import cache_home
+    from cxr_nb.core import cache_home
     from cxr_nb.data.cache import prepare
     _threads(workers)
     d = _data(data, csv_path, img_root, None, download, _columns(image_col, patient_col, label_col))

@@ -6,8 +6,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/core.html.md"""
 
 # %% auto #0
 __all__ = ['SPINNING', 'CxrError', 'calm_threads', 'file_sha256', 'text_sha256', 'cache_home', 'lock_path', 'one_at_a_time',
-           'refuse_foreign', 'made_whole', 'whole_file', 'write_whole', 'as_json', 'write_json', 'read_json',
-           'markdown_text', 'markdown_table', 'check_fields', 'record_from']
+           'refuse_foreign', 'made_whole', 'whole_file', 'clear_halves', 'write_whole', 'as_json', 'write_json',
+           'read_json', 'markdown_text', 'markdown_table', 'check_fields', 'record_from']
 
 # %% ../nbs/api/00_core.ipynb #6263ad40
 import hashlib, html, json, math, os, re, shutil, tempfile
@@ -53,7 +53,7 @@ def text_sha256(
 
 # %% ../nbs/api/00_core.ipynb #a8820536
 def cache_home()->Path: # A folder, which need not be there yet
-    "Where this package keeps files of its own: `CXR_CACHE`, else the user's cache folder"
+    "Where phantoms, image caches and other files of this package's own are kept: `CXR_CACHE`, else the user's cache folder"
     return Path(os.environ.get('CXR_CACHE') or xdg_cache_home()/'cxr_nb')
 
 def lock_path(
@@ -145,6 +145,14 @@ def whole_file(
         yield part
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
+
+def clear_halves(
+    folder, # Where files are written
+    names, # Their names
+):
+    "Remove what killed writers have left half-written. Call it where nobody else writes, within `one_at_a_time`"
+    for name in names:
+        for left in Path(folder).glob(f'{name}.*.part'): left.unlink(missing_ok=True)
 
 def write_whole(
     path, # A file; its folder is made if needed

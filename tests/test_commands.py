@@ -11,7 +11,7 @@ def test_help_has_examples(run_alone, cmd):
     assert said.returncode == 0 and 'examples:' in said.stdout and 'never clinical use' in said.stdout
 
 def test_help_and_labels_do_not_import_torch(env):
-    code = ("import sys, contextlib, io\nimport cxr_nb.labels, cxr_nb.data.phantom.release, cxr_nb.data.sources, cxr_nb.data.splits, cxr_nb.data.images, cxr_nb.data.gate, cxr_nb.metrics.evaluation, cxr_nb.metrics.compare, cxr_nb.metrics.baselines, cxr_nb.metrics.multilabel, cxr_nb.metrics.guarantees, cxr_nb.metrics.calibration, cxr_nb.metrics.thresholds, cxr_nb.metrics.subgroups, cxr_nb.metrics.readers, cxr_nb.report.checklists, cxr_nb.metrics.audit, cxr_nb.report.card, cxr_nb.data.checks\n"
+    code = ("import sys, contextlib, io\nimport cxr_nb.labels, cxr_nb.data.phantom.release, cxr_nb.data.sources, cxr_nb.data.splits, cxr_nb.data.images, cxr_nb.data.cache, cxr_nb.data.gate, cxr_nb.metrics.evaluation, cxr_nb.metrics.compare, cxr_nb.metrics.baselines, cxr_nb.metrics.multilabel, cxr_nb.metrics.guarantees, cxr_nb.metrics.calibration, cxr_nb.metrics.thresholds, cxr_nb.metrics.subgroups, cxr_nb.metrics.readers, cxr_nb.report.checklists, cxr_nb.metrics.audit, cxr_nb.report.card, cxr_nb.data.checks\n"
             "from cxr_nb.cli import COMMANDS\nfor f in COMMANDS.values():\n  with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): f(['--help'])\n"
             "sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, '-c', code], env=env).returncode == 0

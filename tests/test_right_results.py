@@ -266,6 +266,17 @@ def test_overwriting_waits_until_the_new_run_can_begin(small_run, tmp_path):
     start(replace(recipe, seed=1), overwrite=True)
     assert (tmp_path/'run'/'model.safetensors').read_bytes() != before
 
+def test_what_a_killed_writer_left_is_gone_when_the_run_goes_on(small_run, tmp_path):
+    "Each process writes under a name of its own, so nobody else would write over it; what is the user's stays"
+    from cxr_nb.training.engine import run_stage
+    start, recipe, _ = small_run
+    run_stage(start(), recipe.stages[0])
+    ours = ['config.json.4711.part', 'metrics.json.4711.part', 'results/tables/metrics.json.4711.part']
+    (tmp_path/'run'/'results'/'tables').mkdir(parents=True)
+    for o in (*ours, 'notes.txt.4711.part'): (tmp_path/'run'/o).write_text('half')
+    start(resume=True)
+    assert [str(o.relative_to(tmp_path/'run')) for o in (tmp_path/'run').rglob('*.part')] == ['notes.txt.4711.part']
+
 def test_a_run_keeps_the_fingerprint_of_its_first_weights(small_run, tmp_path):
     "Also after it was opened, copied and saved where that file is not known"
     from cxr_nb.models.nets import make_model, save_weights

@@ -1,6 +1,7 @@
 """The house in order: who may import whom, and how large and dense the code may be.
 
-`python tools/house.py` prints every offence and a summary; its exit code is 1 if there is one."""
+`python tools/house.py` prints imports against the order, and a summary; its exit code is 1 if there are any.
+`python tools/house.py -v` prints places that are too large or too private as well, of which there still are many."""
 import ast, statistics, sys
 from collections import Counter
 from pathlib import Path
@@ -42,7 +43,7 @@ def imports(name, tree):
         for o in node.names: yield module, o.name
 
 def wrong_imports(trees):
-    "What is imported against the order, and private names that cross a module's border"
+    "What is imported against the order, and modules that have no place in it"
     for name, tree in trees.items():
         if name not in ORDER: yield f'{name}: has no place in ORDER of tools/house.py'
         for module, what in imports(name, tree):

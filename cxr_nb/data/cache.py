@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from tqdm.auto import tqdm
-from ..core import CxrError, one_at_a_time, read_json, text_sha256, write_json, write_whole
+from ..core import CxrError, clear_halves, one_at_a_time, read_json, text_sha256, write_json, write_whole
 from .images import ImageError, read_gray, short_reason, to_square
 
 # %% ../../nbs/api/data/05_cache.ipynb #b300ddb4
@@ -132,6 +132,7 @@ def build_cache(
     meta = {'version': CACHE_VERSION, 'size': size, 'filter': 'area', 'n': len(files), 'source': source}
     if _says(path/'meta.json', meta): return _refresh(path, files)
     with one_at_a_time(path, 'this image cache'):
+        clear_halves(path, ('index.csv', 'log.csv', 'plan.json', 'meta.json'))
         if not _says(path/'meta.json', meta): _build(path, files, meta, workers, progress, block)
         return _refresh(path, files)
 

@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/sources.html.md"""
 
 # %% auto #0
 __all__ = ['LABEL_FILES', 'SUFFIXES', 'PHANTOM_CAVEAT', 'NIH_IMAGES', 'UNNAMED_PATIENTS', 'DataError', 'ChestData', 'label_file',
-           'kaggle_mount', 'cache_home', 'download_nih', 'find_root', 'index_images', 'load_nih', 'fast', 'calm_tests',
+           'kaggle_mount', 'download_nih', 'find_root', 'index_images', 'load_nih', 'fast', 'calm_tests',
            'phantom_data', 'load_data', 'own_data']
 
 # %% ../../nbs/api/data/02_sources.ipynb #03dc09b9
@@ -15,8 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
-from fastcore.xdg import xdg_cache_home
-from ..core import CxrError, one_at_a_time
+from ..core import CxrError, cache_home, one_at_a_time
 from ..labels import *
 from .phantom.release import make_phantom
 
@@ -63,13 +62,6 @@ def kaggle_mount(
     base = Path(base)
     found = (d for pat in ('*', '*/*', '*/*/*', '*/*/*/*') for d in sorted(base.glob(pat)) if d.is_dir() and label_file(d))
     return next(found, None) if base.is_dir() else None
-
-# %% ../../nbs/api/data/02_sources.ipynb #2aa9ffb4
-def cache_home()->Path: # A folder, made if needed
-    "Where phantom films and image caches are kept: `CXR_CACHE`, else the user's cache folder"
-    path = Path(os.environ.get('CXR_CACHE') or xdg_cache_home()/'cxr_nb')
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 # %% ../../nbs/api/data/02_sources.ipynb #171f6879
 def download_nih()->Path: # The folder of the release, about 45 GB

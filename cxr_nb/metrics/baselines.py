@@ -11,8 +11,8 @@ __all__ = ['shuffled_floor', 'metadata_floor']
 import numpy as np, pandas as pd
 from ..labels import findings_of
 from .bootstrap import _percentiles
-from .predictions import PredictionError, _codes, check
-from .ranking import _ratio, auroc
+from .predictions import PredictionError, patient_codes, check
+from .ranking import ratio, auroc
 
 # %% ../../nbs/api/metrics/08_baselines.ipynb #14e57960
 def shuffled_floor(
@@ -27,12 +27,12 @@ def shuffled_floor(
     from scipy.stats import rankdata
     y, p = check(y, p)
     if y.ndim != 2: raise PredictionError('floors are of labels (N, C); for one finding give y[:, None] and p[:, None]')
-    code, _ = _codes(groups, len(y))
+    code, _ = patient_codes(groups, len(y))
     order, rng = np.argsort(code, kind='stable'), np.random.default_rng(seed)
     ranks, pos = rankdata(p[order], axis=0), y.sum(0).astype(float)
     shuffle = lambda: y[np.argsort(rng.permutation(code.max() + 1)[code], kind='stable')]
     rank_sums = np.stack([np.where(shuffle(), ranks, 0).sum(0) for _ in range(n)])
-    auc = _ratio(rank_sums - pos*(pos+1)/2, np.broadcast_to(pos*(len(y)-pos), rank_sums.shape))
+    auc = ratio(rank_sums - pos*(pos+1)/2, np.broadcast_to(pos*(len(y)-pos), rank_sums.shape))
     low, high = _percentiles(auc, .95)
     return pd.DataFrame({'floor': auc.mean(0), 'low': low, 'high': high}, index=findings)
 

@@ -16,8 +16,8 @@ from fastcore.basics import patch
 from scipy.sparse import csr_matrix
 from scipy.special import ndtr, stdtrit
 from .operating import Confusion
-from .predictions import PredictionError, _codes, check
-from .ranking import Ranked, _ratio
+from .predictions import PredictionError, patient_codes, check
+from .ranking import Ranked, ratio
 
 # %% ../../nbs/api/metrics/04_bootstrap.ipynb #3622e5ed
 def boot_counts(
@@ -40,7 +40,7 @@ def boot_weights(
     seed:int=0, # Which resamples; the same seed draws the same patients
 )->np.ndarray: # (n_boot, N) int32: how often each film is in each resample
     "Resamples of patients as weights of films, for a statistic of your own; takes 4 bytes a film and resample"
-    code, n = _codes(groups, len(groups))
+    code, n = patient_codes(groups, len(groups))
     return np.concatenate([o.astype(np.int32)[:, code] for o in boot_counts(n, n_boot, seed)])
 
 # %% ../../nbs/api/metrics/04_bootstrap.ipynb #ed2e9fe4
@@ -67,7 +67,7 @@ METRICS = ['auroc', 'ap', 'f1', 'precision', 'recall', 'specificity']
 def _pull(a, b):
     "Influence (n, C) of each patient on the ratio of two sums (n, C)"
     total = b.sum(0)
-    return _ratio(a - _ratio(a.sum(0), total)*b, np.broadcast_to(total, b.shape))
+    return ratio(a - ratio(a.sum(0), total)*b, np.broadcast_to(total, b.shape))
 
 def _sums(y, p, code, n, t):
     "By patient: ranks, confusion counts (n, 4C), and influence (n, C) on each of `METRICS`"
@@ -103,7 +103,7 @@ def bootstrap(
     "Patient-clustered bootstrap of all metrics"
     y, p = check(y, p, unit=True)
     if y.ndim != 2: raise PredictionError('a bootstrap takes labels (N, C); for one finding give y[:, None] and p[:, None]')
-    (code, n), t, out = _codes(groups, len(y)), np.asarray(thresholds, dtype=float), []
+    (code, n), t, out = patient_codes(groups, len(y)), np.asarray(thresholds, dtype=float), []
     ranked, counts, influence = _sums(y, p, code, n, t)
     for w in boot_counts(n, n_boot, seed, block):
         w = w.astype(float)
@@ -191,7 +191,7 @@ def undefined(self:Bootstrap,
 def _mean(draws):
     "Mean over the findings that are defined: (n_boot, C) to (n_boot,)"
     some = ~np.isnan(draws)
-    return _ratio(np.where(some, draws, 0).sum(1), some.sum(1).astype(float))
+    return ratio(np.where(some, draws, 0).sum(1), some.sum(1).astype(float))
 
 def _mean_pull(pull):
     "Influence on the mean over the findings that are defined: (n, C) to (n, 1)"
@@ -208,7 +208,7 @@ def bootstrap_mean(
 )->Bootstrap: # With one metric, `mean`: draws (n_boot, S)
     "Patient-clustered bootstrap of means over films, for `Bootstrap.interval`"
     v = np.asarray(values, dtype=float)
-    code, n = _codes(groups, len(v))
+    code, n = patient_codes(groups, len(v))
     size = np.bincount(code, minlength=n).astype(float)
     total = np.stack([np.bincount(code, o, n) for o in v.T], axis=1)
     draws = [w @ total/(w @ size)[:, None] for w in boot_counts(n, n_boot, seed)]

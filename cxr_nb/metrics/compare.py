@@ -18,8 +18,8 @@ from .bootstrap import METRICS, Bootstrap, _mean, _mean_pull, _sums, bootstrap, 
 from .delong import _grow, _logit_interval
 from .evaluation import _judged, _values, with_interval
 from .operating import threshold_array
-from .predictions import PredictionError, _codes
-from .ranking import _ratio, macro
+from .predictions import PredictionError, patient_codes
+from .ranking import ratio, macro
 
 # %% ../../nbs/api/metrics/07_compare.ipynb #fbf85651
 @dataclass
@@ -115,7 +115,7 @@ def across_seeds(
     m, k, t = _metric(metric), len(ps), threshold_array(.5 if thresholds is None else thresholds, findings)
     if k < 2: raise PredictionError('one seed has no spread; give the predictions of at least two')
     judged = [_judged(y, o, findings, groups) for o in ps]
-    code, n = _codes(judged[0][2], len(judged[0][0]))
+    code, n = patient_codes(judged[0][2], len(judged[0][0]))
     each = np.stack([_values(a, b, t)[m] for a, b, _ in judged])
     each = np.c_[_mean(each), each]
     pull = sum(_sums(a, b, code, n, t)[2][m] for a, b, _ in judged)/k
@@ -123,5 +123,5 @@ def across_seeds(
     value, s, df = each.mean(0), each.std(0, ddof=1), np.array([freedom(o) for o in pull.T])
     who, seeds = _grow(n)*(pull**2).sum(0), s**2/k
     both = np.where(np.isnan(who), np.nan, who + seeds)
-    low, high = _logit_interval(value, both**.5, _ratio(both**2, who**2/df + seeds**2/(k-1)), level)
+    low, high = _logit_interval(value, both**.5, ratio(both**2, who**2/df + seeds**2/(k-1)), level)
     return pd.DataFrame(dict(mean=value, spread=s, low=low, high=high), index=pd.Index(['macro mean', *findings], name='finding'))

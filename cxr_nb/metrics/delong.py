@@ -11,7 +11,7 @@ __all__ = ['delong', 'delong_test']
 import numpy as np, pandas as pd
 from scipy.special import expit, logit, stdtr, stdtrit
 from .bootstrap import _mean_pull, freedom
-from .predictions import PredictionError, _codes, check
+from .predictions import PredictionError, patient_codes, check
 from .ranking import Ranked, auroc, macro
 
 # %% ../../nbs/api/metrics/06_delong.ipynb #a17b0dd2
@@ -60,7 +60,7 @@ def delong(
 )->pd.DataFrame: # By finding, and `macro mean`: auroc, se, low, high; NaN where there are too few patients, or a perfect AUROC
     "AUROC with DeLong's interval, clustered by patient"
     y, p, names = _columns(y, p, findings)
-    code, n = _codes(groups, len(y))
+    code, n = patient_codes(groups, len(y))
     value = auroc(y, p)
     value = np.append(value, macro(value)['value'])
     se, df = _spread([_halves(a, b, code, n) for a, b in zip(y.T, p.T)], y, code, n)
@@ -78,7 +78,7 @@ def delong_test(
 )->pd.DataFrame: # By finding, and `macro mean`: base, new, difference, se, low, high, p_value; NaN where unknown
     "Difference of two AUROCs with DeLong's interval and two-sided p-value, clustered by patient"
     (y, base, names), (_, new, _) = _columns(y, base, findings), _columns(y, new, findings)
-    code, n = _codes(groups, len(y))
+    code, n = patient_codes(groups, len(y))
     halves = [_halves(a, s, code, n) - _halves(a, r, code, n) for a, r, s in zip(y.T, base.T, new.T)]
     se, df = _spread(halves, y, code, n)
     both = [np.append(o, macro(o)['value']) for o in (auroc(y, base), auroc(y, new))]

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..core import as_json, markdown_table, write_json
 from .bootstrap import METRICS, Bootstrap, bootstrap
 from .operating import confusion, threshold_array
-from .predictions import PredictionError, _codes, check
+from .predictions import PredictionError, patient_codes, check
 from .ranking import auroc, average_precision, macro
 
 # %% ../../nbs/api/metrics/05_evaluation.ipynb #c4245310
@@ -44,7 +44,7 @@ def _judged(y, p, findings, groups):
     y, p = check(y, p, unit=True)
     groups = None if groups is None else np.asarray(groups)
     if y.ndim != 2 or y.shape[1] != len(findings): raise PredictionError(f'{len(findings)} findings for arrays of shape {y.shape}; give one name a column')
-    _codes(groups, len(y))
+    patient_codes(groups, len(y))
     return y, p, groups
 
 def evaluate(

@@ -11,7 +11,7 @@ __all__ = ['STARTS', 'guaranteed_thresholds']
 import numpy as np, pandas as pd
 from scipy.sparse import csr_matrix
 from .operating import threshold_array
-from .predictions import _codes
+from .predictions import patient_codes
 from .thresholds import COLUMNS, ThresholdError, _best, _columns, cuts
 
 # %% ../../nbs/api/metrics/11_guarantees.ipynb #86f16876
@@ -78,7 +78,7 @@ def guaranteed_thresholds(
     wanted, cols = threshold_array(target, findings), list(_columns(y, p, findings))
     if not (((0 < wanted) & (wanted < 1)).all() and 0 < confidence < 1): raise ThresholdError('target and confidence must lie between 0 and 1, both excluded')
     if cap is not None and not cap >= 1: raise ThresholdError(f'cap must be at least 1 or None, not {cap}')
-    code, rows = _codes(groups, len(cols[0][1]))[0], {}
+    code, rows = patient_codes(groups, len(cols[0][1]))[0], {}
     for (f, a, s), goal in zip(cols, wanted):
         best, reason = _prove(a, s, code, metric, goal, 1 - confidence, cap)
         rows[f] = dict({c: best.get(c, np.nan) for c in COLUMNS[:5]}, positives=int(a.sum()), method=f'{metric} >= {goal:g} promised',

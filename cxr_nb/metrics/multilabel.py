@@ -11,7 +11,7 @@ __all__ = ['lrap', 'multilabel_scores']
 import numpy as np, pandas as pd
 from .operating import confusion
 from .predictions import PredictionError, check
-from .ranking import _ratio, average_precision, macro
+from .ranking import ratio, average_precision, macro
 
 # %% ../../nbs/api/metrics/09_multilabel.ipynb #9a58ef1c
 def lrap(
@@ -29,7 +29,7 @@ def lrap(
 
 def _by_film(y, calls):
     "Jaccard of each film; NaN where nothing is there and nothing called"
-    return _ratio((y & calls).sum(1).astype(float), (y | calls).sum(1).astype(float))
+    return ratio((y & calls).sum(1).astype(float), (y | calls).sum(1).astype(float))
 
 def _scores(y, p, t):
     "The values of `multilabel_scores`"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .predictions import PredictionError, check
-from .ranking import _ratio, _weights
+from .ranking import ratio, _weights
 
 # %% ../../nbs/api/metrics/03_operating.ipynb #b3bbf45d
 def threshold_array(
@@ -64,22 +64,22 @@ def table(self:Confusion,
 @patch(as_prop=True)
 def precision(self:Confusion)->np.ndarray: # NaN where undefined
     "TP / (TP + FP)"
-    return _ratio(self.tp, self.tp + self.fp)
+    return ratio(self.tp, self.tp + self.fp)
 
 @patch(as_prop=True)
 def recall(self:Confusion)->np.ndarray: # NaN where undefined
     "TP / (TP + FN)"
-    return _ratio(self.tp, self.tp + self.fn)
+    return ratio(self.tp, self.tp + self.fn)
 
 @patch(as_prop=True)
 def specificity(self:Confusion)->np.ndarray: # NaN where undefined
     "TN / (TN + FP)"
-    return _ratio(self.tn, self.tn + self.fp)
+    return ratio(self.tn, self.tn + self.fp)
 
 @patch(as_prop=True)
 def f1(self:Confusion)->np.ndarray: # NaN where undefined
     "2 TP / (2 TP + FP + FN)"
-    return np.where(self.tp + self.fn > 0, _ratio(2*self.tp, 2*self.tp + self.fp + self.fn), np.nan)
+    return np.where(self.tp + self.fn > 0, ratio(2*self.tp, 2*self.tp + self.fp + self.fn), np.nan)
 
 # %% ../../nbs/api/metrics/03_operating.ipynb #fc5502ce
 def precision(
@@ -122,12 +122,12 @@ def f1(
 @patch(as_prop=True)
 def accuracy(self:Confusion)->np.ndarray: # NaN without films
     "(TP + TN) / all"
-    return _ratio(self.tp + self.tn, self.tp + self.fp + self.fn + self.tn)
+    return ratio(self.tp + self.tn, self.tp + self.fp + self.fn + self.tn)
 
 @patch(as_prop=True)
 def jaccard(self:Confusion)->np.ndarray: # NaN without positives
     "TP / (TP + FP + FN), the overlap of calls and truth"
-    return np.where(self.tp + self.fn > 0, _ratio(self.tp, self.tp + self.fp + self.fn), np.nan)
+    return np.where(self.tp + self.fn > 0, ratio(self.tp, self.tp + self.fp + self.fn), np.nan)
 
 @patch
 def micro(self:Confusion)->'Confusion': # Counts (1,)

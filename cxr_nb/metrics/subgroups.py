@@ -21,8 +21,8 @@ from .bootstrap import Bootstrap, _pull, boot_counts
 from .compare import for_many, verdict
 from .evaluation import with_interval
 from .operating import threshold_array
-from .predictions import Aligned, PredictionError, _codes, check
-from .ranking import Ranked, _ratio
+from .predictions import Aligned, PredictionError, patient_codes, check
+from .ranking import Ranked, ratio
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #935b0aed
 UNKNOWN = 'unknown'
@@ -101,7 +101,7 @@ def _others(o): return o.sum(-1, keepdims=True) - o
 
 def _rate(a, b, drawn_a, drawn_b, least):
     "a / b by patient (n, k), and in each resample (B, k); NaN where b is of fewer than `least` patients"
-    part = _Part(_ratio(a.sum(0), b.sum(0)), _ratio(drawn_a, drawn_b), _pull(a, b))
+    part = _Part(ratio(a.sum(0), b.sum(0)), ratio(drawn_a, drawn_b), _pull(a, b))
     return part.only((b > 0).sum(0) >= least)
 
 def _rates(kinds, drawn, least):
@@ -128,7 +128,7 @@ class _Films:
     def who(self, mask): return (self.tally(mask) > 0).sum(0)
     def labels(self): return np.stack([self.a.y[self.g == i].sum(0) for i in range(len(self.names))]).astype(int)
 
-def _films(a, groups): return _Films(a, groups.name, list(groups.cat.categories), groups.cat.codes.to_numpy().astype(int), *_codes(a.patients, len(a.y)))
+def _films(a, groups): return _Films(a, groups.name, list(groups.cat.categories), groups.cat.codes.to_numpy().astype(int), *patient_codes(a.patients, len(a.y)))
 
 def _kinds(f, t):
     "Films of each kind by patient and subgroup; NaN where thresholds are needed and not given"
@@ -144,7 +144,7 @@ def _cells(f, enough):
 def _auroc(r, w):
     "AUROC of a cell under each weighting (n, B)"
     pos, tied, below, neg = r.sums(w)
-    return _ratio(np.einsum('kb,kb->b', pos, below + tied/2), pos.sum(0)*neg)
+    return ratio(np.einsum('kb,kb->b', pos, below + tied/2), pos.sum(0)*neg)
 
 def _resample(f, cells, kinds, n_boot, seed):
     "AUROC of each cell (B, k, C), NaN elsewhere, and the films of each kind (B, k), in each resample"
@@ -167,7 +167,7 @@ def _macro(each, judged, shared, films):
     "Mean over the shared findings, and its difference to the film-weighted mean of the other judged subgroups"
     mean = each.map(lambda o: o[..., shared].sum(-1)/(shared.sum() or np.nan)).only(judged)
     w = np.where(judged, films, 0.)
-    rest = mean.map(lambda o: _ratio(_others(np.where(judged, o, 0)*w), np.broadcast_to(_others(w), o.shape)))
+    rest = mean.map(lambda o: ratio(_others(np.where(judged, o, 0)*w), np.broadcast_to(_others(w), o.shape)))
     return dict(auroc=mean, auroc_difference=mean - rest)
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #e3837548

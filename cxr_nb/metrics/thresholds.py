@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import CxrError, write_json
 from .operating import threshold_array
-from .predictions import _codes, check
+from .predictions import patient_codes, check
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #d8173d68
 class ThresholdError(CxrError):

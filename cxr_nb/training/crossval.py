@@ -29,10 +29,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 # %% ../../nbs/api/training/06_crossval.ipynb #ad874b80
-from ..data.sources import ChestData, cache_home
+from ..data.sources import ChestData
 from ..data.cache import Cache, prepare
 from ..data.indiana import INDIANA
-from ..core import CxrError, file_sha256, one_at_a_time, write_json, write_whole
+from ..core import CxrError, cache_home, file_sha256, one_at_a_time, write_json, write_whole
 from ..data.augment import MEAN, STD, Augment
 from ..data.batches import Batches, to_device
 from .losses import LOSSES, make_loss

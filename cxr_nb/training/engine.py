@@ -16,10 +16,10 @@ __all__ = ['ABOUT', 'SAMPLE', 'best_precision', 'Mixed', 'precision_callbacks', 
 
 # %% ../../nbs/api/training/04_engine.ipynb #4029f280
 from ..metrics.audit import audit, audit_floors
-from ..data.sources import ChestData, cache_home, fast, label_file, load_data, load_nih
+from ..data.sources import ChestData, fast, label_file, load_data, load_nih
 from ..data.cache import Cache, prepare
 from ..metrics.calibration import fit_calibration
-from ..core import CxrError, file_sha256, write_json
+from ..core import CxrError, cache_home, clear_halves, file_sha256, write_json
 from ..labels import findings_of
 from ..data.augment import MEAN, STD, Augment
 from ..data.batches import Batches, FeatureBatches, gathered, keep_memory, make_loaders, part, to_device, rank_world, sample_weights
@@ -34,7 +34,7 @@ from ..models.nets import (ChestModel, ModelError, check_arch, features, fix_bat
 from ..models.nets import _device, _over
 from .recipe import PRECISIONS, STAGED, Recipe, Stage, TrainError
 from .state import LateLearner, Pass, ResumeError, SaveState, StateFile, differences, disk_room, refuse_other
-from ..runs import RunError, clear_run, holds_run, refuse_overwriting, refuse_resuming, run_lock, unfinished
+from ..runs import RUN_FILES, RunError, clear_run, holds_run, refuse_overwriting, refuse_resuming, run_lock, unfinished
 from ..data.splits import check_split, fingerprint, official_split, random_split, split_kind, subset
 from ..metrics.thresholds import fit_thresholds, load_thresholds, save_thresholds
 
@@ -285,6 +285,7 @@ def _may_begin(path, recipe, data, resume, overwrite):
     if overwrite: return
     if not resume: return refuse_overwriting(path)
     refuse_resuming(path)
+    for folder in (path, path/'results'/'tables'): clear_halves(folder, RUN_FILES)
     if left := _left_of(path): # told before hours go into a cache that the other run does not need
         known = left[1]['about']
         was = dict(data=known['data'], recipe=_without(known['recipe'], 'findings'), **{k: known[k] for k in ('start_weights',) if k in known})

@@ -31,9 +31,9 @@ from typing import ClassVar
 from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
 from fastai.data.core import DataLoaders
 from safetensors.torch import load_file, save_file
-from ..data.sources import cache_home, fast
+from ..data.sources import fast
 from ..data.cache import prepare
-from ..core import CxrError, check_fields
+from ..core import CxrError, cache_home, check_fields
 from ..labels import FINDINGS, findings_of
 from ..data.augment import Augment, draw_affine, normalise, warp
 from ..data.batches import Batches
