@@ -10,11 +10,15 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import (DeflatedExplicitVRLittleEndian, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit,
                          JPEGLosslessSV1, JPEGLSLossless, RLELossless)
 
-from conftest import BIN
-from cxr_nb.data.gate import check_pixels, read_film
+from conftest import BIN, ROOT
+from cxr_nb.core import CxrError
+from cxr_nb.data.gate import REFUSE, check_pixels, judge_file, load_gate
 from cxr_nb.data.images import ImageError, read_gray
 from cxr_nb.data.phantom.anatomy import phantom_body
 from cxr_nb.data.phantom.findings import phantom_image
+
+sys.path.insert(0, str(ROOT/'tools'))
+import gate as fitting # tools/gate.py
 
 SECRET = ['Secretname', '19471130', 'PID-0815', 'Dr Hidden', 'Street 7']
 CODES = set('''missing unreadable empty not_image broken truncated too_large too_small aspect frames constant modality body_part lateral oblique bits photometric syntax
@@ -142,11 +146,11 @@ def flipped(data, places, rng):
 CHILD = '''
 import json, sys, time, traceback
 from pathlib import Path
-from cxr_nb.data.gate import read_film
+from cxr_nb.data.gate import judge_file
 out = []
 for p in sorted(Path(sys.argv[1]).iterdir()):
     start = time.process_time() # of this process: others may be busy
-    try: f = read_film(p); v, error = f.verdict.to_dict(), ''; assert (f.pixels is None) == (f.kind == '')
+    try: f = judge_file(p); v, error = f.verdict.to_dict(), ''; assert (f.pixels is None) == (f.kind == '')
     except Exception: v, error = None, traceback.format_exc()
     out.append(dict(name=p.name, verdict=v, error=error, seconds=time.process_time() - start))
 Path(sys.argv[2]).write_text(json.dumps(dict(files=out, mb=next(int(o.split()[1])/1024 for o in open('/proc/self/status') if o.startswith('VmHWM')))))
@@ -163,7 +167,7 @@ def judged(corpus, env, tmp_path_factory):
 def test_valid_files_pass_and_are_the_same_film(valid, good, tmp_path):
     for name, data in valid.items():
         (tmp_path/name).write_bytes(data)
-        f = read_film(tmp_path/name)
+        f = judge_file(tmp_path/name)
         assert f.verdict.status == 'ok', (name, f.verdict)
         assert np.corrcoef(f.pixels.ravel(), good.ravel())[0, 1] > .99 and f.pixels.shape == good.shape, name
 
@@ -198,7 +202,7 @@ def test_most_cut_files_are_refused(judged):
 def test_what_is_no_plain_file(tmp_path, good):
     os.mkfifo(tmp_path/'pipe.png'); (tmp_path/'loop.png').symlink_to(tmp_path/'loop.png'); (tmp_path/'folder.png').mkdir()
     (tmp_path/'n\u00e4me with \u80ba.png').write_bytes(png(good))
-    got = {o: read_film(tmp_path/o).verdict for o in ('pipe.png', 'loop.png', 'folder.png', 'none.png', 'zero\0.png', 'n\u00e4me with \u80ba.png')}
+    got = {o: judge_file(tmp_path/o).verdict for o in ('pipe.png', 'loop.png', 'folder.png', 'none.png', 'zero\0.png', 'n\u00e4me with \u80ba.png')}
     assert [v.codes for v in got.values()] == [['unreadable'], ['unreadable'], ['unreadable'], ['missing'], ['missing'], []]
 
 def test_nothing_of_the_patient_is_told(judged, valid, tmp_path, capfd, caplog):
@@ -210,10 +214,10 @@ def test_nothing_of_the_patient_is_told(judged, valid, tmp_path, capfd, caplog):
     said = json.dumps(judged['files']) + judged['said']
     with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter('always')
-        said += str(read_film(tmp_path/'odd.dcm').verdict)
+        said += str(judge_file(tmp_path/'odd.dcm').verdict)
         for i in range(0, 400, 7):
             (tmp_path/'cut.dcm').write_bytes(valid['plain.dcm'][:132 + 3*i])
-            said += str(read_film(tmp_path/'cut.dcm').verdict)
+            said += str(judge_file(tmp_path/'cut.dcm').verdict)
             try: read_gray(tmp_path/'cut.dcm')
             except ImageError as e: said += str(e)
     said += str([str(o.message) for o in seen]) + caplog.text + ''.join(capfd.readouterr())
@@ -224,16 +228,34 @@ def test_a_missing_decoder_names_the_extra(valid, tmp_path, monkeypatch):
     class Bare: is_available = False
     monkeypatch.setattr(pydicom.pixels, 'get_decoder', lambda ts: Bare)
     (tmp_path/'a.dcm').write_bytes(valid['j2k.dcm'])
-    v = read_film(tmp_path/'a.dcm').verdict
+    v = judge_file(tmp_path/'a.dcm').verdict
     assert v.codes == ['decoder'] and "pip install 'cxr_nb[dicom]'" in v.text and 'JPEG 2000' in v.text
 
 def test_the_judge_is_a_function_of_the_pixels(good):
     "Twice the same, alone or in company, and whatever the size"
-    from cxr_nb.data.gate import load_gate
     j = load_gate()
     both = j.scores([good, 255 - good])
     assert np.allclose(both[0], j.scores([good])[0]) and check_pixels(good).to_dict() == check_pixels(good).to_dict()
     assert check_pixels(good[::2, ::2]).status == 'ok' and check_pixels(np.kron(good, np.ones((4, 4), np.uint8))).status == 'ok'
+
+def turned(a, turn): return np.ascontiguousarray(np.rot90(255 - a if turn >= 4 else a, -turn % 4))
+
+def test_a_judge_that_is_fitted_on_phantoms_knows_how_others_lie(tmp_path):
+    images = [phantom_image(phantom_body(i, 'FM'[i % 2]), view='PA', seed=i, size=128)[0] for i in range(84)]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        judge = fitting.fit_gate(images[:60], fitting.drawn_pictures(400, seed=1), copies=2)
+    scores = [judge.scores([turned(a, i) for a in images[60:]]) for i in range(8)]
+    assert np.mean([s.argmax(1) == i for i, s in enumerate(scores)]) > .9
+    fitting.save_gate(judge, tmp_path/'small.json')
+    assert np.allclose(load_gate(tmp_path/'small.json').scores(images[60:]), scores[0], atol=.02)
+    with pytest.raises(CxrError, match='too few'): fitting.fit_gate(images[:5])
+
+def test_drawn_pictures_are_refused():
+    pictures = fitting.drawn_pictures(400, seed=9)
+    assert np.array_equal(pictures[3], fitting.drawn_pictures(4, seed=9)[3])
+    odds = np.exp(load_gate().scores(pictures))
+    assert (odds[:, 0]/(1 + odds.sum(1)) >= REFUSE).mean() < .02
 
 @settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(which=st.integers(0, 18), edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=12), front=st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255)), max_size=4),
@@ -244,7 +266,7 @@ def test_fuzzed_files_get_a_verdict(valid, tmp_path, which, edits, front, cut, m
     for at, v in edits: b[int(at*(len(b) - 1))] = v
     for at, v in front: b[at % len(b)] = v
     (tmp_path/name).write_bytes(bytes(b[:int(len(b)*cut)] if cut is not None else b) + more)
-    v = read_film(tmp_path/name).verdict
+    v = judge_file(tmp_path/name).verdict
     json.dumps(v.to_dict(), allow_nan=False)
     assert v.status != 'refused' or {r.code for r in v.reasons if r.refuse} <= CODES
 

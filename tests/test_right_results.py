@@ -172,7 +172,7 @@ def test_a_bundle_without_a_fingerprint_is_refused(run, trained, tmp_path):
 def test_an_unknown_position_of_the_patient_is_noticed(tmp_path):
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
-    from cxr_nb.data.gate import read_film
+    from cxr_nb.data.gate import judge_file
     from cxr_nb.data.phantom.anatomy import phantom_body
     from cxr_nb.data.phantom.findings import phantom_image
     a = phantom_image(phantom_body(4), size=256)[0]
@@ -183,7 +183,7 @@ def test_an_unknown_position_of_the_patient_is_noticed(tmp_path):
         ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation, ds.PixelData = *a.shape, 1, 8, 8, 7, 0, a.tobytes()
         for k, v in tags.items(): setattr(ds, k, v)
         ds.save_as(tmp_path/'a.dcm', enforce_file_format=True)
-        return read_film(tmp_path/'a.dcm').verdict
+        return judge_file(tmp_path/'a.dcm').verdict
     assert verdict(ViewPosition='PA', PatientOrientation=['L', 'F']).codes == []
     for why, tags in dict(position=dict(PatientOrientation=['L', 'R']), turned=dict(PatientOrientation=['L', 'H']), view=dict(ViewPosition='XYZ')).items():
         got = verdict(**{'ViewPosition': 'PA', **tags})

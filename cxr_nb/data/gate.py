@@ -1,4 +1,4 @@
-"""Is this a chest film, the right way up? Facts from the file, a judgement from the pixels, and a reason with its mend for everything else.
+"""Is this a chest radiograph, the right way up? A verdict on file and pixels, with a reason and its mend
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/data/gate.html.md"""
 
@@ -6,8 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/gate.html.md"""
 
 # %% auto #0
 __all__ = ['TURNS', 'WARN', 'REFUSE', 'NAMED', 'COLOURED', 'ANNOTATED', 'Reason', 'Verdict', 'thumbs', 'ranks', 'features',
-           'Judge', 'not_films', 'fit_gate', 'save_gate', 'load_gate', 'check_pixels', 'Film', 'read_film',
-           'judge_cache']
+           'Judge', 'load_gate', 'check_pixels', 'JudgedFile', 'judge_file', 'judge_cache']
 
 # %% ../../nbs/api/data/08_gate.ipynb #0f7727ee
 import json
@@ -15,20 +14,19 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-
 import cv2, numpy as np, pandas as pd
 from PIL import Image
 from scipy.fft import dctn
 from scipy.special import softmax
 from scipy.stats import rankdata
 from tqdm.auto import tqdm
-from .images import NOTES, ImageError, colour_share, read_radiograph
 from ..core import CxrError
+from .images import NOTES, ImageError, colour_share, read_radiograph
 
 # %% ../../nbs/api/data/08_gate.ipynb #f66de4f0
 @dataclass(frozen=True)
 class Reason:
-    "One thing that is wrong with a film, and what mends it"
+    "One thing that is wrong with an image, and what mends it"
     code: str # Short name, such as 'inverted' or 'truncated'
     text: str # A sentence that names the mend
     confidence: float = 1. # 0 to 1; 1 for facts
@@ -37,11 +35,13 @@ class Reason:
 
 @dataclass
 class Verdict:
-    "What the gate says of a film"
+    "What the gate says of an image"
     reasons: list = field(default_factory=list) # Of `Reason`, facts first
 
     @property
-    def status(self): return 'refused' if any(o.refuse for o in self.reasons) else 'warning' if self.reasons else 'ok'
+    def status(self):
+        if any(o.refuse for o in self.reasons): return 'refused'
+        return 'warning' if self.reasons else 'ok'
     @property
     def codes(self): return [o.code for o in self.reasons]
     @property
@@ -49,59 +49,74 @@ class Verdict:
 
     def to_dict(self)->dict: # status, and a list of reasons
         "As JSON takes it"
-        return {'status': self.status, 'reasons': [{**asdict(o), 'confidence': round(float(o.confidence), 3)} for o in self.reasons]}
+        reasons = [{**asdict(o), 'confidence': round(o.confidence, 3)} for o in self.reasons]
+        return {'status': self.status, 'reasons': reasons}
 
 # %% ../../nbs/api/data/08_gate.ipynb #571bcc1e
-TURNS = ['upright', 'rotated_90', 'rotated_180', 'rotated_270', 'inverted', 'inverted_rotated_90', 'inverted_rotated_180', 'inverted_rotated_270'] # Clockwise
+TURNS = '''upright rotated_90 rotated_180 rotated_270
+inverted inverted_rotated_90 inverted_rotated_180 inverted_rotated_270'''.split() # Clockwise
+
+def _small(image):
+    step = max(1, min(image.shape)//768)
+    return cv2.resize(np.ascontiguousarray(image[::step, ::step]), (64, 64), interpolation=cv2.INTER_AREA)
 
 def thumbs(
-    films # Arrays uint8 (H, W), of any sizes
+    images # Arrays uint8 (H, W), of any sizes
 )->np.ndarray: # float32 (N, 64, 64), 0 to 1
-    "Small pictures of films, from their darkest gray to their brightest"
-    steps = [max(1, min(o.shape)//768) for o in films]
-    a = np.stack([cv2.resize(np.ascontiguousarray(o[::k, ::k]), (64, 64), interpolation=cv2.INTER_AREA) for o, k in zip(films, steps)]).astype(np.float32)
+    "Small copies of images, from their darkest gray to their brightest"
+    a = np.stack([_small(o) for o in images]).astype(np.float32)
     lo, hi = a.min((1, 2), keepdims=True), a.max((1, 2), keepdims=True)
     return (a - lo)/np.maximum(hi - lo, 1e-6)
 
 # %% ../../nbs/api/data/08_gate.ipynb #84b8087f
-_WAVES = np.add.outer(np.arange(32), np.arange(32)) <= 13
-_WAVES[0, 0], _WAVES[10:], _WAVES[:, 10:] = False, False, False
+_SLOW = np.add.outer(np.arange(32), np.arange(32)) <= 13 # which waves are looked at
+_SLOW[10:] = _SLOW[:, 10:] = _SLOW[0, 0] = False
 
 def ranks(
     a:np.ndarray # (N, 64, 64)
 )->np.ndarray: # float32 (N, 32, 32), -1 to 1
-    "Grays of the halved pictures by rank; equal ones share theirs"
-    r = rankdata(a.reshape(-1, 32, 2, 32, 2).mean((2, 4)).reshape(len(a), -1).round(4), axis=1)
+    "Grays of the halved copies by rank; equal ones share theirs"
+    halved = a.reshape(-1, 32, 2, 32, 2).mean((2, 4))
+    r = rankdata(halved.reshape(len(a), -1).round(4), axis=1)
     return (2*(r - 1)/1023 - 1).astype(np.float32).reshape(-1, 32, 32)
 
 def _edges(a):
     "Log mean steps between neighbours in 4 x 4 fields, across then along: (N, 32)"
     sd = a.std((1, 2), keepdims=True) + 1e-3
-    steps = (np.abs(np.diff(a, axis=i, append=np.take(a, [-1], i)))/sd for i in (2, 1))
-    return np.hstack([np.log(o.reshape(-1, 4, 16, 4, 16).mean((2, 4)).reshape(len(a), -1) + .01) + 2 for o in steps])
+    out = []
+    for axis in (2, 1):
+        steps = np.abs(np.diff(a, axis=axis, append=np.take(a, [-1], axis)))/sd
+        fields = steps.reshape(-1, 4, 16, 4, 16).mean((2, 4)).reshape(len(a), -1)
+        out.append(np.log(fields + .01) + 2)
+    return np.hstack(out)
 
 def _waves(r):
     "Cosine waves of ranks in the four rotations, (4, N, 84), and the log strength of the finer ones, (N,)"
-    c, sign = dctn(r, axes=(1, 2), norm='ortho'), (-1.)**np.arange(32)
-    t = c.transpose(0, 2, 1)
-    four = np.stack([o[:, _WAVES] for o in (c, sign[:, None]*t, sign[:, None]*sign*c, t*sign)])
-    return four, np.log(1e-3 + np.maximum((c**2).sum((1, 2)) - (four[0]**2).sum(1), 0))
+    c = dctn(r, axes=(1, 2), norm='ortho')
+    sign = (-1.)**np.arange(32)
+    down, t = sign[:, None], c.transpose(0, 2, 1)
+    four = np.stack([o[:, _SLOW] for o in (c, down*t, down*sign*c, t*sign)])
+    fine = (c**2).sum((1, 2)) - (four[0]**2).sum(1)
+    return four, np.log(1e-3 + np.maximum(fine, 0))
 
 def features(
-    films # Arrays uint8 (H, W), of any sizes
+    images # Arrays uint8 (H, W), of any sizes
 )->np.ndarray: # float32 (8, N, 124)
-    "What the judge knows of films, after undoing each of `TURNS`"
-    a = thumbs(films)
-    waves, rest = _waves(ranks(a))
-    q = 4*np.quantile(a.reshape(len(a), -1), [.02, .1, .25, .5, .75, .9, .98], axis=1).T - 2
+    "What the judge knows of images, after undoing each of `TURNS`"
+    a = thumbs(images)
+    waves, fine = _waves(ranks(a))
+    dark = 4*np.quantile(a.reshape(len(a), -1), [.02, .1, .25, .5, .75, .9, .98], axis=1).T - 2
     edges = [_edges(np.rot90(a, k, (1, 2))) for k in range(4)]
-    return np.stack([np.column_stack([sign*waves[k]/4, rest, v, edges[k]]) for sign, v in ((1, q), (-1, -q[:, ::-1])) for k in range(4)]).astype(np.float32)
+    out = []
+    for sign, shares in ((1, dark), (-1, -dark[:, ::-1])):
+        out += [np.column_stack([sign*waves[k]/4, fine, shares, edges[k]]) for k in range(4)]
+    return np.stack(out).astype(np.float32)
 
 # %% ../../nbs/api/data/08_gate.ipynb #b7fba33a
 @dataclass
 class Judge:
-    "A small network that tells upright chest films from everything else; its arrays are lists in JSON"
-    centre: np.ndarray # (84,) mean waves of chest films
+    "A small network that tells upright chest radiographs from everything else; its arrays are lists in JSON"
+    centre: np.ndarray # (84,) mean waves of chest radiographs
     whiten: np.ndarray # (84, 84) directions of their cloud, narrow ones first, each of unit width
     mean: np.ndarray # (126,) of the features
     scale: np.ndarray # (126,)
@@ -117,169 +132,55 @@ class Judge:
         h = z.shape[1]//2
         return np.column_stack([f, np.log(z[:, :h].mean(1) + 1e-6), np.log(z[:, h:].mean(1) + 1e-6)])
 
-    def scores(self, films):
-        "Log odds of an upright chest film after undoing each of `TURNS`: (N, 8)"
-        x = (self.widen(np.concatenate(features(films))) - self.mean)/self.scale
+    def scores(self, images):
+        "Log odds of an upright chest radiograph after undoing each of `TURNS`: (N, 8)"
+        x = (self.widen(np.concatenate(features(images))) - self.mean)/self.scale
         return (np.maximum(x @ self.w1 + self.b1, 0) @ self.w2 + self.b2).reshape(8, -1).T
-
-# %% ../../nbs/api/data/08_gate.ipynb #f83cfe2a
-def _cloud(r, s):
-    f = np.hypot(*np.meshgrid(*[np.fft.fftfreq(s)]*2)); f[0, 0] = 1
-    x = np.fft.ifft2(np.fft.fft2(r.standard_normal((s, s)))/f**r.uniform(.5, 3)).real
-    return x/x.std()
-
-def _leaves(r, s):
-    x = _cloud(r, s)*r.uniform(0, 1)
-    for _ in range(r.integers(2, 60)):
-        kind, (cx, cy), v = r.integers(3), r.integers(0, s, 2).tolist(), float(r.normal(0, 1.5))
-        w, h = r.integers(2, max(3, int(s*r.choice([.1, .3, .6]))), 2).tolist()
-        if kind == 0: cv2.ellipse(x, (cx, cy), (w, h), float(r.uniform(0, 180)), 0, 360, v, -1)
-        elif kind == 1: x[cy:cy + h, cx:cx + w] = v
-        else: cv2.fillPoly(x, [r.integers(0, s, (r.integers(3, 6), 2)).astype(np.int32)], v)
-    return cv2.GaussianBlur(x, (0, 0), r.uniform(.3, 2.5)) + _cloud(r, s)*r.uniform(0, .3)
-
-def _print(r, s):
-    x, h, m = np.ones((s, s)), int(r.integers(3, 9)), int(r.integers(0, s//5))
-    for y in range(m, s - m, h + int(r.integers(1, 5))):
-        ends = m + np.cumsum(r.integers(1, 14, s//2))
-        for i, j in zip(ends[::2], ends[1::2]): x[y:y + h - 1, i:min(j, s - m)] = r.random()*.5
-    return x*r.choice([-1, 1]) + _cloud(r, s)*r.uniform(0, .2)
-
-# %% ../../nbs/api/data/08_gate.ipynb #bf5a0c70
-def _disc(r, s):
-    y, x = np.mgrid[:s, :s]/s - .5 - r.uniform(-.1, .1, (2, 1, 1))
-    d = np.hypot(y, x*r.uniform(.7, 1.4))
-    return np.where(d < r.uniform(.2, .55), 1 - r.uniform(0, 1.5)*d + _cloud(r, s)*r.uniform(0, .15), 0)*r.choice([-1, 1])
-
-def _stripes(r, s):
-    (y, x), t = np.mgrid[:s, :s]/s, r.uniform(0, 7)
-    return np.sin(r.uniform(.5, 12)*(x*np.cos(t) + y*np.sin(t)) + r.uniform(0, 7)) + _cloud(r, s)*r.uniform(0, .8)
-
-def _horizon(r, s):
-    y = np.mgrid[:s, :s][0]/s
-    sky, ground = (r.normal() + 2*y*r.normal() for _ in range(2))
-    x = np.where(y < r.uniform(.2, .8) + .1*_cloud(r, s)*r.random(), sky, ground) + _cloud(r, s)*r.uniform(0, .7)
-    for _ in range(r.integers(0, 6)):
-        (cx, cy), (w, h) = r.integers(0, s, 2), r.integers(2, s//2, 2)
-        x[cy:cy + h, cx:cx + w] = r.normal(0, 1.5) + .2*_cloud(r, s)[cy:cy + h, cx:cx + w]
-    return cv2.GaussianBlur(x, (0, 0), r.uniform(.3, 1.5))
-
-def _head(r, s):
-    x, c, q = _cloud(r, s)*r.uniform(.1, 1), r.uniform(.35, .65, 2)*s, r.uniform(.12, .45, 2)*s
-    oval = lambda at, size, turn=0.: cv2.ellipse(x, [int(o) for o in at], [max(1, int(o)) for o in size], turn, 0, 360, float(r.normal()*1.5), -1)
-    oval((c[0], s), (q[0]*r.uniform(1, 2.5), s*r.uniform(.2, .6)))
-    oval(c, q, float(r.normal()*10))
-    for _ in range(r.integers(0, 6)): oval(c + r.normal(0, .4, 2)*q, r.uniform(.03, .3, 2)*q)
-    return cv2.GaussianBlur(x, (0, 0), r.uniform(.5, 4)) + _cloud(r, s)*r.uniform(0, .3)
-
-def _towers(r, s):
-    x = np.linspace(r.normal(), r.normal(), s)[:, None] + _cloud(r, s)*r.uniform(0, .3)
-    for _ in range(r.integers(1, 8)):
-        w, c, top = int(s*r.uniform(.01, .25)), int(r.uniform(0, s)), int(s*r.uniform(.05, .8))
-        x[top:, c:c + w] = r.normal(0, 1.5) + _cloud(r, s)[top:, c:c + w]*r.uniform(0, .3)
-    if r.random() < .6: x[int(s*r.uniform(.6, .95)):] += r.normal()
-    return cv2.GaussianBlur(x, (0, 0), r.uniform(.3, 2))
-
-# %% ../../nbs/api/data/08_gate.ipynb #94ca613c
-_DRAW = [_cloud, _leaves, _print, _disc, _stripes, _horizon, _head, _towers]
-
-def not_films(
-    n:int, # How many
-    seed:int=0, # Same seed, same pictures
-    size:int=128, # Pixels a side
-)->list: # Arrays uint8 (size, size)
-    "Drawn pictures that are no films, all kinds in turn"
-    def one(i):
-        x = _DRAW[i % len(_DRAW)](np.random.default_rng([seed, i, 5]), size)
-        return ((x - x.min())/max(np.ptp(x), 1e-9)*255).astype(np.uint8)
-    return [one(i) for i in range(n)]
-
-# %% ../../nbs/api/data/08_gate.ipynb #cf724d6a
-def _vary(a, r):
-    "The same film from another machine and another hand"
-    h, w = a.shape
-    m = cv2.getRotationMatrix2D((w/2, h/2), r.uniform(-8, 8), r.uniform(.9, 1.15))
-    m[:, 2] += r.uniform(-.06, .06, 2)*[w, h]
-    a = cv2.warpAffine(a, m, (w, h), borderMode=cv2.BORDER_CONSTANT if r.random() < .6 else cv2.BORDER_REPLICATE)
-    if r.random() < .3: a = cv2.GaussianBlur(a, (0, 0), r.uniform(.3, 1.2))
-    if r.random() < .3: a = np.clip(a + r.normal(0, r.uniform(0, 8), a.shape), 0, 255).astype(np.uint8)
-    if r.random() < .4: a = (255*(a/255)**r.uniform(.6, 1.6)).astype(np.uint8)
-    if r.random() < .2: n = int(w*r.uniform(.02, .1)) + 1; a[:, :n] = a[:, -n:] = r.choice([0, 255])
-    return a
-
-def _cloud_of(f):
-    "Centre and whitening directions of the waves of films"
-    f = f[:, :_WAVES.sum()].astype(np.float64)
-    w, v = np.linalg.eigh(np.cov(f.T))
-    return f.mean(0), v/np.sqrt(np.maximum(w, w[-1]*1e-6))
-
-# %% ../../nbs/api/data/08_gate.ipynb #be605bcc
-def fit_gate(
-    films, # Upright chest films, arrays uint8 (H, W); 128 pixels a side are enough
-    pictures=None, # What is no chest film, as arrays; 9,600 of `not_films` if not given
-    copies:int=4, # Varied copies of each film
-    hidden:int=48, # Width of the network
-    seed:int=0, # For the copies and the network
-)->Judge: # Ready to judge
-    "A judge of films. Raises `CxrError` on fewer than 20 of them"
-    from sklearn.neural_network import MLPClassifier
-    if len(films) < 20: raise CxrError(f'{len(films)} films are too few to fit a gate on; give hundreds, of many patients')
-    small = [cv2.resize(o, (128, 128), interpolation=cv2.INTER_AREA) for o in films]
-    good = features(small + [_vary(o, np.random.default_rng([seed, k, i])) for k in range(copies) for i, o in enumerate(small)])
-    other = features(not_films(9600, seed) if pictures is None else pictures)
-    f = np.concatenate([good[0], *(good[i, i::5] for i in range(1, 8)), *(other[i, i % 4::4] for i in range(8))])
-    judge = Judge(*_cloud_of(good[0]), 0, 1, None, None, None, 0)
-    x = judge.widen(f)
-    judge.mean, judge.scale = x.mean(0), x.std(0) + 1e-6
-    net = MLPClassifier((hidden,), alpha=.3, max_iter=40, n_iter_no_change=50, batch_size=256, learning_rate_init=2e-3, random_state=seed)
-    net.fit((x - judge.mean)/judge.scale, np.arange(len(x)) < good.shape[1])
-    judge.w1, judge.b1, judge.w2, judge.b2 = net.coefs_[0], net.intercepts_[0], net.coefs_[1][:, 0], float(net.intercepts_[1][0])
-    judge.facts = dict(films=len(films), pictures=int(other.shape[1]), copies=copies)
-    return judge
-
-# %% ../../nbs/api/data/08_gate.ipynb #8ed93908
-_ARRAYS = ['centre', 'whiten', 'mean', 'scale', 'w1', 'b1', 'w2']
-
-def save_gate(
-    judge:Judge, # Fitted
-    path, # A JSON file
-):
-    "Write a judge as JSON, each number with five digits"
-    short = lambda o: [short(v) for v in o] if isinstance(o, list) else float(f'{o:.5g}')
-    o = {k: short(np.asarray(getattr(judge, k)).tolist()) for k in _ARRAYS} | {'b2': short(judge.b2), 'facts': judge.facts}
-    Path(path).write_text(json.dumps(o, separators=(',', ':')))
 
 @lru_cache
 def load_gate(
-    path=None # A JSON file of `save_gate`; the one of the package if not given
+    path=None # A JSON file of `tools/gate.py`; the one of the package if not given
 )->Judge: # Ready to judge
     "A fitted judge"
-    o = json.loads((Path(path) if path else files('cxr_nb')/'gate.json').read_text(encoding='utf-8'))
-    return Judge(**{k: np.asarray(o[k]) for k in _ARRAYS}, b2=o['b2'], facts=o['facts'])
+    path = Path(path) if path else files('cxr_nb')/'gate.json'
+    saved = json.loads(path.read_text(encoding='utf-8'))
+    return Judge(**{k: np.asarray(v) if isinstance(v, list) else v for k, v in saved.items()})
 
 # %% ../../nbs/api/data/08_gate.ipynb #f413962a
-WARN, REFUSE = .8, .3 # Probabilities of an upright chest film
-NAMED = 2. # Log odds that a film must have, turned back, before it is said how it lies
+WARN, REFUSE = .8, .3 # Probabilities of an upright chest radiograph
+NAMED = 2. # Log odds that an image must have, turned back, before it is said how it lies
 COLOURED, ANNOTATED = .25, .001 # Shares of coloured pixels
 
-def _turn_reasons(s):
-    "Reasons from the eight log odds of a film"
-    p = softmax(np.r_[s, 0])
-    best, refuse, out = int(s.argmax()), bool(p[0] < REFUSE), []
-    if p[0] >= WARN: return out
-    if best == 0 or s[best] < NAMED: return [Reason('not_chest', 'does not look like a frontal chest radiograph; give the whole film, alone and upright', 1 - p[0], refuse)]
-    if best >= 4: out.append(Reason('inverted', 'looks inverted, with dark bones; invert its grays', p[4:8].sum(), refuse))
-    if k := best % 4: out.append(Reason(f'rotated_{90*k}', f'looks turned by {90*k} degrees clockwise; turn it back', p[[k, k + 4]].sum(), refuse))
+def _turn_reasons(scores):
+    "Reasons from the eight log odds of an image"
+    p = softmax(np.r_[scores, 0])
+    best, refuse = int(scores.argmax()), bool(p[0] < REFUSE)
+    if p[0] >= WARN: return []
+    if best == 0 or scores[best] < NAMED:
+        text = 'does not look like a frontal chest radiograph; give the whole image, alone and upright'
+        return [Reason('not_chest', text, 1 - p[0], refuse)]
+    out = []
+    if best >= 4:
+        out.append(Reason('inverted', 'looks inverted, with dark bones; invert its grays', p[4:8].sum(), refuse))
+    if k := best % 4:
+        text = f'looks turned by {90*k} degrees clockwise; turn it back'
+        out.append(Reason(f'rotated_{90*k}', text, p[[k, k + 4]].sum(), refuse))
     return out
 
 def _other_reasons(a, colour):
     "Reasons that need no judge"
     h, w = a.shape
     lo, hi = np.percentile(a[::max(1, h//128), ::max(1, w//128)], [1, 99])
-    if colour >= COLOURED: yield Reason('colour', 'is a picture in colours; give the gray film without overlays', min(1., .5 + colour))
-    elif colour >= ANNOTATED: yield Reason('annotated', 'has coloured marks; give the film without them if there is one', .9, False)
-    if max(h, w) > 1.8*min(h, w): yield Reason('long', 'is much longer than wide; check that it is one whole film', 1., False)
-    if hi - lo < 16: yield Reason('low_contrast', 'has hardly any contrast; export it with its display window', 1., False)
+    if colour >= COLOURED:
+        yield Reason('colour', 'is a picture in colours; give the gray image without overlays', min(1., .5 + colour))
+    elif colour >= ANNOTATED:
+        yield Reason('annotated', 'has coloured marks; give the image without them if there is one', .9, False)
+    if max(h, w) > 1.8*min(h, w):
+        yield Reason('long', 'is much longer than wide; check that it is one whole image', refuse=False)
+    if hi - lo < 16:
+        yield Reason('low_contrast', 'has hardly any contrast; export it with its display window', refuse=False)
+
+def _verdict(a, colour, scores): return Verdict([*_other_reasons(a, colour), *_turn_reasons(scores)])
 
 # %% ../../nbs/api/data/08_gate.ipynb #38d70d25
 def check_pixels(
@@ -289,50 +190,58 @@ def check_pixels(
 )->Verdict: # What can be told without the file
     "Judge pixels. Raises `CxrError` if they are no picture of at least 32 x 32"
     a = np.asarray(a)
-    if a.dtype != np.uint8 or a.ndim not in (2, 3) or min(a.shape[:2]) < 32 or a.shape[2:] not in ((), (3,), (4,)):
-        raise CxrError(f'{a.dtype} {a.shape}: not pixels of a film; give uint8 (H, W) or (H, W, 3), at least 32 x 32')
-    if a.ndim == 3: colour, a = colour_share(a) if colour is None else colour, np.asarray(Image.fromarray(a[..., :3]).convert('L'))
-    s = (judge or load_gate()).scores([a])[0]
-    return Verdict([*_other_reasons(a, colour or 0.), *_turn_reasons(s)])
+    shape_fits = a.ndim in (2, 3) and a.shape[2:] in ((), (3,), (4,)) and min(a.shape[:2]) >= 32
+    if a.dtype != np.uint8 or not shape_fits:
+        raise CxrError(f'{a.dtype} {a.shape}: not pixels of an image; give uint8 (H, W) or (H, W, 3), at least 32 x 32')
+    if a.ndim == 3:
+        if colour is None: colour = colour_share(a)
+        a = np.asarray(Image.fromarray(a[..., :3]).convert('L'))
+    return _verdict(a, colour or 0., (judge or load_gate()).scores([a])[0])
 
 # %% ../../nbs/api/data/08_gate.ipynb #ec7bce19
 @dataclass
-class Film:
+class JudgedFile:
     "A file as the gate let it through, or not"
     pixels: np.ndarray # uint8 (H, W), black is air; None if it could not be read
     verdict: Verdict # With its reasons
     kind: str = '' # 'png', 'jpeg' or 'dicom'; '' if it could not be read
 
-def read_film(
+def judge_file(
     path, # A file
     judge:Judge=None, # `load_gate()` if not given
-)->Film: # With a verdict on file and pixels
-    "Read and judge a film. Never raises because of what the file holds"
-    try: p = read_radiograph(path)
-    except ImageError as e: return Film(None, Verdict([Reason(e.code, f'{e.reason}; {e.mend}')]))
-    notes = [Reason(o, NOTES[o], refuse=False) for o in p.notes]
-    return Film(p.pixels, Verdict(notes + check_pixels(p.pixels, p.colour, judge).reasons), p.kind)
+)->JudgedFile: # With a verdict on file and pixels
+    "Read and judge an image. Never raises because of what the file holds"
+    try: image = read_radiograph(path)
+    except ImageError as e: return JudgedFile(None, Verdict([Reason(e.code, f'{e.reason}; {e.mend}')]))
+    notes = [Reason(o, NOTES[o], refuse=False) for o in image.notes]
+    seen = check_pixels(image.pixels, image.colour, judge)
+    return JudgedFile(image.pixels, Verdict(notes + seen.reasons), image.kind)
 
 # %% ../../nbs/api/data/08_gate.ipynb #ce3cdda2
-def _unpadded(a, w, h):
-    "A square film without the black that made it square"
-    s = len(a)
-    w, h = max(1, round(s*w/max(w, h))), max(1, round(s*h/max(w, h)))
-    return a[(s - h)//2:(s - h)//2 + h, (s - w)//2:(s - w)//2 + w]
+def _unpadded(a, width, height):
+    "A square image without the black that made it square"
+    side = len(a)
+    w, h = (max(1, round(side*o/max(width, height))) for o in (width, height))
+    left, top = (side - w)//2, (side - h)//2
+    return a[top:top + h, left:left + w]
+
+def _summary(verdict):
+    "Status, codes and the confidence of the strongest reason, 0 without one"
+    return verdict.status, ' '.join(verdict.codes), max((o.confidence for o in verdict.reasons), default=0.)
 
 def judge_cache(
     cache, # A `Cache`
     judge:Judge=None, # `load_gate()` if not given
-    block:int=256, # Films at a time
+    block:int=256, # Images at a time
     progress:bool=False, # Show a progress bar?
 )->pd.DataFrame: # By image: status, codes, confidence (of the strongest reason, 0 without one); usable images only
-    "Judge all usable films of a cache, and change nothing"
-    df, out, judge = cache.index[cache.index.status == 'ok'], [], judge or load_gate()
+    "Judge all usable images of a cache, and change nothing"
+    df, judge = cache.index[cache.index.status == 'ok'], judge or load_gate()
+    rows = []
     with tqdm(total=len(df), desc='gate', unit='img', disable=not progress) as bar:
         for i in range(0, len(df), block):
-            part = df.iloc[i:i + block]
-            films = [_unpadded(np.asarray(cache.images[o.row]), o.width, o.height) for o in part.itertuples()]
-            out += [Verdict([*_other_reasons(a, 0.), *_turn_reasons(s)]) for a, s in zip(films, judge.scores(films))]
-            bar.update(len(part))
-    rows = [(v.status, ' '.join(v.codes), max((float(o.confidence) for o in v.reasons), default=0.)) for v in out]
+            part = df.iloc[i:i + block].itertuples()
+            images = [_unpadded(np.asarray(cache.images[o.row]), o.width, o.height) for o in part]
+            rows += [_summary(_verdict(a, 0., scores)) for a, scores in zip(images, judge.scores(images))]
+            bar.update(len(images))
     return pd.DataFrame(rows, columns=['status', 'codes', 'confidence'], index=df.index)

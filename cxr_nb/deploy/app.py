@@ -18,7 +18,7 @@ import cv2, numpy as np, pandas as pd
 # %% ../../nbs/api/deploy/03_app.ipynb #ee267f4a
 from ..explain.cam import ExplainError, gradcam
 from ..explain.sheet import overlay
-from ..data.gate import Verdict, check_pixels, read_film
+from ..data.gate import Verdict, check_pixels, judge_file
 from ..data.images import to_square
 from ..core import CxrError
 from ..labels import none_name
@@ -143,7 +143,7 @@ def read_upload(
     for k in [k for k, (then, _) in recent.items() if now - then > 60]: del recent[k]
     if path in recent and not path.exists(): return recent[path][1]
     try:
-        got = read_film(path)
+        got = judge_file(path)
         recent[path] = now, answer(clf, got.pixels, got.verdict, path.name)
         return recent[path][1]
     finally: path.unlink(missing_ok=True)

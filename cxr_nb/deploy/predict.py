@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #95660501
 from ..data.sources import SUFFIXES
-from ..data.gate import Verdict, read_film
+from ..data.gate import Verdict, judge_file
 from ..data.images import file_kind, to_square
 from ..metrics.calibration import Calibration
 from ..core import CxrError
@@ -90,7 +90,7 @@ def gather(
 # %% ../../nbs/api/deploy/01_predict.ipynb #8e89a5a4
 def _read(path, size, force=False):
     "Pixels or None, and the verdict of the gate; with `force` what only its judge refuses is let through with a warning"
-    got = read_film(path)
+    got = judge_file(path)
     if force and got.pixels is not None: got.verdict = Verdict([replace(o, refuse=False) for o in got.verdict.reasons])
     return (None if got.verdict.status == 'refused' else to_square(got.pixels, size)), got.verdict
 
