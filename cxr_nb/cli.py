@@ -196,7 +196,8 @@ def _run_folder(run):
 # %% ../nbs/api/09_cli.ipynb #35b048fd
 @command('''cxr-check --data /path/to/nih
             cxr-check --data /path/to/nih --quick --out checks.json
-            cxr-check --run runs/first''')
+            cxr-check --run runs/first
+            cxr-check --convert runs/older''')
 def cxr_check(
     data:str=None, # Folder in the NIH layout; else that of the run, CXR_DATA, Kaggle's mount, phantom films
     csv_path:str=None, # Label file, if it does not lie in that folder
@@ -208,9 +209,14 @@ def cxr_check(
     quick:bool=False, # Do not decode films: headers, ends and equal files only
     out:str=None, # Write the table: .json, .csv or .html
     workers:int=None, # Threads; a few a core if not given
+    convert:str=None, # Make the bundle of an older version in this folder one of today, and do nothing else
 )->int: # Exit code
     "Prove what a run relies on: release, split, boxes, files and their duplicates. Exit code: 0 nothing is violated, 1 something is, 2 it could not be checked."
     from cxr_nb.data.checks import check_data, checks_text, report_form, run_data, write_checks
+    if convert:
+        from cxr_nb.models.bundle import convert_bundle
+        _say(f'a bundle of today: {convert_bundle(convert)}')
+        return 0
     if out: report_form(out)
     _threads(workers)
     if data or csv_path or img_root or not run: d = _data(data, csv_path, img_root, columns=_columns_of(run, csv_path, image_col, patient_col, label_col))
@@ -312,14 +318,14 @@ def _check_folders(data, csv_path, img_root)->bool: # Are data there, or must th
 
 def _check_start(r, out, resume, overwrite):
     "Refuse at once what would be refused after the data were read"
-    from cxr_nb.models.nets import check_arch
+    from cxr_nb.models.weights import check_arch
     from cxr_nb.runs import refuse_overwriting
     check_arch(r.arch)
     if not (resume or overwrite): refuse_overwriting(out)
 
 def _check_weights(r, out, resume):
     "Refuse weights that cannot be had, before films are read"
-    from cxr_nb.models.nets import check_reachable
+    from cxr_nb.models.weights import check_reachable
     from cxr_nb.runs import holds_run
     if resume and holds_run(out): return # the weights to begin with are not needed any more
     if r.weights == 'imagenet': check_reachable(r.arch)
@@ -401,7 +407,7 @@ def _other_data(run, data, csv_path, img_root, columns):
 
 def _eval_run(run, d, weights, subset, out, device):
     "Judge a run on its own test part, on a subset of it, or on other data"
-    from cxr_nb.models.nets import load_weights
+    from cxr_nb.models.bundle import load_weights
     from cxr_nb.report.html import write_report
     from cxr_nb.training.engine import judge_films, open_run, write_tables
     _say_unfinished(run)
@@ -435,7 +441,7 @@ def _eval_file(predictions, labels, out, names):
 
 def _run_config(run):
     "The configuration of a trained run"
-    from cxr_nb.models.nets import read_config
+    from cxr_nb.models.bundle import read_config
     return read_config(_run_folder(run))
 
 def _say_unfinished(run):
@@ -459,7 +465,7 @@ def cxr_gradcam(
 ):
     "Heatmaps of a trained run over its test films, and their score against the boxes."
     from cxr_nb.explain.sheet import explain_run
-    from cxr_nb.models.nets import load_weights
+    from cxr_nb.models.bundle import load_weights
     from cxr_nb.report.html import write_report
     from cxr_nb.training.engine import open_run
     d = _other_data(run, data, csv_path, img_root, _columns_of(run, csv_path))
@@ -588,7 +594,7 @@ def cxr_demo(
 ):
     "Everything on phantom films, from labels to report, without network or data."
     from cxr_nb.data.sources import phantom_data
-    from cxr_nb.models.nets import check_arch
+    from cxr_nb.models.weights import check_arch
     from cxr_nb.training.engine import train
     check_arch(arch)
     if not (n_images > 0 and 32 <= size <= 1024): raise CxrError(f'--n-images {n_images}, --size {size}: give at least one film, and a side of 32 to 1024 pixels')

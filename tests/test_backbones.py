@@ -3,13 +3,15 @@ import json
 from dataclasses import replace
 
 import numpy as np, pytest, torch
-from cxr_nb.models import nets as models
+from cxr_nb.models import bundle as models
 from cxr_nb.training import backbones, engine as training
 from cxr_nb.training.backbones import BACKBONES, compare_backbones, train_backbone
 from cxr_nb.data.sources import load_nih
 from cxr_nb.explain.cam import cam_layer, gradcam
 from cxr_nb.labels import FINDINGS
-from cxr_nb.models.nets import ModelError, load_backbone, load_bundle, make_model, read_weights, save_bundle, save_weights
+from cxr_nb.models.weights import load_backbone, ModelError, read_weights
+from cxr_nb.models.nets import make_model
+from cxr_nb.models.bundle import load_bundle, save_bundle, save_weights
 from cxr_nb.training.engine import Recipe, Stage, TrainError, run_stage, start_run
 
 NARROW = {'vgg16': dict(mlp_ratio=1/64), 'vit_base_patch16_224': dict(depth=3)} # the layers left out are like those that stay

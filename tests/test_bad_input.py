@@ -95,7 +95,8 @@ def test_training_goes_on_without_the_bad_ones(run, broken, tmp_path):
     assert f'left out: {len(bad)} bad' in said.stdout
 
 def test_weights_of_another_network(run, trained, tmp_path):
-    from cxr_nb.models.nets import make_model, save_weights
+    from cxr_nb.models.nets import make_model
+    from cxr_nb.models.bundle import save_weights
     save_weights(make_model('resnet10t', size=64), tmp_path/'other.safetensors')
     for cmd in ('cxr-eval', 'cxr-gradcam'): one_line(run(cmd, '--run', trained, '--weights', tmp_path/'other.safetensors'), 'other.safetensors', 'resnet10t', 'mobilenetv2_050')
 

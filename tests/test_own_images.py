@@ -204,5 +204,5 @@ def test_help_shows_defaults_and_one_spelling(run):
 
 def test_notebooks_alone_say_how_to_get_on_without_a_network():
     "Both the variable for the notebooks and the argument in Python stand in the message"
-    from cxr_nb.models.nets import OTHER_WEIGHTS
+    from cxr_nb.models.weights import OTHER_WEIGHTS
     assert all(o in OTHER_WEIGHTS for o in ('CXR_WEIGHTS', "Recipe(weights=", '--weights'))

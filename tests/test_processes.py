@@ -7,7 +7,7 @@ from conftest import BIN
 SCRIPT = '''
 import os, sys
 from cxr_nb import cli
-from cxr_nb.models import nets as models
+from cxr_nb.models import bundle as models
 from cxr_nb.training import engine as training
 log = os.environ['WRITES']
 def noted(f):

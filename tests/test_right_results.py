@@ -41,7 +41,8 @@ def test_a_stage_draws_other_films_than_the_one_before(films, tiny, tmp_path, tm
 
 def test_weights_of_which_a_few_tensors_fit_are_refused_by_name(tmp_path):
     import timm
-    from cxr_nb.models.nets import ModelError, make_model
+    from cxr_nb.models.weights import ModelError
+    from cxr_nb.models.nets import make_model
     whole = timm.create_model('test_resnet', num_classes=1000).state_dict()
     torch.save(dict(list(whole.items())[:20]), tmp_path/'few.pth')
     with pytest.raises(ModelError, match=r'does not fill \d+ of the \d+ tensors of test_resnet \(\w+'): make_model('test_resnet', size=32, weights=tmp_path/'few.pth')
@@ -59,7 +60,8 @@ def test_a_run_of_another_recipe_is_not_handed_out(films, tiny, tmp_path, tmp_pa
         with pytest.raises(TrainError, match=f'recipe.{field}'): series_run(films, tmp_path, replace(mine, **{field: other}), progress=False)
 
 def test_weights_are_known_by_what_is_in_them(films, tiny, tmp_path, tmp_path_factory):
-    from cxr_nb.models.nets import make_model, save_weights
+    from cxr_nb.models.nets import make_model
+    from cxr_nb.models.bundle import save_weights
     from cxr_nb.training.state import ResumeError
     from cxr_nb.training.engine import run_stage
     for i, name in enumerate('ab'): save_weights(make_model('test_resnet', size=32, seed=i), tmp_path/f'{name}.safetensors')
@@ -244,7 +246,8 @@ def test_a_folder_that_is_no_run_loses_nothing(small_run, tmp_path):
         for o in ('config.json', 'model.safetensors'): (mine/o).unlink()
 
 def test_a_bundle_of_another_kind_is_not_resumed_over(small_run, tmp_path):
-    from cxr_nb.models.nets import make_model, save_bundle
+    from cxr_nb.models.nets import make_model
+    from cxr_nb.models.bundle import save_bundle
     from cxr_nb.runs import RunError
     start, *_ = small_run
     save_bundle(make_model('test_efficientnet', size=32), tmp_path/'run')
@@ -279,7 +282,8 @@ def test_what_a_killed_writer_left_is_gone_when_the_run_goes_on(small_run, tmp_p
 
 def test_a_run_keeps_the_fingerprint_of_its_first_weights(small_run, tmp_path):
     "Also after it was opened, copied and saved where that file is not known"
-    from cxr_nb.models.nets import make_model, save_weights
+    from cxr_nb.models.nets import make_model
+    from cxr_nb.models.bundle import save_weights
     from cxr_nb.training.engine import copy_run, open_run, save_run
     start, recipe, data = small_run
     save_weights(make_model('test_efficientnet', size=32).backbone, tmp_path/'first.safetensors')

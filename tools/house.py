@@ -13,7 +13,7 @@ LIBRARY = ROOT/'cxr_nb'
 ORDER = """
 core runs labels
 data.phantom.canvas data.phantom.anatomy data.phantom.findings data.phantom.release data.sources data.splits data.images data.cache data.augment data.batches data.gate data.checks data.indiana
-models.nets
+models.weights models.tabular models.necks models.nets models.bundle
 metrics.predictions metrics.ranking metrics.operating metrics.bootstrap metrics.evaluation metrics.delong metrics.compare
 metrics.baselines metrics.multilabel metrics.thresholds metrics.guarantees metrics.calibration metrics.subgroups metrics.readers
 metrics.audit

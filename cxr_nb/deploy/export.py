@@ -25,7 +25,8 @@ from .. import __version__
 from ..data.images import to_square
 from ..core import CxrError, file_sha256, whole_file, write_json
 from ..data.augment import MEAN, STD
-from ..models.nets import ModelError, check_config, read_config
+from ..models.weights import ModelError
+from ..models.bundle import check_config, read_config
 from ..data.phantom.anatomy import phantom_body
 from ..data.phantom.findings import phantom_image
 from .predict import Classifier, load_classifier, probabilities_of

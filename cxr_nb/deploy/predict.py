@@ -18,14 +18,15 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #95660501
 from ..data.sources import SUFFIXES
-from ..data.gate import Verdict, judge_file
+from ..data.gate import JudgedFile, Verdict, check_pixels, judge_file
 from ..data.images import file_kind, to_square
 from ..metrics.calibration import Calibration
 from ..core import CxrError
 from ..labels import image_names, none_name
 from ..data.augment import augment
 from ..data.batches import keep_memory
-from ..models.nets import ChestModel, _device, load_bundle
+from ..models.nets import ChestModel, device_named
+from ..models.bundle import load_bundle
 from ..metrics.thresholds import apply_thresholds, no_finding
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #a26d2b24
@@ -48,13 +49,27 @@ class Classifier:
         "What makes probabilities come true as often as they say, fitted on validation. Raises `CxrError` for a bundle without"
         if not self.config.get('calibration'): raise CxrError('this bundle has no calibration; cxr-eval --run writes one, from a validation part with positives and negatives')
         return Calibration.from_dict(self.config['calibration'])
+    def __call__(self, image):
+        "Probabilities of one radiograph by finding: of a file, or of gray pixels uint8 (H, W). Raises `CxrError` if the gate refuses it"
+        pixels = to_square(_let_in(image), self.model.size)
+        return pd.Series(probabilities_of(self, pixels[None])[0], self.findings, name='probability')
+
+def _let_in(image):
+    "The pixels of a file or an array that the gate lets in"
+    if isinstance(image, np.ndarray):
+        if image.ndim != 2: raise CxrError(f'pixels of shape {image.shape}; give gray ones, uint8 (H, W)')
+        got = JudgedFile(image, check_pixels(image))
+    else: got = judge_file(image)
+    name = 'these pixels' if isinstance(image, np.ndarray) else image
+    if got.verdict.status == 'refused': raise CxrError(f'{name}: {got.verdict.text}')
+    return got.pixels
 
 def load_classifier(
     path, # Folder of a bundle or run
     device='cpu' # Where to compute
 )->Classifier: # Ready to predict
     "A trained classifier. Raises `ModelError` if the folder holds none"
-    (model, cfg), device = load_bundle(path), _device(device)
+    (model, cfg), device = load_bundle(path), device_named(device)
     if device.type == 'cpu': keep_memory()
     return Classifier(model.to(device), cfg, device)
 

@@ -34,7 +34,7 @@ def _front_matter(run):
 
 # %% ../../nbs/api/report/06_card.ipynb #523acbaf
 _LOAD = '''```python
-from cxr_nb.models.nets import load_bundle
+from cxr_nb.models.bundle import load_bundle
 model, config = load_bundle('path/of/this/folder')  # safetensors and JSON; loading runs no code
 ```
 

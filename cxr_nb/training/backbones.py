@@ -43,7 +43,8 @@ from ..metrics.evaluation import evaluate, with_interval
 from ..metrics.operating import f1
 from ..metrics.predictions import align
 from ..metrics.ranking import auroc, average_precision, macro
-from ..models.nets import ChestModel, ModelError, check_arch, make_model, probabilities, read_weights
+from ..models.weights import check_arch, ModelError, read_weights
+from ..models.nets import ChestModel, make_model, Net, probabilities
 from ..metrics.thresholds import load_thresholds
 from .recipe import Recipe, Stage, TrainError
 from ..runs import run_lock
@@ -104,7 +105,7 @@ def step_memory(
 )->int: # Bytes
     "Peak memory of a training step in float32: weights, gradients, both averages of Adam, and what backward needs"
     arch, kwargs = as_arch(arch)
-    with torch.device(device), PeakMemory() as mem: _a_step(ChestModel(arch, size=size, **kwargs).train(), torch.zeros(bs, 1, size, size))
+    with torch.device(device), PeakMemory() as mem: _a_step(ChestModel(Net(arch, FINDINGS, size, kwargs=kwargs)).train(), torch.zeros(bs, 1, size, size))
     return mem.peak
 
 # %% ../../nbs/api/training/07_backbones.ipynb #05623141
@@ -116,7 +117,7 @@ def cost(
     "What a network costs anywhere, counted. Raises `ModelError` if timm has none of that name"
     name, kwargs = as_arch(arch)
     with torch.device('meta'), FlopCounterMode(display=False) as n, torch.no_grad():
-        model = ChestModel(name, size=size, **kwargs).eval()
+        model = ChestModel(Net(name, FINDINGS, size, kwargs=kwargs)).eval()
         before = n.get_total_flops()
         model(torch.zeros(1, 1, size, size))
     return dict(parameters=sum(p.numel() for p in model.parameters()), madds=(n.get_total_flops() - before)//2, memory=step_memory(arch, size, bs))
@@ -175,7 +176,7 @@ def speed(
     cast = nullcontext if kind == 'float32' else lambda: torch.autocast(device.type, getattr(torch, kind))
     with within_memory(name, size, bs, lambda: _fits(arch, size)):
         if device.type == 'cuda': torch.cuda.reset_peak_memory_stats()
-        model = ChestModel(name, size=size, **kwargs).to(device, memory_format=torch.channels_last)
+        model = ChestModel(Net(name, FINDINGS, size, kwargs=kwargs)).to(device, memory_format=torch.channels_last)
         x, y, opt = torch.randn(bs, 1, size, size, device=device), torch.zeros(bs, len(FINDINGS), device=device), adam([list(model.parameters())], lr=1e-4)
         train = _best_rate(lambda: _step(model.train(), opt, x, y, cast), bs, seconds, device)
         infer = _best_rate(lambda: _answer(model.eval(), x, cast), bs, seconds, device)

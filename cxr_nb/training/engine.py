@@ -29,9 +29,10 @@ from ..metrics.predictions import PredictionError, align
 from ..metrics.ranking import auroc, average_precision, macro
 
 # %% ../../nbs/api/training/04_engine.ipynb #f5fb5ada
-from ..models.nets import (ChestModel, ModelError, check_arch, features, fix_batchnorm, load_bundle, make_model, probabilities, read_weights,
-                           save_bundle, save_weights, splitter)
-from ..models.nets import _device, _over
+from ..models.weights import check_arch, ModelError, read_weights
+from ..models.nets import ChestModel, features, fix_batchnorm, make_model, probabilities, splitter
+from ..models.bundle import load_bundle, save_bundle, save_weights
+from ..models.nets import device_named, over_batches
 from .recipe import PRECISIONS, STAGED, Recipe, Stage, TrainError
 from .state import LateLearner, Pass, ResumeError, SaveState, StateFile, differences, disk_room, refuse_other
 from ..runs import RUN_FILES, RunError, clear_run, holds_run, refuse_overwriting, refuse_resuming, run_lock, unfinished
@@ -168,7 +169,7 @@ def best_device(
 )->torch.device: # The device
     "Where to compute; joins the other processes if `torchrun` started this one"
     if int(os.environ.get('WORLD_SIZE', 1)) > 1: device = _join(name)
-    else: device = _device(name or ('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'))
+    else: device = device_named(name or ('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'))
     if device.type == 'cpu': keep_memory()
     cv2.setNumThreads(1) # a film is small, and OpenCV's idle threads would stand in the way of the network's
     if device.type == 'cuda': torch.backends.cudnn.benchmark = True # batches have one size
@@ -547,7 +548,7 @@ def _features(run, name, file):
     if file is None or rank_world()[1] > 1: return features(run.model, batches, run.progress)
     before = Pass(file.folder/f'{name}.f32', run.model.head[-1].in_features, batches.bs, file.every)
     batches.start, rows = before.batches, before.rows()
-    new = _over(run.model, batches, lambda x: before.add(run.model.features(x)), run.progress, 'features')
+    new = over_batches(run.model, batches, lambda x: before.add(run.model.features(x)), run.progress, 'features')
     return rows if new is None else np.concatenate([rows, new]) if len(rows) else new
 
 def kept_features(
