@@ -52,7 +52,7 @@ class Classifier:
     def __call__(self, image):
         "Probabilities of one radiograph by finding: of a file, or of gray pixels uint8 (H, W). Raises `CxrError` if the gate refuses it"
         pixels = to_square(_let_in(image), self.model.size)
-        return pd.Series(probabilities_of(self, pixels[None])[0], self.findings, name='probability')
+        return pd.Series(probabilities_of(self, np.stack([pixels]))[0], self.findings, name='probability')
 
 def _let_in(image):
     "The pixels of a file or an array that the gate lets in"
