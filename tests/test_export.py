@@ -47,10 +47,13 @@ HOSTILE = [dict(arch='vit_7b_patch16_dinov3'), dict(arch='eva02_enormous_patch14
 def test_a_hostile_configuration_is_refused_in_little_memory(change, tmp_path, env):
     save_bundle(make_model('vit_tiny_patch16_224', size=64, depth=1), tmp_path, model_kwargs=dict(depth=1))
     cfg = json.loads((tmp_path/'config.json').read_text())
-    (tmp_path/'config.json').write_text(json.dumps(cfg | change))
+    older = {k: v for k, v in cfg.items() if k not in ('net', 'format')} | change
+    net = cfg['net'] | {k.replace('model_kwargs', 'kwargs'): v for k, v in change.items()}
     import resource
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(ModelError): load_bundle(tmp_path)
+    for said in (older, cfg | change, cfg | change | dict(net=net)):
+        (tmp_path/'config.json').write_text(json.dumps(said))
+        with pytest.raises(ModelError): load_bundle(tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20, 'more than 1 GB'
 
 def test_networks_can_still_be_built_beside_and_after_a_refused_one(tmp_path):

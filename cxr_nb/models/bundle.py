@@ -87,8 +87,9 @@ def net_of(
         if not isinstance(cfg.get(kind, {}), dict): raise ModelError(f'{kind!r} holds no options')
     if 'net' not in cfg: return plain
     net = Net.from_dict(cfg['net'])
-    if (net.arch, net.findings, net.size) != (plain.arch, plain.findings, plain.size):
-        raise ModelError("'net' is of another architecture, size or other findings than the rest of the file")
+    if (net.arch, net.size) != (plain.arch, plain.size) or 'model_kwargs' in cfg and net.kwargs != plain.kwargs:
+        raise ModelError("'net' is of another architecture, size or other options than the rest of the file")
+    if net.findings != plain.findings: raise ModelError("'net' has other findings than the rest of the file, or has them in another order")
     return net
 
 def check_config(
