@@ -28,10 +28,9 @@ RUN_FILES = {
     'report.html': 'the page to read',
     'MODEL_CARD.md': 'what goes with the weights when they are shared',
     'data.json': 'where images and label file lie on this machine',
-    'log.txt': 'a line an epoch, of runs with a table beside the image',
     'checkpoints': 'the weights after each stage, the best and the last',
     'figures': 'the pictures of the report',
-    'results': 'tables and single heatmaps',
+    'results': 'the log, tables and single heatmaps',
     'resume': 'the state to go on from, while a run is unfinished',
 }
 

@@ -10,7 +10,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1') # two test workers side by side; b
 os.environ['COLUMNS'] = '200' # tables of commands are as wide as this
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-READY = ['cxr_nb.cli', 'cxr_nb.training.engine', 'cxr_nb.explain.sheet', 'cxr_nb.report.card', 'cxr_nb.deploy.predict', 'cxr_nb.data.checks', 'cxr_nb.deploy.export', 'accelerate']
+READY = ['cxr_nb.cli', 'cxr_nb.commands.use', 'cxr_nb.training.crossval', 'cxr_nb.report.classes', 'cxr_nb.explain.sheet', 'cxr_nb.report.card', 'cxr_nb.deploy.predict', 'cxr_nb.data.checks', 'cxr_nb.deploy.export', 'accelerate']
 
 @pytest.fixture(scope='session')
 def env(tmp_path_factory):

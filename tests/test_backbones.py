@@ -3,16 +3,19 @@ import json
 from dataclasses import replace
 
 import numpy as np, pytest, torch
-from cxr_nb.models import bundle as models
+from cxr_nb.models import nets as models
 from cxr_nb.training import backbones, engine as training
-from cxr_nb.training.backbones import BACKBONES, compare_backbones, train_backbone
+from cxr_nb.training.backbones import BACKBONES, compare_backbones
 from cxr_nb.data.sources import load_nih
 from cxr_nb.explain.cam import cam_layer, gradcam
 from cxr_nb.labels import FINDINGS
-from cxr_nb.models.weights import load_backbone, ModelError, read_weights
+from cxr_nb.models.weights import ModelError, load_backbone, read_weights
+from cxr_nb.models.bundle import load_bundle, load_weights, save_bundle, save_weights
 from cxr_nb.models.nets import make_model
-from cxr_nb.models.bundle import load_bundle, save_bundle, save_weights
-from cxr_nb.training.engine import Recipe, Stage, TrainError, run_stage, start_run
+from cxr_nb.training.recipe import Stage, TrainError
+from cxr_nb.training.recipes import staged
+from cxr_nb.training.engine import run_stage
+from cxr_nb.training.run import start_run
 
 NARROW = {'vgg16': dict(mlp_ratio=1/64), 'vit_base_patch16_224': dict(depth=3)} # the layers left out are like those that stay
 SIZES = {'vit_base_patch16_224': 32}
@@ -27,7 +30,7 @@ def films(phantom):
 def cache(tmp_path_factory): return tmp_path_factory.mktemp('films')
 
 def recipe(arch, **kwargs):
-    return Recipe(**dict(arch=arch, findings=FINDINGS, size=SIZES.get(arch, 64), weights='none', split='random', stages=[STAGE], model_kwargs=NARROW.get(arch, {})) | kwargs)
+    return staged(**dict(arch=arch, findings=FINDINGS, size=SIZES.get(arch, 64), weights='none', split='random', stages=[STAGE], kwargs=NARROW.get(arch, {})) | kwargs)
 
 @pytest.mark.parametrize('arch', BACKBONES.values())
 def test_trains_comes_back_and_explains(arch, films, cache, tmp_path):
@@ -76,7 +79,7 @@ def test_weights_in_another_finding_order_are_refused(tmp_path):
     assert sorted(swapped) == sorted(FINDINGS)
     save_weights(make_model('mobilenetv2_050', swapped, size=64), tmp_path/'w.safetensors')
     model = make_model('mobilenetv2_050', size=64)
-    with pytest.raises(ModelError, match="'Cardiomegaly' there and 'Atelectasis' here"): models.load_weights(model, tmp_path/'w.safetensors')
+    with pytest.raises(ModelError, match="'Cardiomegaly' there and 'Atelectasis' here"): load_weights(model, tmp_path/'w.safetensors')
 
 def test_a_bundle_with_another_finding_order_is_refused(tmp_path):
     save_bundle(make_model('mobilenetv2_050', size=64), tmp_path/'a')
@@ -92,19 +95,19 @@ def test_eval_with_weights_of_another_architecture_ends_in_a_line(run, trained, 
 
 def test_out_of_memory_suggests_a_batch_size(films, cache, tmp_path, monkeypatch):
     def full(*args): raise torch.OutOfMemoryError('CUDA out of memory')
-    monkeypatch.setattr(training, '_run_unfrozen', full)
-    with pytest.raises(TrainError, match='resnet18: out of memory with 16 films of 64x64 a batch; try batches of 8'):
-        train_backbone(films, recipe('resnet18'), tmp_path/'r', cache=cache/'64', device='cpu', progress=False)
+    monkeypatch.setattr(training, '_train_net', full)
+    with pytest.raises(TrainError, match='resnet18: out of memory with 16 images of 64x64 a batch; try batches of 8'):
+        compare_backbones(films, recipe('resnet18'), {'r': 'resnet18'}, home=tmp_path, cache=cache/'64', device='cpu', progress=False)
 
 def test_a_killed_comparison_goes_on(films, cache, tmp_path, monkeypatch):
-    archs, real = {'one': 'mobilenetv2_050', 'two': 'mobilenetv3_small_050'}, backbones.run_stage
-    def killed(run, stage):
-        if run.recipe.arch == archs['two']: raise KeyboardInterrupt
-        return real(run, stage)
-    monkeypatch.setattr(backbones, 'run_stage', killed)
+    archs, real = {'one': 'mobilenetv2_050', 'two': 'mobilenetv3_small_050'}, backbones.train
+    def killed(data, recipe, *args, **kwargs):
+        if recipe.arch == archs['two']: raise KeyboardInterrupt
+        return real(data, recipe, *args, **kwargs)
+    monkeypatch.setattr(backbones, 'train', killed)
     kwargs = dict(home=tmp_path, cache=cache/'64', device='cpu', progress=False)
-    with pytest.raises(KeyboardInterrupt): compare_backbones(films, recipe('any'), archs, **kwargs)
+    with pytest.raises(KeyboardInterrupt): compare_backbones(films, recipe('resnet18'), archs, **kwargs)
     written = (tmp_path/'one-0'/'history.csv').stat().st_mtime_ns
-    monkeypatch.setattr(backbones, 'run_stage', real)
-    runs = compare_backbones(films, recipe('any'), archs, **kwargs)
+    monkeypatch.setattr(backbones, 'train', real)
+    runs = compare_backbones(films, recipe('resnet18'), archs, **kwargs)
     assert runs.network.tolist() == ['one', 'two'] and (tmp_path/'one-0'/'history.csv').stat().st_mtime_ns == written

@@ -85,7 +85,7 @@ def test_single_route_with_a_random_split_of_two_parts(run, phantom, tmp_path):
     assert {'best.safetensors', 'last.safetensors'} <= {o.name for o in (tmp_path/'run'/'checkpoints').iterdir()}
     said = run('cxr-eval', '--run', tmp_path/'run', *own, '--weights', tmp_path/'run'/'checkpoints'/'best.safetensors', '--subset', 20)
     tables = tmp_path/'run'/'results'/'tables'
-    assert said.returncode == 0 and 'validation films' in (tables/'metrics.txt').read_text() and set(json.loads((tables/'metrics.json').read_text())) == {'val'}, said.stderr
+    assert said.returncode == 0 and 'validation images' in (tables/'metrics.txt').read_text() and set(json.loads((tables/'metrics.json').read_text())) == {'val'}, said.stderr
     assert run('cxr-gradcam', '--run', tmp_path/'run', '--samples', 2).returncode == 0 and len(list((tmp_path/'run'/'results'/'gradcam').glob('*.png'))) == 2
     assert 'too kind' in (tmp_path/'run'/'report.html').read_text() and 'too kind' in (tmp_path/'run'/'MODEL_CARD.md').read_text()
     said = run('cxr-train', *own, '--split', 'random', '--val', .3, '--test', .7, '--weights', 'none', '--size', 32, '--out', tmp_path/'none')

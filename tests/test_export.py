@@ -4,8 +4,8 @@ import hashlib, json, subprocess, sys
 import numpy as np, pytest, torch
 from cxr_nb.deploy.export import ExportError, export_onnx, from_pretrained, load_onnx
 from cxr_nb.models.weights import ModelError, read_weights
-from cxr_nb.models.nets import make_model
 from cxr_nb.models.bundle import bounded, load_bundle, save_bundle
+from cxr_nb.models.nets import make_model
 from cxr_nb.deploy.predict import Classifier, load_classifier, probabilities_of
 
 KINDS = {'resnet10t': dict(layers=(1, 1, 1, 0), channels=(8, 8, 16, 16)), 'vit_tiny_patch16_224': dict(depth=3), 'densenet121': dict(block_config=(2, 2, 2, 2))}

@@ -305,4 +305,4 @@ def test_prepare_names_films_that_lie_wrong_and_keeps_them(run, phantom, tmp_pat
     assert said.returncode == 0 and 'they stay in, but look at them' in said.stdout, said.stderr
     odd = pd.read_csv(tmp_path/'cache'/'gate.csv', index_col='image')
     assert odd.codes[[films[3].name, films[8].name]].tolist() == ['inverted', 'rotated_180'] and len(odd) < 10
-    assert f'{len(films)} films at 64x64' in said.stdout
+    assert f'{len(films)} images at 64x64' in said.stdout

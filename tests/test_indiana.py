@@ -1,112 +1,82 @@
-"A cross-validation of 35 classes that is killed between folds and inside of one goes on and ends with the same files, bit by bit."
-import hashlib, json, time
-from functools import partial
+"A cross-validation of 35 classes: what it leaves, what it refuses, and the tower of open_clip. That it goes on after a kill is in test_every_recipe."
+import json
 
 import numpy as np, pandas as pd, pytest
 
-TINY = dict(arch='vit_tiny_patch16_224', weights='none', size=32, width=16, blocks=1, model_kwargs=dict(embed_dim=16, depth=3, num_heads=2, patch_size=8),
-            budgets=[1, 2, 4], lr=2e-3, bs=16)
-
-def work(phantom, cache, out, hold=None):
-    "The whole pipeline, as a user's script would call it; waits for its end as soon as the file `hold` is written"
-    from cxr_nb.training import crossval as folds
-    from cxr_nb.data.indiana import indiana_split, load_indiana
-    def slow(write, path, content):
-        write(path, content)
-        if hold and path == out/hold:
-            (out.parent/'waits').touch()
-            time.sleep(600)
-    folds.write_whole, folds.write_json = partial(slow, folds.write_whole), partial(slow, folds.write_json)
-    data = load_indiana(phantom)
-    folds.cross_validate(data, indiana_split(data.table, folds=4), folds.Sweep(**TINY), out, n_boot=50, cache=cache, device='cpu', progress=False)
+TINY = dict(epochs=4, lr=2e-3, budgets=(1, 2, 4))
 
 @pytest.fixture(scope='module')
-def start(forks):
-    "Start `work` in a process of its own, of a server that has imported the library before"
-    def _start(*args):
-        p = forks.Process(target=work, args=args)
-        p.start()
-        return p
-    return _start
-
-@pytest.fixture(scope='module')
-def films(tmp_path_factory):
-    "Drawn films of 80 reports, and a folder for their cache"
-    from cxr_nb.data.indiana import indiana_phantom
+def images(tmp_path_factory):
+    "Drawn images of 80 reports, and a folder for their cache"
+    from cxr_nb.data.indiana import indiana_phantom, load_indiana
     home = tmp_path_factory.mktemp('indiana')
-    return indiana_phantom(home/'films', n_reports=80, size=64), home/'cache'
-
-def kill_at(p, out):
-    "SIGKILL when the process waits"
-    while p.exitcode is None and not (out.parent/'waits').is_file(): time.sleep(.01)
-    p.kill()
-    p.join()
-    assert p.exitcode == -9, f'the process ended by itself with {p.exitcode}'
-    (out.parent/'waits').unlink()
-
-def prints(folder):
-    "Hash of each file below a folder"
-    return {str(o.relative_to(folder)): hashlib.sha256(o.read_bytes()).hexdigest() for o in sorted(folder.rglob('*')) if o.is_file()}
+    return load_indiana(indiana_phantom(home/'images', n_reports=80, size=64)), home/'cache'
 
 @pytest.fixture(scope='module')
-def whole(start, films, tmp_path_factory):
-    "A run that nothing interrupted"
-    out = tmp_path_factory.mktemp('runs')/'whole'
-    p = start(*films, out)
-    p.join()
-    assert p.exitcode == 0
-    return out
+def recipe():
+    from cxr_nb.training.recipes import make_recipe
+    return make_recipe('indiana', fast=True, folds=4, **TINY)
 
-def test_killed_runs_end_with_the_same_files(start, films, whole, tmp_path):
-    "Killed before its tokens are made, in a finished fold that has not got its name yet, and in the first epoch of a later one"
-    out = tmp_path/'killed'
-    for hold in ('sweep.json', 'fold0.part/fold.json', 'fold2.part/history.csv'): kill_at(start(*films, out, hold), out)
-    assert sorted(o.name for o in out.glob('fold*')) == ['fold0', 'fold1', 'fold2.part'] and not (out/'metrics.json').exists()
-    done = (out/'fold0'/'fold.json').stat().st_mtime_ns
-    p = start(*films, out)
-    p.join()
-    assert p.exitcode == 0 and (out/'fold0'/'fold.json').stat().st_mtime_ns == done
-    assert prints(out) == prints(whole)
+def cross(images, recipe, out, **kwargs):
+    from cxr_nb.training.crossval import cross_validate
+    return cross_validate(images[0], recipe, out, n_boot=50, cache=images[1], device='cpu', progress=False, say=str, **kwargs)
+
+@pytest.fixture(scope='module')
+def whole(images, recipe, tmp_path_factory):
+    "A run that nothing interrupted"
+    return cross(images, recipe, tmp_path_factory.mktemp('runs')/'whole').path
 
 def test_what_a_run_leaves(whole):
-    from cxr_nb.training.crossval import best_epochs, load_vit
     from cxr_nb.data.indiana import INDIANA
+    from cxr_nb.models.bundle import load_bundle
+    from cxr_nb.training.crossval import best_epochs, fold_histories
     m, split = json.loads((whole/'metrics.json').read_text()), pd.read_csv(whole/'split.csv', index_col='image').part
     assert set(m['test']['findings']) == set(INDIANA) and m['test']['n'] == (split == 'test').sum()
     absent = [f for f, o in m['test']['findings'].items() if not o['positives']]
     assert absent and all(m['test']['findings'][f]['auroc']['value'] is None for f in absent)
     assert m['test']['macro']['auroc']['n_findings'] == 35 - len(absent)
-    oof, seen = (pd.read_csv(whole/f'predictions_{o}.csv') for o in ('val', 'train'))
-    assert sorted(oof.image) == sorted(split.index[split != 'test']) and (oof.fold.to_numpy() == split[oof.image].to_numpy()).all()
-    assert not set(seen.image) & set(split.index[split.isin(['test', m['sweep']['fold']])])
-    for k in range(4):
-        said = json.loads((whole/f'fold{k}'/'fold.json').read_text())
-        assert best_epochs(pd.read_csv(whole/f'fold{k}'/'history.csv'), TINY['budgets']) == {int(b): e for b, e in said['best'].items()}
-    model, cfg = load_vit(whole)
-    assert model.findings == INDIANA and cfg['fold'] == m['sweep']['fold'] and not str(whole) in (whole/'config.json').read_text()
+    oof, val = pd.read_csv(whole/'results'/'tables'/'out_of_fold.csv'), pd.read_csv(whole/'predictions_val.csv')
+    assert sorted(oof.image) == sorted(split.index[split != 'test']) and oof.fold.nunique() == 4
+    assert set(val.image) == set(split.index[split == 'val']) == set(oof.image[oof.fold == m['sweep']['fold']])
+    histories = fold_histories(whole)
+    assert len(histories) == 4 and best_epochs(histories[m['sweep']['fold']], [m['sweep']['budget']]) == {m['sweep']['budget']: m['sweep']['epoch']}
+    model, cfg = load_bundle(whole)
+    assert model.findings == INDIANA and cfg['chosen'] == m['sweep'] and str(whole) not in (whole/'config.json').read_text()
+
+def test_the_tower_has_not_moved_and_the_heads_have(whole):
+    "Between two folds, whose networks began alike"
+    from safetensors.torch import load_file
+    a, b = (load_file(whole/f'fold{k}'/'model.safetensors') for k in (0, 1))
+    frozen = [k for k in a if k.startswith('backbone.patch_embed')]
+    assert frozen and all(a[k].equal(b[k]) for k in frozen) and not a['head.0.weight'].equal(b['head.0.weight'])
 
 def test_thresholds_do_not_depend_on_the_test_part(whole):
-    from cxr_nb.metrics.predictions import align
     from cxr_nb.metrics.thresholds import fit_thresholds, load_thresholds
-    seen, t = pd.read_csv(whole/'predictions_val.csv'), load_thresholds(whole/'thresholds.json')
-    chosen = json.loads((whole/'metrics.json').read_text())['sweep']['fold']
-    for name, rows in (('pooled', seen), ('threshold', seen[seen.fold == chosen])): # those of the one network that is kept are its own
-        a = align(None, rows)
-        assert np.allclose(t[name], fit_thresholds(a.y, a.p, a.findings).threshold, equal_nan=True) and (t[name].isna() == (a.y.sum(0) == 0)).all()
+    from cxr_nb.training.judging import align
+    a, t = align(None, pd.read_csv(whole/'predictions_val.csv')), load_thresholds(whole/'thresholds.json')
+    assert np.allclose(t.threshold, fit_thresholds(a.y, a.p, a.findings).threshold, equal_nan=True)
+    assert (t.threshold.isna() == (a.y.sum(0) == 0)).all()
 
-def test_other_choices_are_refused_in_the_same_folder(films, whole):
-    from cxr_nb.training.crossval import FoldError, Sweep, start_folds
-    from cxr_nb.data.indiana import indiana_split, load_indiana
-    data = load_indiana(films[0])
-    with pytest.raises(FoldError, match='another budgets'):
-        start_folds(data, indiana_split(data.table, folds=4), Sweep(**TINY | dict(budgets=[5])), whole, cache=films[1], device='cpu', progress=False)
+def test_other_choices_are_refused_in_the_same_folder(images, recipe, whole):
+    from cxr_nb.core import CxrError
+    from cxr_nb.training.recipe import change
+    with pytest.raises(CxrError, match='recipe.budgets'): cross(images, change(recipe, budgets=(3,)), whole, resume=True)
+    with pytest.raises(CxrError, match='holds a finished run'): cross(images, recipe, whole)
+
+def test_the_published_head_has_404_515_parameters():
+    from cxr_nb.models.nets import ChestModel, count_parameters
+    from cxr_nb.training.recipes import indiana
+    import torch
+    with torch.device('meta'): net = ChestModel(indiana().net)
+    assert count_parameters(net)['head'] == 404_515
 
 def test_the_tower_of_open_clip(tmp_path, monkeypatch):
-    "What open_clip itself says of a film in three channels, from a checkpoint that it has written and fetches as from the hub"
+    "What open_clip itself says of an image in three channels, from a checkpoint that it has written and fetches as from the hub"
     open_clip = pytest.importorskip('open_clip')
     import torch
-    from cxr_nb.training.crossval import CLIP_MEAN, CLIP_STD, ChestViT, load_tower
     from cxr_nb.data.augment import normalise
+    from cxr_nb.models.nets import Net, make_model
+    from cxr_nb.models.weights import CLIP_MEAN, CLIP_STD
     vision = dict(image_size=224, timm_model_name='vit_tiny_patch16_224', timm_model_pretrained=False, timm_pool='', timm_proj='linear')
     cfg = dict(embed_dim=512, vision_cfg=vision, text_cfg=dict(context_length=8, vocab_size=64, width=32, heads=2, layers=1))
     (tmp_path/'tiny_chest.json').write_text(json.dumps(cfg))
@@ -123,9 +93,9 @@ def test_the_tower_of_open_clip(tmp_path, monkeypatch):
         if not (tmp_path/'hub'/filename).is_file(): raise FileNotFoundError(filename)
         return str(tmp_path/'hub'/filename)
     monkeypatch.setattr('open_clip.pretrained.hf_hub_download', hub)
-    ours = load_tower(ChestViT('vit_tiny_patch16_224', ['a']), 'hf-hub:some/page').eval()
+    ours = make_model(Net('vit_tiny_patch16_224', ('a',), neck='token', width=512), weights='hf-hub:some/page')
     assert {o for o, _ in asked} == {'some/page'} and asked[-1][1] == 'open_clip_pytorch_model.bin'
-    film = torch.randint(0, 256, (2, 1, 224, 224), dtype=torch.uint8)
+    image = torch.randint(0, 256, (2, 1, 224, 224), dtype=torch.uint8)
     m, s = (torch.tensor(o).view(1, 3, 1, 1) for o in (CLIP_MEAN, CLIP_STD))
-    with torch.no_grad(): a, b = ours.features(normalise(film)), theirs.encode_image((film/255 - m)/s)
+    with torch.no_grad(): a, b = ours.features(normalise(image)), theirs.encode_image((image/255 - m)/s)
     assert a.shape == (2, 512) and torch.allclose(a, b, atol=1e-3*float(b.abs().max()))

@@ -33,9 +33,10 @@ def own(run, clinic, tmp_path_factory):
 
 def small(data, path, **kwargs):
     "A tiny run in Python"
-    from cxr_nb.training.recipe import Recipe, Stage
+    from cxr_nb.training.recipes import staged
+    from cxr_nb.training.recipe import Stage
     from cxr_nb.training.engine import train
-    recipe = Recipe(arch='test_resnet', size=32, weights='none', stages=[Stage('whole', 1, 1e-3, bs=16, bn='train')])
+    recipe = staged(arch='test_resnet', size=32, weights='none', stages=[Stage('whole', 1, 1e-3, bs=16, bn='train')])
     return train(data, recipe, path, device='cpu', progress=False, say=str, **kwargs)
 
 def test_own_columns_findings_and_patients_come_out_as_they_went_in(own):
@@ -96,19 +97,21 @@ def test_overwriting_leaves_nothing_of_the_old_run(clinic, tmp_path):
         (old.path/name).parent.mkdir(exist_ok=True)
         (old.path/name).write_text('old')
     (old.path/'notes.txt').write_text('mine')
-    from cxr_nb.training.engine import start_run
+    from cxr_nb.training.run import start_run
     start_run(data, old.recipe, tmp_path/'run', cache=clinic/'cache', device='cpu', progress=False, overwrite=True, say=str)
-    assert {o.name for o in old.path.iterdir()} == {'config.json', 'model.safetensors', 'split.csv', 'data.json', 'notes.txt'}
+    assert {o.name for o in old.path.iterdir()} == {'config.json', 'model.safetensors', 'split.csv', 'data.json', 'results', 'notes.txt'}
 
 def test_an_unfinished_run_says_so_wherever_it_is_used(run, clinic, tmp_path):
     from cxr_nb.deploy.app import make_page
     from cxr_nb.data.sources import load_data
     from cxr_nb.deploy.predict import load_classifier
-    from cxr_nb.training.recipe import Recipe, Stage
+    from cxr_nb.training.recipes import staged
+    from cxr_nb.training.recipe import Stage
     from cxr_nb.report.html import write_report
-    from cxr_nb.training.engine import run_stage, start_run
+    from cxr_nb.training.engine import run_stage
+    from cxr_nb.training.run import start_run
     data = load_data(csv_path=clinic/'mine.csv', img_root=clinic/'films', columns=dict(image='scan', patient='person'))
-    recipe = Recipe(arch='test_resnet', size=32, weights='none', stages=[Stage(o, 1, 1e-3, bs=16) for o in ('one', 'two')])
+    recipe = staged(arch='test_resnet', size=32, weights='none', stages=[Stage(o, 1, 1e-3, bs=16) for o in ('one', 'two')])
     r = start_run(data, recipe, tmp_path/'run', cache=clinic/'cache', device='cpu', progress=False, say=str)
     run_stage(r, r.recipe.stages[0])
     film = next((clinic/'films').rglob('*.png'))
@@ -200,7 +203,7 @@ def test_help_shows_defaults_and_one_spelling(run):
         flags = re.findall(r'(?<![\w-])--[a-zA-Z][\w-]*', said)
         assert flags and not [o for o in flags if '_' in o and o != '--nproc_per_node'], name
     said = ' '.join(run('cxr-train', '--help').stdout.split())
-    for text in ('5 in staged, 8 in single if not given', '224 if not given', '32 if not given', 'mobilenetv2_100 if not given', '0.2 if not given'): assert text in said, text
+    for text in ('224 if not given', 'that of the recipe if not given', '0 if not given', 'staged (frozen head, whole network, slower)'): assert text in said, text
 
 def test_notebooks_alone_say_how_to_get_on_without_a_network():
     "Both the variable for the notebooks and the argument in Python stand in the message"

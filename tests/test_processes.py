@@ -7,15 +7,15 @@ from conftest import BIN
 SCRIPT = '''
 import os, sys
 from cxr_nb import cli
-from cxr_nb.models import bundle as models
-from cxr_nb.training import engine as training
+from cxr_nb.models import bundle
+from cxr_nb.training import callbacks, run as folder
 log = os.environ['WRITES']
 def noted(f):
     def g(model, path):
         with open(log, 'a') as out: print(os.environ['RANK'], getattr(path, 'name', path), file=out)
         return f(model, path)
     return g
-training.save_weights, models.save_weights = noted(training.save_weights), noted(models.save_weights)
+for module in (callbacks, folder, bundle): module.save_weights = noted(module.save_weights)
 sys.exit(cli.cxr_train(sys.argv[1:]))
 '''
 

@@ -8,15 +8,16 @@ import pandas as pd, pytest
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='needs fork and prlimit')
 STAGE = dict(epochs=2, lr=1e-3, bs=16)
 RECIPE = dict(arch='test_efficientnet', size=48, weights='none', dropout=.3, weighted=True, stages=[
-    dict(STAGE, name='frozen_head', freeze=True, repeats=2), dict(STAGE, name='unfreeze', schedule='one_cycle'), dict(STAGE, name='fine_tune', lr=1e-4, bn='train')])
+    dict(STAGE, name='frozen_head', trainable=0, repeats=2), dict(STAGE, name='unfreeze', schedule='one_cycle'), dict(STAGE, name='fine_tune', lr=1e-4, bn='train')])
 
 def child(argv, said, env):
     "cxr-train, with what it says in a file; heatmaps and report, which would take longer than the training here, are left out"
     os.environ.update(env)
     from cxr_nb import cli
+    from cxr_nb.commands import train as commands
     from cxr_nb.training import engine as training
     training.judge = functools.partial(training.judge, n_boot=50)
-    cli._finish = lambda run: (run.path/'report.html').write_text('')
+    commands.finish = lambda run: (run.path/'report.html').write_text('')
     with open(said, 'a', buffering=1) as f, redirect_stdout(f), redirect_stderr(f): code = cli.cxr_train(argv)
     os._exit(code)
 

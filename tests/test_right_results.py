@@ -3,6 +3,7 @@ import json, re, shutil, subprocess, sys, time
 from dataclasses import FrozenInstanceError, replace
 
 import numpy as np, pandas as pd, pytest, torch
+from cxr_nb.training.recipe import change
 
 @pytest.fixture(scope='module')
 def films(phantom):
@@ -11,17 +12,19 @@ def films(phantom):
 
 @pytest.fixture(scope='module')
 def tiny():
-    from cxr_nb.training.recipe import Recipe, Stage
-    stages = [Stage('head', 1, 1e-3, freeze=True, repeats=1, bs=16), Stage('whole', 1, 1e-3, bs=16), Stage('slow', 1, 1e-4, bs=16)]
-    return Recipe(arch='test_resnet', size=32, weights='none', precision='float32', stages=stages)
+    from cxr_nb.training.recipes import staged
+    from cxr_nb.training.recipe import Stage
+    stages = [Stage('head', 1, 1e-3, trainable=0, repeats=1, bs=16), Stage('whole', 1, 1e-3, bs=16), Stage('slow', 1, 1e-4, bs=16)]
+    return staged(arch='test_resnet', size=32, weights='none', precision='float32', stages=stages)
 
 def begun(films, tiny, path, tmp_path_factory, **kwargs):
-    from cxr_nb.training.engine import start_run
+    from cxr_nb.training.run import start_run
     return start_run(films, tiny, path, cache=tmp_path_factory.getbasetemp()/'cache32', device='cpu', progress=False, say=str, **kwargs)
 
 def test_lower_precision_ends_with_a_step_that_fails(films, tiny, tmp_path, tmp_path_factory):
     "What follows an error in the forward pass must not be computed in bfloat16"
-    from cxr_nb.training.engine import Mixed, net_learner
+    from cxr_nb.training.callbacks import Mixed
+    from cxr_nb.training.engine import net_learner
     run = begun(films, tiny, tmp_path/'run', tmp_path_factory)
     learn = net_learner(run, tiny.stages[1], [Mixed('bfloat16')])
     def full(x): raise torch.OutOfMemoryError('out of memory')
@@ -50,14 +53,14 @@ def test_weights_of_which_a_few_tensors_fit_are_refused_by_name(tmp_path):
     make_model('test_resnet', size=32, weights=tmp_path/'all.pth')
 
 def test_a_run_of_another_recipe_is_not_handed_out(films, tiny, tmp_path, tmp_path_factory, monkeypatch):
-    from cxr_nb.training.engine import TrainError, series_run
+    from cxr_nb.training.recipe import TrainError
+    from cxr_nb.training.series import series_run
     monkeypatch.setenv('CXR_CACHE', str(tmp_path_factory.getbasetemp()/'series'))
     mine = replace(tiny, stages=tiny.stages[:1])
     run = series_run(films, tmp_path, mine, progress=False)
     assert series_run(films, tmp_path, mine, progress=False).history == run.history
-    for field, other in dict(arch='test_resnet2', loss='focal', seed=7, size=48).items():
-        if field == 'arch': other = 'test_vit'
-        with pytest.raises(TrainError, match=f'recipe.{field}'): series_run(films, tmp_path, replace(mine, **{field: other}), progress=False)
+    for field, other in {'net.arch': dict(arch='test_vit'), 'loss.name': dict(loss='focal'), 'seed': dict(seed=7), 'net.size': dict(size=48)}.items():
+        with pytest.raises(TrainError, match=f'recipe.{field}'): series_run(films, tmp_path, change(mine, **other), progress=False)
 
 def test_weights_are_known_by_what_is_in_them(films, tiny, tmp_path, tmp_path_factory):
     from cxr_nb.models.nets import make_model
@@ -73,12 +76,13 @@ def test_weights_are_known_by_what_is_in_them(films, tiny, tmp_path, tmp_path_fa
     with pytest.raises(ResumeError, match='start_weights'): begun(films, recipe, tmp_path/'run', tmp_path_factory, resume=True)
 
 def test_records_are_frozen_and_check_themselves():
+    from cxr_nb.core import CxrError
     from cxr_nb.data.augment import Augment
     from cxr_nb.training.recipe import STAGED, Recipe, Stage, TrainError
     with pytest.raises(FrozenInstanceError): Recipe().stages[0].epochs = 99
     assert STAGED[0].epochs == 5
-    for bad in (lambda: Stage('a', 1, 1e-3, bn='fix'), lambda: Stage('a', 1, 1e-3, schedule='onecycle'), lambda: Recipe(loss='bse'), lambda: Recipe(size=0)):
-        with pytest.raises(TrainError, match='must be'): bad()
+    for bad in (lambda: Stage('a', 1, 1e-3, bn='fix'), lambda: Stage('a', 1, 1e-3, schedule='onecycle'), lambda: change(Recipe(), loss='bse'), lambda: change(Recipe(), size=0)):
+        with pytest.raises(CxrError, match='must be'): bad()
     with pytest.raises(ValueError, match='flip is 2'): Augment(flip=2)
 
 def test_a_recipe_file_is_told_in_a_line_and_does_not_hide_other_options(run, phantom, tmp_path):
@@ -89,7 +93,7 @@ def test_a_recipe_file_is_told_in_a_line_and_does_not_hide_other_options(run, ph
     (tmp_path/'r.json').write_text('{"arch": "test_resnet", "size": 48, "weights": "none", "seed": 3, "stages": [{"name": "whole", "epochs": 4, "lr": 0.01}]}')
     said = run('cxr-train', '--data', phantom, '--recipe', tmp_path/'r.json', '--out', tmp_path/'run', '--epochs', 1, '--size', 32, '--device', 'cpu')
     recipe = json.loads((tmp_path/'run'/'config.json').read_text())['recipe']
-    assert said.returncode == 0 and (recipe['size'], recipe['seed'], recipe['stages'][0]['epochs']) == (32, 3, 1), said.stderr
+    assert said.returncode == 0 and (recipe['net']['size'], recipe['seed'], recipe['stages'][0]['epochs']) == (32, 3, 1), said.stderr
 
 def two_models(n=400, gain=.3):
     "Truth, two sets of predictions of which the second is better, and patients of two films"
@@ -137,9 +141,9 @@ def test_words_allow_for_how_many_are_compared():
 def test_the_checklist_tells_the_truth_about_other_networks():
     from cxr_nb.report.checklists import STATEMENTS, run_facts
     config = dict(library='cxr_nb', arch='densenet121', size=224, findings=['Mass'], in_chans=1, versions=dict(timm='1'), recipe={})
-    plain, fused, vit = (run_facts({**config, **o}) for o in ({}, dict(fusion=dict(columns=['age', 'sex', 'view'])), dict(vit=dict(width=512))))
+    plain, fused, vit = (run_facts({**config, **o}) for o in ({}, dict(net=dict(neck='fpn', hidden=[128], tabular=['age', 'sex', 'view'])), dict(net=dict(neck='token', hidden=[512]))))
     assert 'no age, sex, view' in STATEMENTS['input'](plain) and 'age, sex and view' in STATEMENTS['input'](fused)
-    assert 'load_fusion' in STATEMENTS['bundle'](fused) and 'load_vit' in STATEMENTS['bundle'](vit) and 'load_bundle' in STATEMENTS['bundle'](plain)
+    assert 'load_bundle' in STATEMENTS['bundle'](plain)
     assert 'age, sex and view' in STATEMENTS['model'](fused) and 'then a linear layer' not in STATEMENTS['model'](fused)
 
 def test_metrics_keep_all_digits_and_the_bundle_holds_its_calibration(trained):
@@ -226,10 +230,11 @@ def small_run(phantom, tmp_path):
     "A begun run of one stage in a folder, and how it is started"
     from cxr_nb.data.sources import own_data
     from cxr_nb.labels import read_table
-    from cxr_nb.training.recipe import Recipe, Stage
-    from cxr_nb.training.engine import start_run
+    from cxr_nb.training.recipes import staged
+    from cxr_nb.training.recipe import Stage
+    from cxr_nb.training.run import start_run
     data = own_data(read_table(phantom/'Data_Entry_2017.csv'), phantom)
-    recipe = Recipe(arch='test_efficientnet', size=32, weights='none', stages=[Stage('head', 1, 1e-3, freeze=True)])
+    recipe = staged(arch='test_efficientnet', size=32, weights='none', stages=[Stage('head', 1, 1e-3, trainable=0)])
     def start(recipe=recipe, data=data, **more):
         return start_run(data, recipe, tmp_path/'run', cache=tmp_path/'cache', device='cpu', progress=False, say=lambda o: None, **more)
     return start, recipe, data
@@ -284,7 +289,8 @@ def test_a_run_keeps_the_fingerprint_of_its_first_weights(small_run, tmp_path):
     "Also after it was opened, copied and saved where that file is not known"
     from cxr_nb.models.nets import make_model
     from cxr_nb.models.bundle import save_weights
-    from cxr_nb.training.engine import copy_run, open_run, save_run
+    from cxr_nb.training.series import copy_run
+    from cxr_nb.training.run import open_run, save_run
     start, recipe, data = small_run
     save_weights(make_model('test_efficientnet', size=32).backbone, tmp_path/'first.safetensors')
     start(replace(recipe, weights=str(tmp_path/'first.safetensors')))
@@ -296,27 +302,29 @@ def test_a_run_keeps_the_fingerprint_of_its_first_weights(small_run, tmp_path):
 
 def test_a_run_of_fewer_findings_is_not_handed_out(small_run):
     from cxr_nb.training.recipe import TrainError
-    from cxr_nb.training.engine import refuse_other_recipe, run_config
+    from cxr_nb.training.series import refuse_other_recipe
+    from cxr_nb.training.run import run_config
     start, recipe, data = small_run
     asked = ['Effusion', 'Infiltration']
-    one = start(replace(recipe, findings=asked[:1]))
-    with pytest.raises(TrainError, match='findings'): refuse_other_recipe(one.path, run_config(one), replace(recipe, findings=asked))
+    one = start(change(recipe, findings=asked[:1]))
+    with pytest.raises(TrainError, match='findings'): refuse_other_recipe(one.path, run_config(one), change(recipe, findings=asked))
     none = replace(data, table=data.table.assign(Effusion=0))
-    left_out = start(replace(recipe, findings=asked), none, overwrite=True)
+    left_out = start(change(recipe, findings=asked), none, overwrite=True)
     assert left_out.left_out == ['Effusion']
-    refuse_other_recipe(left_out.path, run_config(left_out), replace(recipe, findings=asked))
+    refuse_other_recipe(left_out.path, run_config(left_out), change(recipe, findings=asked))
 
 def test_other_images_under_some_known_names_are_not_taken_for_the_runs_own(small_run):
     from cxr_nb.training.recipe import TrainError
-    from cxr_nb.training.engine import judge, judge_films, run_stage
+    from cxr_nb.training.judging import judge, judge_images
+    from cxr_nb.training.engine import run_stage
     start, recipe, data = small_run
     run = start()
     run_stage(run, recipe.stages[0])
     judge(run, n_boot=20)
-    assert judge_films(run, n_boot=20)['test']['n'] == (run.split == 'test').sum()
+    assert judge_images(run, n_boot=20)['test']['n'] == (run.split == 'test').sum()
     names = {o: o if i % 2 else f'x{o}' for i, o in enumerate(data.table.index)}
     run.data = replace(data, table=data.table.rename(names))
-    with pytest.raises(TrainError, match='have names of images that this run knows'): judge_films(run, n_boot=20)
+    with pytest.raises(TrainError, match='have names of images that this run knows'): judge_images(run, n_boot=20)
 
 def test_a_phantom_is_not_drawn_over_files_of_the_users(phantom, tmp_path):
     from cxr_nb.core import CxrError
@@ -344,7 +352,7 @@ def test_predictions_are_not_judged_into_a_trained_run(run, trained, tmp_path):
 
 def test_a_recipe_file_with_a_wrong_kind_of_value_is_one_line(tmp_path):
     from cxr_nb.training.recipe import TrainError, read_recipe
-    for text in ('{"weights": 3}', '{"model_kwargs": null}', '{"size": 224.0}', '{"stages": [{"name": "a", "epochs": 2.0, "lr": 1}]}', '{"seed": Infinity}', '{"compile": 1}'):
+    for text in ('{"weights": 3}', '{"kwargs": null}', '{"size": 224.0}', '{"stages": [{"name": "a", "epochs": 2.0, "lr": 1}]}', '{"seed": Infinity}', '{"compile": 1}'):
         (tmp_path/'r.json').write_text(text)
         with pytest.raises(TrainError): read_recipe(tmp_path/'r.json')
 

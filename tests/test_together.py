@@ -10,7 +10,7 @@ AT_ONCE, ROUNDS = 8, int(os.environ.get('CXR_ROUNDS', 6))
 def bytes_of(folder):
     "A fingerprint of every file below a folder, but for the date and the seconds that a run notes"
     out = {}
-    for file in sorted(o for o in Path(folder).rglob('*') if o.is_file() and o.name not in ('history.csv', 'data.json')):
+    for file in sorted(o for o in Path(folder).rglob('*') if o.is_file() and o.name not in ('history.csv', 'data.json', 'log.txt')):
         data = file.read_bytes()
         if file.name == 'config.json': data = json.dumps({k: v for k, v in json.loads(data).items() if k != 'date'}).encode()
         out[str(file.relative_to(folder))] = hashlib.sha256(data).hexdigest()
@@ -21,10 +21,12 @@ def member(folder, number, gate):
     import torch
     from cxr_nb.data.sources import load_nih
     from cxr_nb.data.phantom.release import make_phantom
-    from cxr_nb.training.recipe import Recipe, Stage
-    from cxr_nb.training.engine import run_stage, start_run
+    from cxr_nb.training.recipes import staged
+    from cxr_nb.training.recipe import Stage
+    from cxr_nb.training.engine import run_stage
+    from cxr_nb.training.run import start_run
     torch.set_num_threads(1)
-    recipe = Recipe(arch='test_resnet', size=32, weights='none', precision='float32', stages=[Stage('head', 1, 1e-3, freeze=True, repeats=1)])
+    recipe = staged(arch='test_resnet', size=32, weights='none', precision='float32', stages=[Stage('head', 1, 1e-3, trainable=0, repeats=1)])
     gate.wait()
     data = load_nih(make_phantom(folder/'phantom', n_images=60, size=64, enrich=1., progress=False))
     run = start_run(data, recipe, folder/'run', cache=folder/'cache', device='cpu', progress=False, resume=True, say=str)

@@ -12,18 +12,19 @@ LIBRARY = ROOT/'cxr_nb'
 # A module imports only what stands before it.
 ORDER = """
 core runs labels
-data.phantom.canvas data.phantom.anatomy data.phantom.findings data.phantom.release data.sources data.splits data.images data.cache data.augment data.batches data.gate data.checks data.indiana
-models.weights models.tabular models.necks models.nets models.bundle
+data.phantom.canvas data.phantom.anatomy data.phantom.findings data.phantom.release data.sources data.splits data.images data.cache data.augment data.batches data.gate data.checks data.indiana data.opening
+models.weights models.tabular models.necks models.nets models.bundle models.peers
 metrics.predictions metrics.ranking metrics.operating metrics.bootstrap metrics.evaluation metrics.delong metrics.compare
 metrics.baselines metrics.multilabel metrics.thresholds metrics.guarantees metrics.calibration metrics.subgroups metrics.readers
 metrics.audit
-training.losses training.recipe training.state training.engine
+training.losses training.recipe training.recipes training.state training.distributed training.callbacks training.run
+training.frozen training.judging training.engine training.series training.crossval training.gains training.costs
 explain.cam explain.boxes explain.sheet
-report.tables report.plots report.eda report.checklists report.html report.card
-training.fusion training.crossval training.backbones
+report.tables report.plots report.eda report.checklists report.html report.card report.classes
+training.backbones
 deploy.predict deploy.export deploy.app
-bench.race
-cli
+bench.race bench.setup bench.rows
+commands.parsing commands.prepare commands.train commands.use cli
 """.split()
 
 def modules():

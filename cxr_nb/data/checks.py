@@ -8,7 +8,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/checks.html.md"""
 __all__ = ['VERDICTS', 'NEAR_BITS', 'ALIKE', 'MOST', 'RUN_FILES', 'found', 'nih_table_2017', 'is_phantom', 'of_release',
            'label_fingerprint', 'check_labels', 'check_release', 'check_names', 'list_parts', 'leaks', 'check_lists',
            'check_boxes', 'check_boxed', 'boxed_verdict', 'image_hash', 'bits_apart', 'scan_files', 'check_files',
-           'same_files', 'near_pairs', 'likeness', 'near_images', 'with_owners', 'check_pairs', 'run_data', 'check_run',
+           'same_files', 'near_pairs', 'likeness', 'near_images', 'with_owners', 'check_pairs', 'check_run',
            'check_data', 'checks_text', 'report_form', 'write_checks']
 
 # %% ../../nbs/api/data/09_checks.ipynb #a8883a0e
@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2, numpy as np, pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
-from .sources import PHANTOM_CAVEAT, ChestData, label_file, load_data, load_nih
+from .sources import PHANTOM_CAVEAT, ChestData
 from .images import MIN_SIDE, ImageError, read_gray, to_square
 from ..labels import *
 from ..core import CxrError, file_sha256
@@ -414,18 +414,6 @@ def _read_run(run):
     except ValueError as e: raise CxrError(f'{file}: not valid JSON ({e}); train again or restore it') from None
     split = Path(run)/'split.csv'
     return cfg, pd.read_csv(split, index_col='image', dtype=str)['part'] if split.is_file() else pd.Series(dtype=object, name='part')
-
-def run_data(
-    run, # A run folder
-)->ChestData: # The data that it was trained on, where they were
-    "The data of a run, by its data.json. Raises `CxrError` if they have moved"
-    findings, file = _read_run(run)[0].get('findings', FINDINGS), Path(run)/'data.json'
-    where = json.loads(file.read_text()) if file.is_file() else {}
-    if not where.get('root') or not Path(where['root']).is_dir(): raise CxrError(f'{run}: its data are not where they were; give their folder as --data')
-    home = label_file(where['root'])
-    csv = where.get('csv') or home
-    if home and Path(csv) == home.resolve(): return load_nih(where['root'], findings)
-    return load_data(csv_path=csv, img_root=where['root'], findings=findings, columns=where.get('columns'))
 
 def _weights(file):
     "Why a file of weights cannot be opened, or nothing"

@@ -141,12 +141,8 @@ class Exported:
     opset: int # Version of the ONNX operators
 
 def _classifier(run):
-    "A classifier on the CPU from a folder or another one. Raises `ExportError` for a network that needs more than a film"
-    if not isinstance(run, Classifier):
-        cfg = read_config(run)
-        if 'fusion' in cfg: raise ExportError(f'{run}: this network is told age, sex and view beside the film; export a run that sees the film alone')
-        if 'vit' in cfg: raise ExportError(f'{run}: a network of the Indiana pages; open it with cxr_nb.training.crossval.load_vit and give Classifier(model, config, device)')
-        run = load_classifier(run)
+    "A classifier on the CPU from a folder or another one. Raises `ExportError` for one that another version scaled otherwise"
+    if not isinstance(run, Classifier): run = load_classifier(run)
     if (m := run.config.get('mean', MEAN), run.config.get('std', STD)) != (MEAN, STD): raise ExportError(f'trained with mean and spread {m}, and this version scales with {(MEAN, STD)}; export it with the version that trained it')
     return Classifier(copy.deepcopy(run.model).cpu().float().eval(), run.config, torch.device('cpu'))
 

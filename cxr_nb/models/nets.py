@@ -127,7 +127,7 @@ class ChestModel(nn.Module):
     def _answer(self, v, tab):
         "Logits from features and what is known beside"
         if self.tabular is not None:
-            if tab is None: tab = v.new_zeros(len(v), 2*len(self.net.tabular))
+            if tab is None: tab = v.new_zeros(v.shape[0], 2*len(self.net.tabular))
             v = torch.cat([v, self.tabular(tab)], 1)
         return self.head(v)
 

@@ -57,9 +57,9 @@ def _card_sections(run):
 
 def _how_to_load(config):
     "Which function opens a bundle of this kind, and what the network takes"
-    if 'fusion' in config: return 'With `cxr_nb.training.fusion.load_fusion`: safetensors and JSON; loading runs no code. The input is a film and a row of age, sex and view, as `cxr_nb.training.fusion.tabular` makes it.'
-    if 'vit' in config: return 'With `cxr_nb.training.crossval.load_vit`: safetensors and JSON; loading runs no code. The input is a film, as of `cxr_nb.data.augment.normalise`.'
-    return _LOAD
+    told = ', '.join((config.get('net') or {}).get('tabular') or [])
+    if not told: return _LOAD
+    return f'{_LOAD} Beside the image it takes a row of {told}, as of `cxr_nb.models.tabular.tabular`; without one, nothing is known.'
 
 def _card_checks(run):
     "Floors, calibration, subgroups, readers, heatmaps and checklists, as far as there are any"

@@ -42,7 +42,7 @@ def cited(
 
 # %% ../../nbs/api/report/04_checklists.ipynb #f7daa3dd
 _CONFIG = ['library', 'data', 'caveat', 'recipe', 'parts', 'split', 'split_kind', 'labels', 'skipped', 'seed', 'device', 'versions', 'mean', 'std', 'in_chans',
-           'arch', 'size', 'findings', 'parameters', 'stages_done', 'calibration', 'predictions', 'fusion', 'vit']
+           'arch', 'size', 'findings', 'parameters', 'stages_done', 'calibration', 'predictions', 'net', 'chosen']
 _METRICS = {'test': 'test', 'held_out': 'held_out', 'floors': 'floors', 'localisation': 'localisation', 'calibration': 'measured', 'subgroups': 'subgroups', 'readers': 'readers'}
 _PATH = re.compile(r'(?<!https:)(?<!http:)(?<![\w./\\])(?:~|[A-Za-z]:)?[\\/](?=\S)(?:[^\n]*[\\/])?')
 
@@ -82,6 +82,7 @@ def _says(f):
 
 def _own(f): return f.get('library') == 'cxr_nb' and 'arch' in f
 def _recipe(f): return f.get('recipe') or {}
+def _net(f): return f.get('net') or {}
 
 @_says
 def _use(f): return 'Research and education only; no decision about a patient may rest on it.'
@@ -125,11 +126,14 @@ def _parts(f):
     if 'parts' in f: return 'Films and patients: ' + '; '.join(f'{names.get(k, k)} {_n(o)}' for k, o in sorted(f['parts'].items(), key=lambda o: [*names, o[0]].index(o[0]))) + '.'
 @_says
 def _split(f):
-    r = _recipe(f)
-    if 'split' not in f or not {'split', 'val', 'test', 'seed'} <= set(r): return
-    how = {'official': f'The official test part of the release; of the other patients {r["val"]:.0%} for validation.',
-           'random': f'Drawn at random: {r["val"]:.0%} of patients for validation, {r["test"]:.0%} for test, the rest for training.'}.get(f.get('split_kind', r['split']))
-    if how: return f'{how} Seed {r["seed"]}, fingerprint of the split {f["split"]}.'
+    shares = _recipe(f).get('split') or {}
+    if 'split' not in f or not {'kind', 'val', 'test'} <= set(shares): return
+    kind = 'folds' if 'chosen' in f else f.get('split_kind', shares['kind'])
+    val, test = (f'{shares[o]:.0%} of the patients' for o in ('val', 'test'))
+    how = dict(official=f'The official test part of the release; of the other patients {shares["val"]:.0%} for validation.',
+               random=f'Drawn at random: {val} for validation, {test} for test, the rest for training.',
+               folds=f'{test} held out for test; the others in {shares.get("folds")} folds, each of which validated once while the others trained.')
+    if kind in how: return f'{how[kind]} Seed {_recipe(f).get("seed")}, fingerprint of the split {f["split"]}.'
 @_says
 def _disjoint(f):
     if _own(f) and any(o['films'] > o['patients'] for o in f.get('parts', {}).values()): return 'By patient: no patient is in two parts. The program refuses any other split.'
@@ -146,7 +150,7 @@ def _input(f):
 
 def _told(f):
     "Columns of the table that the network is told"
-    return list((f.get('fusion') or {}).get('columns') or [])
+    return list(_net(f).get('tabular') or [])
 
 def _names_in_words(names): return ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
 @_says
@@ -157,18 +161,19 @@ def _preprocessing(f):
 def _model(f):
     if not ({'arch', 'size', 'findings'} <= set(f) and 'timm' in f.get('versions', {})): return
     n = f', {f["parameters"]:,} parameters' if 'parameters' in f else ''
-    more = _recipe(f).get('model_kwargs')
+    more = _net(f).get('kwargs')
     told = f', and {_names_in_words(_told(f))}' if _told(f) else ''
-    head = 'a feature pyramid and a head of two linear layers' if 'fusion' in f else 'a projection and a head of three linear layers' if 'vit' in f else 'a linear layer'
+    neck = dict(fpn='a feature pyramid and ', token='a projection and ').get(_net(f).get('neck'), '')
+    layers = len(_net(f).get('hidden') or []) + 1
+    head = neck + ('a linear layer' if layers == 1 else f'a head of {layers} linear layers')
     return (f'{f["arch"]} as in timm {f["versions"]["timm"]}{n}{f", with {more}" if more else ""}. Input: one film, {f["size"]} x {f["size"]}, {f.get("in_chans", 1)} channel{told}. '
-            f'Dropout {_recipe(f).get("dropout", 0):g}, then {head} with one output for each finding, in this order: {_pretty(f["findings"])}.')
+            f'Dropout {_net(f).get("dropout", 0):g}, then {head} with one output for each finding, in this order: {_pretty(f["findings"])}.')
 @_says
 def _software(f):
     if 'versions' in f: return ', '.join(f'{k} {v}' for k, v in f['versions'].items()) + (f'. Device: {f["device"]}.' if 'device' in f else '.')
 @_says
 def _bundle(f):
-    loader = 'fusion.load_fusion' if 'fusion' in f else 'folds.load_vit' if 'vit' in f else 'models.load_bundle'
-    if _own(f): return f'model.safetensors and config.json of the run; cxr_nb.{loader} opens them, and no code in them can run.'
+    if _own(f): return 'model.safetensors and config.json of the run; cxr_nb.models.bundle.load_bundle opens them, and no code in them can run.'
 @_says
 def _record(f):
     if _own(f) and _recipe(f): return 'Every choice of the run stands in its config.json: recipe, seed, versions, fingerprints of labels and split.'
@@ -181,13 +186,17 @@ def _done(f): return [s for s in _recipe(f).get('stages') or [] if s['name'] in 
 
 def _stage(s):
     "A stage in words"
-    how = f'last layer alone, one L2 strength of {", ".join(f"{o:g}" for o in s["l2"])} chosen on validation, {s["repeats"]} passes an epoch' if s['freeze'] else f'whole network, weight decay {s["wd"]:g}, BatchNorm {s["bn"]}'
+    strengths = ', '.join(f'{o:g}' for o in s['l2'])
+    whole = f'weight decay {s["wd"]:g}, BatchNorm {s["bn"]}'
+    if s['trainable'] == 0: how = f'last layer alone, one L2 strength of {strengths} chosen on validation, {s["repeats"]} passes an epoch'
+    elif s['trainable'] > 0: how = f'the last {s["trainable"]} blocks and what follows, {whole}'
+    else: how = f'whole network, {whole}'
     return f'{s["name"]}: {s["epochs"]} epochs, rate {s["lr"]:g} ({s["schedule"]}), batches of {s["bs"]}, {how}.'
 
 @_says
 def _start(f):
     if not (_own(f) and 'weights' in _recipe(f) and _done(f)): return
-    w, frozen = _recipe(f)['weights'], _done(f)[0]['freeze']
+    w, frozen = _recipe(f)['weights'], _done(f)[0]['trainable'] == 0
     backbone = {'none': f'at random, as timm does, seed {f.get("seed")}', 'imagenet': "ImageNet weights of timm's hub"}.get(w, f'weights of the file {w}')
     return f'Backbone: {backbone}. Last layer: ' + ('weights of zero' if frozen else 'normal, standard deviation 0.01') + ', biases at the prevalences in training.'
 @_says
@@ -198,25 +207,30 @@ def _origin(f):
 @_says
 def _training(f):
     r = _recipe(f)
-    if not _done(f) or not {'loss', 'precision', 'seed', 'aug'} <= set(r): return
-    aug = 'none' if not r['aug'] else 'in stages of the whole network, ' + ', '.join(f'{k} {v:g}' for k, v in r['aug'].items())
-    return ' '.join(map(_stage, _done(f))) + f' AdamW, betas 0.9 and 0.99, eps 1e-5. Loss: {r["loss"]}. Augmentation: {aug}. Precision {r["precision"]}, seed {r["seed"]}.'
+    if not _done(f) or not {'loss', 'precision', 'seed', 'augment'} <= set(r): return
+    ranges = ', '.join(f'{k} {v:g}' for k, v in (r['augment'] or {}).items())
+    aug = f'in stages of the whole network, {ranges}' if ranges else 'none'
+    return ' '.join(map(_stage, _done(f))) + f' AdamW, betas 0.9 and 0.99, eps 1e-5. Loss: {r["loss"]["name"]}. Augmentation: {aug}. Precision {r["precision"]}, seed {r["seed"]}.'
 @_says
 def _history(f):
     if _own(f) and 'epochs' in f: return f'Loss and validation AUROC of {f["epochs"]} epochs stand in history.csv; a stage ends after its number of epochs.'
 @_says
 def _selection(f):
-    if _done(f): return f'Of each stage the state with the best macro {"F1" if "fusion" in f else "AUROC"} on validation is kept, the state before it included.'
+    if _done(f): return f'Of each stage the state with the best macro {_watched(f)} on validation is kept, the state before it included.'
+def _watched(f): return dict(macro_f1='F1', ap='average precision').get(_recipe(f).get('monitor'), 'AUROC')
+
 @_says
 def _single(f):
-    if _own(f): return 'One network, no ensemble.'
+    if not _own(f): return
+    chosen = f.get('chosen')
+    return f'One network, no ensemble: that of {chosen["fold"]}, the best of the folds within {chosen["budget"]} epochs.' if chosen else 'One network, no ensemble.'
 @_says
 def _balance(f):
     r, names = _recipe(f), dict(bce='binary cross-entropy without weights', class_weight='binary cross-entropy, findings weighted by inverse frequency', pos_weight='binary cross-entropy, positives weighted', focal='focal loss')
-    if {'loss', 'weighted'} <= set(r): return f'Loss: {names.get(r["loss"], r["loss"])}. Films with rare findings are {"drawn more often" if r["weighted"] else "drawn as often as others"}.'
+    if {'loss', 'weighted'} <= set(r): return f'Loss: {names[r["loss"]["name"]]}. Films with rare findings are {"drawn more often" if r["weighted"] else "drawn as often as others"}.'
 @_says
 def _unbalanced(f):
-    if _recipe(f).get('loss') == 'bce' and _recipe(f).get('weighted') is False: return 'So no method against class imbalance was used, and none had to be made up for.'
+    if (_recipe(f).get('loss') or {}).get('name') == 'bce' and _recipe(f).get('weighted') is False: return 'So no method against class imbalance was used, and none had to be made up for.'
 
 # %% ../../nbs/api/report/04_checklists.ipynb #27a747cd
 _NAMES = dict(auroc='AUROC', ap='average precision', f1='F1', recall='sensitivity', specificity='specificity', precision='precision')
