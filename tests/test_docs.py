@@ -11,6 +11,15 @@ from readme import render
 
 NOTEBOOKS = [o for o in sorted(ROOT.glob('nbs/**/*.ipynb')) if not set(o.parts) & {'.ipynb_checkpoints', 'runs'}]
 
+def test_each_package_has_its_page_and_its_place_in_the_sidebar():
+    "As `python tools/packages.py` writes them"
+    import sys
+    sys.path.insert(0, str(ROOT/'tools'))
+    import packages
+    folders = {str(o.parent.relative_to(packages.API)) for o in packages.API.rglob('[0-9]*.ipynb')} - {'.'}
+    assert folders == set(packages.PACKAGES)
+    for file, text in packages.files().items(): assert file.read_text() == text, file.relative_to(ROOT)
+
 def test_readme_is_the_index(): assert (ROOT/'README.md').read_text() == render()
 
 def test_readme_has_both_commands():
