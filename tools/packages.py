@@ -21,15 +21,15 @@ PACKAGES = { # In import order: name, title and sentence
     'bench': ('Bench', 'How fast this library is, beside what others use.'),
     'commands': ('Commands', 'The functions behind the shell commands.')}
 CALLS = { # What is called first, where it is not the first function of the module
-    'data.sources': "load_data('nih')", 'data.splits': 'official_split(table, lists)', 'data.images': "read_gray('a.dcm')",
+    'data.sources': "load_data('nih')", 'data.splits': 'split_kind', 'data.images': "read_gray('a.dcm')",
     'data.cache': 'prepare(table, files)', 'data.augment': 'augment(images)', 'data.batches': 'Batches(cache, rows, y, bs=32)',
     'data.gate': "judge_file('a.dcm')", 'data.indiana': 'load_indiana()', 'data.opening': 'open_data(folder)',
     'data.phantom.release': "make_phantom('phantom')", 'data.phantom.anatomy': 'phantom_body(seed=0)',
     'data.phantom.findings': 'phantom_image(body)',
     'models.weights': "load_backbone(model, 'weights.pth')", 'models.tabular': 'tabular(table)', 'models.necks': 'Fpn(channels)',
-    'models.nets': "make_model('densenet121')", 'models.bundle': "load_bundle('runs/first')", 'models.peers': 'predict_peer(peer, run)',
+    'models.nets': "ChestModel(Net('densenet121', findings))", 'models.bundle': "load_bundle('runs/first')", 'models.peers': 'predict_peer(peer, run)',
     'metrics.predictions': "align('nih', 'theirs.csv')", 'metrics.ranking': 'auroc(y, p)', 'metrics.operating': 'confusion(y, p, t)',
-    'metrics.bootstrap': 'bootstrap(patients)', 'metrics.evaluation': 'evaluate(y, p, findings, patients)',
+    'metrics.bootstrap': 'bootstrap(y, p, patients)', 'metrics.evaluation': 'evaluate(y, p, findings, patients)',
     'metrics.compare': 'compare(y, p, q, findings, patients)', 'metrics.thresholds': 'fit_thresholds(y, p, findings)',
     'metrics.audit': "audit_file('theirs.csv')",
     'training.losses': "Loss('focal')", 'training.recipe': 'change(recipe, size=320)', 'training.recipes': 'fusion()',
