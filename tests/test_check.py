@@ -35,7 +35,7 @@ def test_a_patient_in_both_lists_is_1(run, copy):
     names = both[1].read_text().split()
     both[0].write_text(both[0].read_text() + names[0] + '\n')
     said = sound(run('cxr-check', '--data', copy, '--quick'))
-    assert said.returncode == 1 and 'films listed twice' in said.stdout and names[0] in said.stdout
+    assert said.returncode == 1 and 'images listed twice' in said.stdout and names[0] in said.stdout
 
 @pytest.mark.parametrize('args', [['--data', 'nowhere'], ['--run', 'nowhere'], ['--out', 'checks.txt'], ['--nonsense']], ids=' '.join)
 def test_usage_errors_are_2(run, args):

@@ -80,7 +80,8 @@ def cxr_check(
 )->int: # Exit code
     "Prove what a run relies on: release, split, boxes, files and their duplicates. Exit code: 0 nothing is violated, 1 something is, 2 it could not be checked."
     if convert: return _convert(convert)
-    from cxr_nb.data.checks import check_data, checks_text, report_form, write_checks
+    from cxr_nb.data.checks import check_data
+    from cxr_nb.data.verdicts import checks_text, report_form, write_checks
     if out: report_form(out)
     check_workers(workers)
     d = _what_to_check(run, data, csv_path, img_root, columns_of(run, csv_path, image_col, patient_col, label_col))
