@@ -10,78 +10,252 @@ __all__ = ['phantom_body', 'Plan', 'Scene']
 # %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #32ad5565
 from types import SimpleNamespace
 import numpy as np
-from .canvas import Canvas, blur, curve, seeded
+from .canvas import Canvas, blur, close_line, curve, ellipse, seeded
+from .canvas import draw_numbers, place_points, shape_table
 
 # %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #bdf372db
+_MEASURES = """
+half       uniform  .325  .385
+apex       uniform  .09   .14
+height     uniform  .55   .65
+apex_x     uniform  .095  .13
+fat        normal   .05   .03
+lift       uniform  .012  .05
+ctr        uniform  .40   .475
+heart_left uniform  .60   .70
+knob       uniform  .022  .03
+unfold     uniform  0     .02
+bone       uniform  .75   1.15
+ribs       integers 0     4
+rib_drop   uniform  .085  .125
+rib_width  uniform  .014  .019
+spine_1    normal   0     .007
+spine_2    normal   0     .007
+spine_3    normal   0     .007
+spine_4    normal   0     .007
+shoulder   uniform  .06   .15
+tilt       uniform  -.03  .035
+breast     uniform  .02   .15
+breast_x   uniform  .18   .23
+breast_y   uniform  .60   .70
+breast_r   uniform  .12   .17
+hila       uniform  .7    1.3
+trachea    normal   0     .005
+"""
+
 def phantom_body(
     seed:int=0, # the patient; same seed, same body
     sex:str='M', # 'F' or 'M'
     age:float=50., # years
 )->SimpleNamespace: # lengths as shares of the image
     "The body of one patient"
-    r, old, child = seeded(seed, 101), float(np.clip((age-45)/40, 0, 1.2)), float(np.clip((15-age)/12, 0, 1))
-    u = r.uniform
-    a = SimpleNamespace(seed=seed, sex=sex, age=age, old=old, child=child)
-    a.half = u(.325, .385) - .01*(sex=='F') - .02*child
-    a.apex, a.height, a.apex_x = u(.09, .14), u(.55, .65) - .08*child, u(.095, .13)
-    a.fat, a.lift = min(max(r.normal(.05, .03), 0.), .15), u(.012, .05)
-    a.ctr, a.heart_left = u(.40, .475) + .02*old + .06*child, u(.60, .70)
-    a.knob, a.unfold = u(.022, .03) + .012*old - .008*child, u(0, .02)*old
-    a.bone = (u(.75, 1.15) - .12*(sex=='F'))*(1 - .35*min(old, 1))*(1 - .25*child)
-    a.ribs, a.rib_drop, a.rib_width = int(r.choice([9, 10, 10, 11])), u(.085, .125), u(.014, .019)
-    a.spine, a.shoulder, a.tilt = (r.normal(0, .007, 4)*(1 + old)).tolist(), u(.06, .15), u(-.03, .035)
-    a.breast = u(.02, .15)*(sex=='F')*(age > 14)
-    a.breast_x, a.breast_y, a.breast_r = u(.18, .23), u(.60, .70), u(.12, .17)
-    a.hila, a.trachea = u(.7, 1.3), r.normal(0, .005)
+    old, child = np.clip([(age-45)/40, (15-age)/12], 0, [1.2, 1]).tolist()
+    female = sex == 'F'
+    a = SimpleNamespace(seed=seed, sex=sex, age=age, old=old, child=child, **draw_numbers(seeded(seed, 101), _MEASURES))
+    a.half = a.half - .01*female - .02*child
+    a.height -= .08*child
+    a.fat = min(max(a.fat, 0.), .15)
+    a.ctr = a.ctr + .02*old + .06*child
+    a.knob = a.knob + .012*old - .008*child
+    a.unfold *= old
+    a.bone = (a.bone - .12*female)*(1 - .35*min(old, 1))*(1 - .25*child)
+    a.ribs = (9, 10, 10, 11)[a.ribs]
+    a.spine = [k*(1 + old) for k in (a.spine_1, a.spine_2, a.spine_3, a.spine_4)]
+    a.breast *= female*(age > 14)
     return a
 
 # %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #b31d6f8d
+_PA = """
+angle  normal  0     .02
+scale  uniform .93   1.06
+dx     normal  0     .015
+dy     normal  0     .015
+turn   normal  0     .006
+breath uniform -.04  .03
+gain   uniform 3.6   6
+level  uniform .48   .66
+dark   uniform .36   .47
+noise  uniform .004  .018
+blur   uniform .0004 .002
+bubble uniform 0     1
+thick  uniform .92   1.08
+"""
+_AP = """
+angle  normal  0     .045
+scale  uniform .88   1.06
+dx     normal  0     .035
+dy     normal  0     .025
+turn   normal  0     .016
+breath uniform -.13  -.01
+gain   uniform 3     5.5
+level  uniform .48   .66
+paler  uniform -.08  .06
+dark   uniform .36   .47
+noise  uniform .008  .024
+blur   uniform .0006 .003
+bubble uniform 0     1
+thick  uniform .92   1.08
+"""
+
 def _pose(
     a:SimpleNamespace, # from `phantom_body`
     view:str, # 'PA' or 'AP'
     seed:int, # the image
 )->SimpleNamespace: # how this one image was taken
     "Position, breath and exposure of one image"
-    r, ap = seeded(a.seed, seed, 102), view == 'AP'
-    u, p = r.uniform, SimpleNamespace(view=view, ap=ap, seed=seed, body=a.seed)
-    p.angle, p.scale = r.normal(0, .045 if ap else .02), u(.88, 1.06) if ap else u(.93, 1.06)
-    p.dx, p.dy = r.normal(0, .035 if ap else .015), r.normal(0, .025 if ap else .015)
-    p.turn = r.normal(0, .016 if ap else .006)
-    p.breath = u(-.13, -.01) if ap else u(-.04, .03)
-    p.gain, p.level = (u(3., 5.5) if ap else u(3.6, 6.)), u(.48, .66) + (u(-.08, .06) if ap else 0)
-    p.dark = u(.36, .47)
-    p.noise, p.blur = (u(.008, .024) if ap else u(.004, .018)), (u(.0006, .003) if ap else u(.0004, .002))
-    p.bubble, p.thick = r.random() < .45, u(.92, 1.08)
+    ap = view == 'AP'
+    drawn = draw_numbers(seeded(a.seed, seed, 102), _AP if ap else _PA)
+    p = SimpleNamespace(view=view, ap=ap, seed=seed, body=a.seed, **drawn)
+    if ap: p.level += p.paler
+    p.bubble = p.bubble < .45
     return p
 
 # %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #baa230ff
-def _heart(g):
-    "Outline of the heart, from the great vessels to the diaphragm"
-    w = g.ctr*2*g.half
-    r, l, y, h = w*(1-g.heart_left), w*g.heart_left, g.apex, g.cage
-    b = y + h + .025
-    p = [(-.04, y+.40*h), (-.8*r, y+.58*h), (-r, y+.78*h), (-.82*r, b-.02), (-.2*r, b+.02), (.6*l, b+.015),
-         (.97*l, b-.04), (.95*l, y+.83*h), (.70*l, y+.64*h), (.40*l, y+.49*h), (.055, y+.43*h), (.04, y+.37*h)]
-    return curve(p, closed=True) + [g.turn, 0]
+_SHAPES = shape_table("""
+heart x x.right x.left x.turn y.apex y.cage y
+-.04  0    0   1  1 .40 0
+0    -.8   0   1  1 .58 0
+0    -1    0   1  1 .78 0
+0    -.82  0   1  1 1   .005
+0    -.2   0   1  1 1   .045
+0     0   .6   1  1 1   .04
+0     0   .97  1  1 1   -.015
+0     0   .95  1  1 .83 0
+0     0   .70  1  1 .64 0
+0     0   .40  1  1 .49 0
+.055  0    0   1  1 .43 0
+.04   0    0   1  1 .37 0
+
+vessels x x.unfold x.turn y.apex y.cage y
+-.05   0  1  1  0   -.2
+-.045  0  1  1  .02  0
+-.048 -.3 1  1  .2   0
+-.05   0  1  1  .45  0
+-.05   0  1  1  .9   0
+.05    1  1  1  .9   0
+.052   1  1  1  .45  0
+.045   0  1  1  .2   0
+.04    0  1  1  .02  0
+.045   0  1  1  0   -.2
+
+aorta x x.unfold x.turn y.apex y.cage y
+.055 1   1  1 .27 0
+.048 1.5 1  1 .6  0
+.03  0   0  1 1   .05
+
+base x x.half y.dome y.fall
+0   1   1 1
+0   .86 1 .46
+0   .66 1 .1
+0   .45 1 0
+0   .2  1 .12
+.02 0   1 .35
+
+inside x x.apex_x y.apex y
+.018 0   1 .12
+0    .3  1 .05
+0    .62 1 .012
+
+trunk x x.fat x.half y.shoulder y
+.075 .3 0  0   -.1
+.075 .3 0  0   -.02
+.125 .3 0  .35 0
+.24  0  0  .75 0
+.40  0  0  1   .03
+.50  0  0  1   .16
+.52  0  0  0   .42
+.085 1  1  0   .47
+.035 1  1  0   .56
+.045 1  1  0   .8
+.065 1  1  0   1.15
+
+clavicle x x.turn y.apex y.tilt y
+.032  2   1  0 .105
+.076  2   1  0 .088
+.1436 1.2 1 -1 .062
+.22   0   1 -2 .018
+.30   0   1 -2 -.002
+.375  0   1 -2 .02
+
+blade x x.blade y.apex y
+.02  1 1 .05
+.10  1 1 .07
+.13  1 1 .12
+.075 1 1 .2
+.035 1 1 .37
+.005 1 1 .36
+0    1 1 .2
+
+blade_spine x x.blade y.apex y
+.005 1 1 .14
+.06  1 1 .08
+.13  1 1 .03
+
+trachea x x.airway y.apex y.cage y
+0     .5 0 0   -.1
+0     .7 1 0   0
+-.004 1  1 .37 0
+
+right_bronchus x x.airway y.apex y.cage y
+-.004 1 1 .37 0
+-.03  1 1 .37 .035
+-.06  1 1 .37 .075
+
+left_bronchus x x.airway y.apex y.cage y
+-.004 1 1 .37 0
+.035  1 1 .37 .03
+.08   1 1 .37 .06
+
+catheter x x.side y.apex y.height y
+.2   0   0 0  -.05
+.12  0   1 0  .03
+0   -.03 1 .2 0
+0   -.04 1 .5 0
+
+tube x.turn y.apex y.height y
+0 0 0   -.05
+1 1 0   0
+1 1 .25 0
+""")
 
 # %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #378eeafe
 class Plan(SimpleNamespace):
-    "Where everything is on one image, in body coordinates: the measures of the body in this pose, outlines of lungs and heart"
+    "Where everything is on one image, in body coordinates: measures of the body in this pose, outlines of lungs and heart"
     def __init__(self,
         a:SimpleNamespace, # from `phantom_body`
         p:SimpleNamespace, # pose and exposure
         change:dict, # what findings do to the shape: `ctr`, `flat`, `raise_r`, `raise_l`
     ):
         super().__init__(**vars(a))
-        self.turn, self.half = p.turn, a.half*(1 + .02*p.ap)
-        self.cage, flat = a.height*(1 + p.breath), change.get('flat', 0)
+        flat = change.get('flat', 0)
+        self.turn = p.turn
+        self.half = a.half*(1 + .02*p.ap)
+        self.cage = a.height*(1 + p.breath)
         self.height = self.cage + .03*flat
         self.ctr = a.ctr*(1.10 if p.ap else 1)*(1 - .5*p.breath)*change.get('ctr', 1)
-        fall, self.dome = .105*(1 - .5*flat)*(1 + .5*p.breath), {}
-        for s, up, k in ((-1, self.lift/2, 'raise_r'), (1, -self.lift/2, 'raise_l')):
-            y = self.apex + self.height - up - change.get(k, 0)
-            self.dome[s] = SimpleNamespace(y=y, angle=y + up*.5 + fall)
-        self.lung, self.heart = {s: self.outline(s, self.dome[s]) for s in (-1, 1)}, _heart(self)
+        self.right = self.ctr*2*self.half*(1 - self.heart_left)
+        self.left = self.ctr*2*self.half*self.heart_left
+        self.blade = (.235 if p.ap else .31) + .3*self.fat
+        self.airway = self.turn + self.trachea
+        fall = .105*(1 - .5*flat)*(1 + .5*p.breath)
+        self.dome = {-1: self._dome(self.lift/2, fall, change.get('raise_r', 0)),
+                     1: self._dome(-self.lift/2, fall, change.get('raise_l', 0))}
+        self.lung = {s: self.outline(s, d) for s, d in self.dome.items()}
+        self.heart = self.curve('heart', closed=True)
+
+    def _dome(self, up, fall, raised):
+        "Heights of a hemidiaphragm's dome and of its costophrenic angle"
+        y = self.apex + self.height - up - raised
+        return SimpleNamespace(y=y, angle=y + up*.5 + fall)
+
+    def points(self, name, side=1, **measures):
+        "Control points of a shape; those of side -1 are mirrored"
+        measures = {**vars(self), 'side': side, 'turn': side*self.turn, **measures}
+        return place_points(_SHAPES[name], measures)*[side, 1]
+
+    def curve(self, name, side=1, closed=False, **measures):
+        "A shape as a smooth curve"
+        return curve(self.points(name, side, **measures), closed=closed)
 
     def outer(self, t):
         "Distance of the chest wall from the midline, `t` from apex (0) to costophrenic angle (1)"
@@ -91,10 +265,8 @@ class Plan(SimpleNamespace):
         "Outline of the lung on side `s` (-1: the patient's right, at the image's left) above the dome `d`"
         t = np.linspace(0, 1, 16)
         outer = np.stack([self.outer(t), self.apex + t*(d.angle - self.apex)], 1)
-        w, fall = self.half, d.angle - d.y
-        base = curve([(w, d.angle), (.86*w, d.y + .46*fall), (.66*w, d.y + .1*fall), (.45*w, d.y), (.2*w, d.y + .12*fall), (.02, d.y + .35*fall)])
-        inner = [(.018, self.apex + .12), (.3*self.apex_x, self.apex + .05), (.62*self.apex_x, self.apex + .012)]
-        return np.vstack([outer, base[1:], inner])*[s, 1] + [self.turn*.3, 0]
+        base = self.curve('base', dome=d.y, fall=d.angle - d.y)
+        return np.vstack([outer, base[1:], self.points('inside')])*[s, 1] + [self.turn*.3, 0]
 
     def place(self, s, u, v):
         "Body coordinates of the place `u` (0 midline, 1 chest wall), `v` (0 apex, 1 dome) in the lung on side `s`"
@@ -106,26 +278,23 @@ class Plan(SimpleNamespace):
 # %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #470da55f
 def _body(c, g, p):
     "Neck, shoulders, arms and trunk"
-    side, sh, n = g.half + .035 + g.fat, g.shoulder, .075 + .3*g.fat
-    half = [(n, -.1), (n, -.02), (n + .05, sh*.35), (.24, sh*.75), (.40, sh + .03), (.50, sh + .16), (.52, .42), (side + .05, .47), (side, .56), (side + .01, .8), (side + .03, 1.15)]
-    right = curve(half)
-    m = c.fill([np.vstack([right*[-1, 1], right[::-1]])], soft=.004)
+    m = c.fill([np.vstack([g.curve('trunk', -1), g.curve('trunk')[::-1]])], soft=.004)
     return m*(.16 + .24*blur(m, .04*c.size) + .34*blur(m, .14*c.size) + g.fat)*p.thick
 
 def _mediastinum(c, g):
     "Great vessels, aortic knob, heart"
-    y, h, t = g.apex, g.cage, g.turn
-    top = curve([(-.05, y-.2), (-.045, y+.02*h), (-.048 - .3*g.unfold, y+.2*h), (-.05, y+.45*h), (-.05, y+.9*h), (.05 + g.unfold, y+.9*h), (.052 + g.unfold, y+.45*h), (.045, y+.2*h), (.04, y+.02*h), (.045, y-.2)], closed=True)
-    k, th = g.knob, np.linspace(0, 2*np.pi, 24)
-    knob = np.stack([.040 + g.unfold + k*np.cos(th), y + (.27 - g.unfold)*h + 1.5*k*np.sin(th)], 1)
-    return np.maximum(c.fill([top + [t, 0]], soft=.006), c.fill([g.heart, knob + [t, 0]], soft=.004))
+    at = .040 + g.unfold + g.turn, g.apex + (.27 - g.unfold)*g.cage
+    knob = ellipse(at, g.knob, 1.5*g.knob, 24)
+    vessels = c.fill([g.curve('vessels', closed=True)], soft=.006)
+    return np.maximum(vessels, c.fill([g.heart, knob], soft=.004))
 
 # %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #77fc8ef0
 def _rib_curves(g):
     "Posterior and anterior courses of all ribs: two pieces of slanted ellipses; (ribs*2, points, 2) each"
     f = (np.arange(g.ribs + 1)/g.ribs)[:,None]
+    th = np.linspace(0, 2.45, 18)
     w = g.outer(np.clip(f*1.02 + .05, 0, 1)) + .006
-    drop, th = g.rib_drop*(.5 + .8*f)*(1 + .15*g.old), np.linspace(0, 2.45, 18)
+    drop = g.rib_drop*(.5 + .8*f)*(1 + .15*g.old)
     x = .028 + (w - .028)*np.sin(th)
     y = g.apex - .015 + f*(g.cage + .10) + drop*(1 - np.cos(th)) + g.tilt*np.sin(th)*.4
     pts = np.concatenate([np.stack([s*x + g.turn*.3, y], -1) for s in (-1, 1)])
@@ -133,70 +302,72 @@ def _rib_curves(g):
 
 def _ribs(c, g):
     "The rib cage: cortex brighter than marrow, lower edge brightest"
-    (back, front), w = _rib_curves(g), g.rib_width
+    back, front = _rib_curves(g)
+    w = g.rib_width
     rear = c.paint((back, w, .8), (back, w*.55, .6), (back + [0, w*.42], .0025, 1.), soft=.0012)
     return .095*rear + .05*c.stroke(front[1:], w*1.15, .002)
 
-def _girdle(c, g, p):
+def _girdle(c, g):
     "Clavicles, shoulder blades and heads of the humerus"
-    y, t, clav, blades, heads, spines = g.apex, g.tilt, [], [], [], []
-    q = np.linspace(0, 2*np.pi, 20)
-    for s in (-1, 1):
-        k, m = g.turn*2 + s*.006, (.235 if p.ap else .31) + .3*g.fat
-        clav.append(curve([(s*.026 + k, y+.105), (s*.07 + k, y+.088), (s*.14 + k*.6, y+.062 - t), (s*.22, y+.018 - 2*t), (s*.30, y-.002 - 2*t), (s*.375, y+.02 - 2*t)]))
-        blades.append(curve([(s*(m+.02), y+.05), (s*(m+.10), y+.07), (s*(m+.13), y+.12), (s*(m+.075), y+.2), (s*(m+.035), y+.37), (s*(m+.005), y+.36), (s*m, y+.2)], closed=True))
-        spines.append(curve([(s*(m+.005), y+.14), (s*(m+.06), y+.08), (s*(m+.13), y+.03)]))
-        heads.append(np.stack([s*(.43 + .3*g.fat) + .045*np.cos(q), y + .075 - t + .055*np.sin(q)], 1))
-    edge = [np.vstack([b, b[:1]]) for b in blades]
-    long = c.paint((spines, .012, .45), (clav, .020, .75), (clav, .010, .55), ([v + [0, .008] for v in clav], .0025, 1.), soft=.0015)
-    return .10*long + .05*c.fill(blades, soft=.003) + .03*c.stroke(edge, .004) + .09*c.fill(heads, soft=.005)
+    sides = -1, 1
+    clav = [g.curve('clavicle', s) for s in sides]
+    edge = [v + [0, .008] for v in clav]
+    spines = [g.curve('blade_spine', s) for s in sides]
+    blades = [g.curve('blade', s, closed=True) for s in sides]
+    heads = [ellipse((s*(.43 + .3*g.fat), g.apex + .075 - g.tilt), .045, .055) for s in sides]
+    long = c.paint((spines, .012, .45), (clav, .020, .75), (clav, .010, .55), (edge, .0025, 1.), soft=.0015)
+    rims = c.stroke([close_line(b) for b in blades], .004)
+    return .10*long + .05*c.fill(blades, soft=.003) + .03*rims + .09*c.fill(heads, soft=.005)
 
 def _spine(c, g):
     "Vertebrae with their discs and spinous processes"
     ys = np.cumsum(np.linspace(.034, .066, 22)) - .06
     x = g.turn*.3 + np.interp(ys, np.linspace(0, 1, 4), g.spine)
-    w = np.linspace(.026, .042, 22)
     box = np.array([(-1, -.42), (-.85, 0), (-1, .42), (1, .42), (.85, 0), (1, -.42)])
-    h = np.gradient(ys)
-    mid, wh = np.stack([x, ys], 1)[:,None], np.stack([w, h], 1)[:,None]
-    body, knots = mid + box*wh, mid + [-g.turn, .006] + box*wh*[.18, .4]
-    return .06*c.fill(body, soft=.003) + .05*c.fill(knots, soft=.003) + .05*c.stroke([mid[:,0]], .075, .008)
+    mid = np.stack([x, ys], 1)[:,None]
+    size = np.stack([np.linspace(.026, .042, 22), np.gradient(ys)], 1)[:,None]
+    body = c.fill(mid + box*size, soft=.003)
+    knots = c.fill(mid + [-g.turn, .006] + box*size*[.18, .4], soft=.003)
+    return .06*body + .05*knots + .05*c.stroke([mid[:,0]], .075, .008)
 
 # %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #b7d70e2b
 def _walk(root, angle, length, s):
     "Curves from `root` along the angles (branches, points), each `length` long: (branches, points, 2)"
     step = length[:,None]/angle.shape[1]
-    return root[:,None] + np.stack([s*np.cumsum(np.cos(angle)*step, 1), np.cumsum(np.sin(angle)*step, 1)], -1)
+    way = np.stack([s*np.cumsum(np.cos(angle)*step, 1), np.cumsum(np.sin(angle)*step, 1)], -1)
+    return root[:,None] + way
 
 def _branches(g, s, n=13):
     "Pulmonary vessels of one lung: main branches fanned out from the hilum, side branches, twigs"
     r = seeded(g.seed, 103, s + 1)
     a0 = np.linspace(-1.35, 1.45, n) + r.normal(0, .12, n)
-    root = np.stack([s*(.03 + .02*r.random(n) + .02*np.cos(a0)) + g.turn, g.apex + (.47 if s < 0 else .435)*g.cage + .045*np.sin(a0)], 1)
-    length, out = r.uniform(.20, .34, n)*(1 - .2*np.abs(a0)/1.3), []
-    for k in range(3):
-        m, q = len(a0), (10, 8, 5)[k]
-        a = a0[:,None] + np.cumsum(r.normal(0, (.12, .14, .25)[k], (m, q)), 1) + r.normal(0, .05, m)[:,None]*np.arange(q)
+    x = s*(.03 + .02*r.random(n) + .02*np.cos(a0)) + g.turn
+    y = g.apex + (.47 if s < 0 else .435)*g.cage + .045*np.sin(a0)
+    root = np.stack([x, y], 1)
+    length = r.uniform(.20, .34, n)*(1 - .2*np.abs(a0)/1.3)
+    out = []
+    for q, bend in (10, .12), (8, .14), (5, .25): # points of a branch, and how much it winds
+        m = len(a0)
+        winding = np.cumsum(r.normal(0, bend, (m, q)), 1)
+        a = a0[:,None] + winding + r.normal(0, .05, m)[:,None]*np.arange(q)
         out.append(_walk(root, a, length, s))
         pick, at = np.repeat(np.arange(m), 2), r.integers(2, q-1, 2*m)
-        a0, root, length = a[pick, at] + np.tile([.6, -.6], m), out[-1][pick, at], length[pick]*.5
+        a0 = a[pick, at] + np.tile([.6, -.6], m)
+        root, length = out[-1][pick, at], length[pick]*.5
     return out
 
 def _vessels(c, g):
     "Hila and branching vessels"
-    tree, th = [_branches(g, s) for s in (-1, 1)], np.linspace(0, 2*np.pi, 16)
-    main, side, twig = (np.concatenate(o) for o in zip(*tree))
-    v = .085*c.paint((twig, .0022, .45), (side, .0034, .6), (main, .0045, .75), (main[:,:4], .0085, 1.), soft=.0008)
-    hila = [m[:,2].mean(0) + np.stack([.02*np.cos(th), .05*np.sin(th)], 1) for m,_,_ in tree]
-    return v + .09*g.hila*c.fill(hila, soft=.014)
+    tree = [_branches(g, s) for s in (-1, 1)]
+    main, side, twig = map(np.concatenate, zip(*tree))
+    strokes = (twig, .0022, .45), (side, .0034, .6), (main, .0045, .75), (main[:,:4], .0085, 1.)
+    hila = [ellipse(m[:,2].mean(0), .02, .05, 16) for m, _, _ in tree]
+    return .085*c.paint(*strokes, soft=.0008) + .09*g.hila*c.fill(hila, soft=.014)
 
 def _airway(c, g):
     "Trachea and main bronchi"
-    y, h, x = g.apex, g.cage, g.turn + g.trachea
-    car = y + .37*h
-    tube = curve([(x*.5, -.1), (x*.7, y), (x - .004, car)])
-    right, left = curve([(x-.004, car), (x-.03, car+.035), (x-.06, car+.075)]), curve([(x-.004, car), (x+.035, car+.03), (x+.08, car+.06)])
-    return .09*c.paint(([right, left], .017, .55), ([tube], .026, 1.), soft=.003)
+    bronchi = [g.curve('right_bronchus'), g.curve('left_bronchus')]
+    return .09*c.paint((bronchi, .017, .55), ([g.curve('trachea')], .026, 1.), soft=.003)
 
 # %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #cedf990b
 def _breasts(c, g):
@@ -208,19 +379,25 @@ def _breasts(c, g):
     fade = np.clip((c.up(c.y) - g.breast_y + r)/(1.6*r), 0, 1)
     return (.05 + g.breast)*m*fade
 
+_STOMACH = """
+down   uniform .045 .075
+width  uniform .03  .07
+height uniform .014 .03
+x      uniform .10  .2
+"""
+
 def _belly(c, g, p, m):
     "Soft tissue in the mask `m` under the diaphragm, now and then with gas in the stomach"
     b = .18*np.clip((c.up(c.y) - g.apex - g.height + .07)/.12, 0, 1)
     if p.bubble:
-        r = seeded(p.seed, g.seed, 104)
-        q, th = g.dome[1].y + r.uniform(.045, .075), np.linspace(0, 2*np.pi, 20)
-        w, h = r.uniform(.03, .07), r.uniform(.014, .03)
-        x = r.uniform(.10, .2)
-        b = b - .16*c.fill([np.stack([x + w*np.cos(th), q + h*np.minimum(np.sin(th), .5)], 1)], soft=.003)
+        gas = SimpleNamespace(**draw_numbers(seeded(p.seed, g.seed, 104), _STOMACH))
+        unit = np.minimum(ellipse((0, 0), 1, 1), [1, .5])
+        bubble = unit*[gas.width, gas.height] + [gas.x, g.dome[1].y + gas.down]
+        b = b - .16*c.fill([bubble], soft=.003)
     return b*m
 
 # %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #9fd73829
-class Scene(SimpleNamespace):
+class Scene(Canvas):
     "The layers of one image, not yet added up; findings change them"
     def __init__(self,
         body:SimpleNamespace, # from `phantom_body`
@@ -230,23 +407,34 @@ class Scene(SimpleNamespace):
         change:dict={}, # what findings do to the shape
     ):
         p = _pose(body, view, seed)
-        c = Canvas(size, p.angle, p.scale, p.dx, p.dy)
-        g = Plan(body, p, change)
-        super().__init__(c=c, g=g, p=p)
-        self.side = {s: c.fill([g.lung[s]]) for s in (-1, 1)}
-        self.mid = _mediastinum(c, g)
+        super().__init__(size, p.angle, p.scale, p.dx, p.dy)
+        self.plan = Plan(body, p, change)
+        self.pose = p
+        self.side = {s: self.fill([outline]) for s, outline in self.plan.lung.items()}
+        self.mid = _mediastinum(self, self.plan)
         free = 1 - .9*self.mid
         self.lung = {s: m*free for s, m in self.side.items()}
         air = self.lung[-1] + self.lung[1]
         self.air = air*(.62 + .38*blur(air, .035*size))
-        aorta = c.stroke([curve([(.055 + g.unfold + g.turn, g.apex + .27*g.cage), (.048 + 1.5*g.unfold + g.turn, g.apex + .6*g.cage), (.03, g.apex + g.cage + .05)])], .035, .003)
-        trunk = _body(c, g, p)
-        self.solid = trunk + .10*self.mid + .04*aorta + _belly(c, g, p, (trunk > .02)*(1 - self.side[-1] - self.side[1])) + _breasts(c, g) - _airway(c, g)
-        self.solid += g.bone*(_ribs(c, g) + _girdle(c, g, p) + _spine(c, g))
-        self.vessels, self.vessel_gain, self.dark, self.extra = _vessels(c, g), 1., p.dark, np.zeros((size, size), np.float32)
+        self.solid = self._soft_tissue() + self._bones()
+        self.vessels = _vessels(self, self.plan)
+        self.vessel_gain = 1.
+        self.extra = np.zeros((size, size), np.float32)
+
+    def _soft_tissue(self):
+        g, p = self.plan, self.pose
+        trunk = _body(self, g, p)
+        aorta = self.stroke([g.curve('aorta')], .035, .003)
+        below = (trunk > .02)*(1 - self.side[-1] - self.side[1])
+        middle = trunk + .10*self.mid + .04*aorta
+        return middle + _belly(self, g, p, below) + _breasts(self, g) - _airway(self, g)
+
+    def _bones(self):
+        g = self.plan
+        return g.bone*(_ribs(self, g) + _girdle(self, g) + _spine(self, g))
 
     def add(self, m, k=1.):
         "Add map `m` times `k` to the image; returns the map that was added"
-        m = self.c.up(m)*np.float32(k)
+        m = self.up(m)*np.float32(k)
         self.extra += m
         return m

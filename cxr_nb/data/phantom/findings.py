@@ -8,11 +8,10 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/phantom/findings.html.md"""
 __all__ = ['phantom_image']
 
 # %% ../../../nbs/api/data/phantom/03_findings.ipynb #a3da2d2f
-from functools import partial
 from types import SimpleNamespace
 import cv2, numpy as np
 from .anatomy import Scene
-from .canvas import blur, clouds, curve, lobulated, seeded
+from .canvas import blur, close_line, clouds, curve, lobulated, seeded
 from ...core import CxrError
 from ...labels import FINDINGS
 
@@ -26,95 +25,109 @@ def _finding(f):
 
 def _side(r, right=.55): return -1 if r.random() < right else 1
 
+def _below(distance): # from an edge, in widths of its softness; negative on the near side
+    "1 on the near side of a soft edge, 0 beyond it"
+    return 1/(1 + np.exp(np.clip(distance, -30, 30)))
+
 # %% ../../../nbs/api/data/phantom/03_findings.ipynb #3ed50dd5
 def _lobe(sc, r, at, rx, ry, power=2., rough=.5):
     "Ill-defined patch inside the lung: a bump broken up by clouds"
-    c = sc.c
-    n = len(c.x)
+    n = len(sc.x)
     tex = np.clip(1 + rough*(.8*clouds(r, n, 12) + .5*clouds(r, n, 28)), 0, 2)
     s = -1 if at[0] < 0 else 1
-    return c.bump(at, rx, ry, r.uniform(-.6, .6), power)*tex*c.down(sc.lung[s])
+    return sc.bump(at, rx, ry, r.uniform(-.6, .6), power)*tex*sc.down(sc.lung[s])
+
+_PATCHES = { # lowest and highest u, v, rx, ry; then power and roughness
+    'Infiltration':  ([.3,  .15, .04, .04], [.8,  .92, .08,  .085], 1., .7),
+    'Consolidation': ([.4,  .15, .04, .04], [.75, .9,  .09,  .09], 2.5, .12),
+    'Pneumonia':     ([.35, .2,  .05, .05], [.7,  .85, .10,  .09], 1.5, .4),
+    'Edema':         ([.25, .3,  .05, .07], [.6,  .8,  .085, .13], 1.2, .45),
+}
+
+def _patch(sc, r, s, finding):
+    "Ill-defined patch of a finding somewhere in the lung on side `s`, and its centre"
+    low, high, power, rough = _PATCHES[finding]
+    u, v, rx, ry = r.uniform(low, high).tolist()
+    at = sc.plan.place(s, u, v)
+    return _lobe(sc, r, at, rx, ry, power, rough), at
 
 @_finding
 def _Infiltration(sc, r, sev):
     "Patchy, ill-defined opacity, one to three patches in one or both lungs"
     s, out = _side(r), []
     for i in range(r.integers(1, 3)):
-        at = sc.g.place(s, r.uniform(.3, .8), r.uniform(.15, .92))
-        out.append(sc.add(_lobe(sc, r, at, r.uniform(.04, .08), r.uniform(.04, .085), 1., .7), .06 + .16*sev))
-        s = -s if r.random() < .5 else s
+        m, _ = _patch(sc, r, s, 'Infiltration')
+        out.append(sc.add(m, .06 + .16*sev))
+        if r.random() < .5: s = -s
     return out
 
 @_finding
 def _Consolidation(sc, r, sev):
     "Dense homogeneous opacity with a fairly sharp edge"
-    at = sc.g.place(_side(r), r.uniform(.4, .75), r.uniform(.15, .9))
-    return [sc.add(_lobe(sc, r, at, r.uniform(.04, .09), r.uniform(.04, .09), 2.5, .12), .10 + .26*sev)]
+    m, _ = _patch(sc, r, _side(r), 'Consolidation')
+    return [sc.add(m, .10 + .26*sev)]
 
 @_finding
 def _Pneumonia(sc, r, sev):
     "Patch bounded by a fissure on one side, air bronchograms inside"
     s, up = _side(r), r.choice([-1, 1])
-    at = sc.g.place(s, r.uniform(.35, .7), r.uniform(.2, .85))
-    m = _lobe(sc, r, at, r.uniform(.05, .10), r.uniform(.05, .09), 1.5, .4)
-    edge = (sc.c.y - at[1])*up - r.uniform(.0, .03) + .2*up*r.normal(0, .5)*(sc.c.x - at[0])
-    m = m/(1 + np.exp(np.clip(edge/.006, -30, 30)))
-    d = sc.add(m, .09 + .22*sev)
-    tubes = [curve(at + s*np.cumsum(r.normal([.016, 0], [.004, .012], (5,2)), 0) - [s*.04, 0]) for _ in range(4)]
-    air = sc.c.stroke(tubes, .005, .0015)
+    m, at = _patch(sc, r, s, 'Pneumonia')
+    edge = (sc.y - at[1])*up - r.uniform(.0, .03) + .2*up*r.normal(0, .5)*(sc.x - at[0])
+    d = sc.add(m/(1 + np.exp(np.clip(edge/.006, -30, 30))), .09 + .22*sev)
+    ways = [np.cumsum(r.normal([.016, 0], [.004, .012], (5,2)), 0) for _ in range(4)]
+    air = sc.stroke([curve(at + s*way - [s*.04, 0]) for way in ways], .005, .0015)
     sc.extra -= .55*air*d
     return [d]
 
 # %% ../../../nbs/api/data/phantom/03_findings.ipynb #643d8f1f
 def _risen(sc, s):
     "What the raised hemidiaphragm on side `s` took from the lung"
-    if not sc.g.rise: return 0.
-    d = sc.g.dome[s]
-    low = SimpleNamespace(y=d.y + sc.g.rise, angle=d.angle + sc.g.rise)
-    return np.maximum(sc.c.fill([sc.g.outline(s, low)]) - sc.side[s], 0)*(1 - sc.mid)
+    g = sc.plan
+    if not g.rise: return 0.
+    d = g.dome[s]
+    low = SimpleNamespace(y=d.y + g.rise, angle=d.angle + g.rise)
+    return np.maximum(sc.fill([g.outline(s, low)]) - sc.side[s], 0)*(1 - sc.mid)
 
 @_finding
 def _Atelectasis(sc, r, sev):
     "Plate-like bands, mostly at the base and then with a raised hemidiaphragm"
-    g, s, out = sc.g, sc.g.lost, 0
+    g, s, out = sc.plan, sc.plan.lost, 0
     v = r.uniform(.72, .97) if g.rise else r.uniform(.2, .7)
     u0, slant = r.uniform(.15, .5), r.normal(0, .07)
     for i in range(r.integers(1, 4)):
         t = np.linspace(0, r.uniform(.25, .55), 5)
         line = g.place(s, u0 + t, v - .05*i + slant*t + r.normal(0, .004, 5))
-        out = out + sc.c.stroke([curve(line)], r.uniform(.008, .024), .003)
+        out = out + sc.stroke([curve(line)], r.uniform(.008, .024), .003)
     if r.random() < .6:
         at = g.place(s, u0 + .15, v)
-        out = out + .6*sc.c.up(_lobe(sc, r, at, r.uniform(.04, .08), .03, 1.5, .2))
+        out = out + .6*sc.up(_lobe(sc, r, at, r.uniform(.04, .08), .03, 1.5, .2))
     m = sc.add(np.minimum(out, 1)*sc.side[s], .06 + .17*sev)
     return [m/max(m.max(), 1e-3) + _risen(sc, s)]
 
 @_finding
 def _Effusion(sc, r, sev):
     "Fluid: a blunted angle or a layer with a meniscus that climbs the chest wall"
-    g, c, out = sc.g, sc.c, []
+    ap, out = sc.pose.ap, []
     sides = [_side(r)] if r.random() < .85 else [-1, 1]
     for s in sides:
         k = sev*r.uniform(.6, 1) if len(sides) > 1 else sev
-        d = g.dome[s]
-        level = d.angle - .022 - (.30 if r.random() < .2 else .13)*k
-        t = np.clip(np.abs(c.x)/g.half, 0, 1)
+        level = sc.plan.dome[s].angle - .022 - (.30 if r.random() < .2 else .13)*k
+        t = np.clip(np.abs(sc.x)/sc.plan.half, 0, 1)
         top = level - .10*(.4 + k)*t**4 + .02*(1-t)
-        wet = 1/(1 + np.exp(np.clip((top - c.y)/(.006 + .02*sc.p.ap), -30, 30)))
-        wet = wet + .25*sc.p.ap*np.clip((c.y - level + .25)/.25, 0, 1)*(1-wet)
-        out.append(sc.add(c.up(wet.astype(np.float32))*sc.lung[s], .08 + .30*k))
+        wet = _below((top - sc.y)/(.006 + .02*ap))
+        wet = wet + .25*ap*np.clip((sc.y - level + .25)/.25, 0, 1)*(1-wet)
+        out.append(sc.add(sc.up(wet.astype(np.float32))*sc.lung[s], .08 + .30*k))
     return out
 
 @_finding
 def _Edema(sc, r, sev):
     "Perihilar haze, often lopsided, fuller vessels and Kerley lines at the bases"
-    out, g = [], sc.g
+    out = []
     lean = r.uniform(.5, 1, 2) if r.random() < .35 else np.array([1., .12])[::r.choice([-1, 1])]
     for s, k in zip((-1, 1), lean):
-        m = _lobe(sc, r, g.place(s, r.uniform(.25, .6), r.uniform(.3, .8)), r.uniform(.05, .085), r.uniform(.07, .13), 1.2, .45)
-        y = r.uniform(.75, .97, 9)
-        lines = [g.place(s, np.array([.82, .97]), np.array([v, v + .004])) for v in y]
-        sc.extra += .04*sev*k*sc.c.stroke(lines, .0025, .0006)*sc.side[s]
+        m, _ = _patch(sc, r, s, 'Edema')
+        lines = [sc.plan.place(s, [.82, .97], [v, v + .004]) for v in r.uniform(.75, .97, 9)]
+        sc.extra += .04*sev*k*sc.stroke(lines, .0025, .0006)*sc.side[s]
         d = sc.add(m, (.04 + .17*sev)*k)
         if k > .3: out.append(d)
     sc.vessel_gain = sc.vessel_gain*(1 + .35*sev)
@@ -124,13 +137,13 @@ def _Edema(sc, r, sev):
 def _spot(sc, r, lo, hi):
     "Where and how large a round lesion is: place, radius"
     rad = r.uniform(lo, hi)
-    return sc.g.place(_side(r, .5), r.uniform(.25, .85), r.uniform(.08, .92)), rad
+    return sc.plan.place(_side(r, .5), r.uniform(.25, .85), r.uniform(.08, .92)), rad
 
 @_finding
 def _Mass(sc, r, sev):
     "Round or lobulated opacity of more than 3 cm"
     at, rad = _spot(sc, r, .042, .095)
-    m = sc.c.fill([lobulated(at, rad, r, .07)], soft=.006)*(.75 + .25*sc.c.up(sc.c.bump(at, rad, rad)))
+    m = sc.fill([lobulated(at, rad, r, .07)], soft=.006)*(.75 + .25*sc.up(sc.bump(at, rad, rad)))
     return [sc.add(m*np.maximum(sc.side[-1] + sc.side[1], .2), .09 + .22*sev)]
 
 @_finding
@@ -139,164 +152,199 @@ def _Nodule(sc, r, sev):
     out = []
     for i in range(r.choice([1, 1, 1, 2, 3])):
         at, rad = _spot(sc, r, .014, .035)
-        out.append(sc.add(sc.c.fill([lobulated(at, rad, r, .05)]), .10 + .17*sev))
+        out.append(sc.add(sc.fill([lobulated(at, rad, r, .05)]), .10 + .17*sev))
     return out
 
 @_finding
 def _Pneumothorax(sc, r, sev):
     "Air beside the lung, over the apex or at the base: a fine pleural line, nothing but black beyond it"
-    g, c, s = sc.g, sc.c, _side(r)
-    y0, y1 = g.apex, g.dome[s].angle
+    g, s = sc.plan, _side(r)
     v = np.linspace(0, 1, 16)
     far = np.clip(1 - v/r.uniform(.45, 1.2), 0, 1)**r.uniform(.3, .9)
     gap = (.03 + .15*sev)*(far if r.random() < .7 else .8*far[::-1]) - .012*(v > 0)
-    x, y = np.maximum(g.outer(v) - gap, .04), y0 + gap[0]*.9 + v*(y1 - y0 - gap[0]*.9)
-    edge = np.stack([s*x + g.turn*.3, y], 1)
-    rest = np.vstack([edge, [(s*.01, y1), (s*.01, y0 + gap[0])]])
-    inside = c.fill([rest], soft=.002)
+    bottom = g.dome[s].angle
+    top = g.apex + gap[0]*.9
+    x = np.maximum(g.outer(v) - gap, .04)
+    edge = np.stack([s*x + g.turn*.3, top + v*(bottom - g.apex - gap[0]*.9)], 1)
+    inside = sc.fill([np.vstack([edge, [(s*.01, bottom), (s*.01, g.apex + gap[0])]])], soft=.002)
     free = sc.lung[s]*(1 - inside)
     sc.vessel_gain = sc.vessel_gain*(1 - free)
-    line = c.stroke([curve(np.vstack([[(s*.05, y0 + gap[0]*1.25)], edge]))], .0035, .0008)*sc.lung[s]
+    line = sc.stroke([curve(np.vstack([[(s*.05, g.apex + gap[0]*1.25)], edge]))], .0035, .0008)*sc.lung[s]
     sc.extra += (.045 + .05*sev)*line + .05*sev*sc.lung[s]*inside*.6
     return [sc.add(-free, .05 + .05*sev)]
 
 # %% ../../../nbs/api/data/phantom/03_findings.ipynb #5611f435
+def _soft_spot(sc, s, at, rx, ry):
+    "A soft ellipse inside the lung on side `s`"
+    return sc.up(sc.bump(at, rx, ry, 0, 1.5))*sc.lung[s]
+
 @_finding
 def _Emphysema(sc, r, sev):
-    "Overinflated: dark areas with thin vessels, the lower or the upper part of one lung or both, flat diaphragm, at times a bulla"
-    c, g, out = sc.c, sc.g, []
-    centre, both = r.uniform(.12, .88), r.random() < .3
+    "Overinflated: dark areas with thin vessels, high or low in one lung or both, flat diaphragm, at times a bulla"
+    centre, both, out = r.uniform(.12, .88), r.random() < .3, []
     for s in ([-1, 1] if both else [_side(r)]):
-        k = r.uniform(.5, 1)
-        m = c.up(c.bump(g.place(s, r.uniform(.35, .75), centre), r.uniform(.07, .12), r.uniform(.07, .13), 0, 1.5))*sc.lung[s]
+        k, u, rx, ry = r.uniform([.5, .35, .07, .07], [1, .75, .12, .13]).tolist()
+        m = _soft_spot(sc, s, sc.plan.place(s, u, centre), rx, ry)
         out.append(sc.add(-m, (.06 + .13*sev)*k))
         sc.vessel_gain = sc.vessel_gain*(1 - .7*sev*m)
     if r.random() < .5:
-        ring = lobulated(g.place(s, r.uniform(.6, .85), np.clip(centre + r.normal(0, .08), .1, .9)), r.uniform(.03, .06), r, .04)
-        sc.extra += .035*c.stroke([np.vstack([ring, ring[:1]])], .0025, .0008) - .05*c.fill([ring])
+        at = sc.plan.place(s, r.uniform(.6, .85), np.clip(centre + r.normal(0, .08), .1, .9))
+        ring = lobulated(at, r.uniform(.03, .06), r, .04)
+        sc.extra += .035*sc.stroke([close_line(ring)], .0025, .0008) - .05*sc.fill([ring])
     return out
 
 @_finding
 def _Fibrosis(sc, r, sev):
     "Net of fine lines and small cysts at the bases or the periphery, at times at the apex"
-    c, g, out = sc.c, sc.g, []
-    v, u = (r.uniform(.6, .95), r.uniform(.35, .85)) if r.random() < .6 else (r.uniform(.08, .45), r.uniform(.4, .8))
+    out = []
+    low, high = ([.6, .35], [.95, .85]) if r.random() < .6 else ([.08, .4], [.45, .8])
+    v, u = r.uniform(low, high)
     for s in ([-1, 1] if r.random() < .25 else [_side(r)]):
-        at = g.place(s, u, v) + r.normal(0, .02, 2)
-        env = c.up(c.bump(at, r.uniform(.055, .09), r.uniform(.055, .10), 0, 1.5))*sc.lung[s]
+        at = sc.plan.place(s, u, v) + r.normal(0, .02, 2)
+        env = _soft_spot(sc, s, at, r.uniform(.055, .09), r.uniform(.055, .10))
         p0 = at + r.normal(0, .06, (130, 2))
         th = r.uniform(0, 6.3, 130)
         step = np.stack([np.cos(th), np.sin(th)], 1)*r.uniform(.008, .02, (130, 1))
-        net = c.stroke(list(np.stack([p0 - step, p0 + r.normal(0, .003, (130, 2)), p0 + step], 1)), .003, .0006)
+        bent = p0 + r.normal(0, .003, (130, 2))
+        net = sc.stroke(np.stack([p0 - step, bent, p0 + step], 1), .003, .0006)
         out.append(sc.add(env*(.35 + net), (.10 + .16*sev)*r.uniform(.7, 1)))
     return out
 
 @_finding
 def _Pleural_Thickening(sc, r, sev):
     "A rind along the chest wall or over the apex"
-    g, c, s = sc.g, sc.c, _side(r, .5)
+    g, s = sc.plan, _side(r, .5)
     v0 = r.choice([0., r.uniform(.1, .65)])
-    v, w = np.linspace(v0, min(v0 + r.uniform(.22, .45), 1), 14), .020 + .024*sev
+    apical = v0 == 0
+    v = np.linspace(v0, min(v0 + r.uniform(.22, .45), 1), 14)
+    thick = .020 + .024*sev
     x, y = g.outer(v), g.apex + v*(g.dome[s].angle - g.apex)
-    wave = w*np.sin(np.linspace(.25, np.pi - .25, 14))*(1 + .25*r.normal(0, 1, 14))
-    inner = np.stack([x - wave, y + wave*(.9 if v0 == 0 else 0)], 1)
-    rind = np.vstack([np.stack([x + .01, y - .01*(v0 == 0)], 1), inner[::-1]])*[s, 1] + [g.turn*.3, 0]
-    if v0 == 0: rind = np.vstack([[(s*.05, g.apex)], rind, [(s*.05, g.apex + .6*w)]])
-    return [sc.add(c.fill([rind], soft=.002)*sc.side[s], .16 + .22*sev)]
+    wave = thick*np.sin(np.linspace(.25, np.pi - .25, 14))*(1 + .25*r.normal(0, 1, 14))
+    outer = np.stack([x + .01, y - .01*apical], 1)
+    inner = np.stack([x - wave, y + wave*(.9*apical)], 1)
+    rind = np.vstack([outer, inner[::-1]])*[s, 1] + [g.turn*.3, 0]
+    if apical: rind = np.vstack([[(s*.05, g.apex)], rind, [(s*.05, g.apex + .6*thick)]])
+    return [sc.add(sc.fill([rind], soft=.002)*sc.side[s], .16 + .22*sev)]
 
 @_finding
 def _Hernia(sc, r, sev):
     "Stomach behind the heart: a round shadow with gas over a fluid level"
-    g, c = sc.g, sc.c
     rad = .045 + .04*sev
-    at = np.array([_side(r, .35)*r.uniform(0, .12), g.apex + g.height - r.uniform(-.01, .15)])
+    x = _side(r, .35)*r.uniform(0, .12)
+    at = np.array([x, sc.plan.apex + sc.plan.height - r.uniform(-.01, .15)])
     ring = lobulated(at, rad, r, .04)
-    ball, wall = c.fill([ring], soft=.004), c.stroke([np.vstack([ring, ring[:1]])], .006, .0015)
-    gas = ball*c.up(1/(1 + np.exp(np.clip((c.y - at[1] + r.uniform(-.3, .5)*rad)/.002, -30, 30))).astype(np.float32))
+    ball, wall = sc.fill([ring], soft=.004), sc.stroke([close_line(ring)], .006, .0015)
+    depth = sc.y - at[1] + r.uniform(-.3, .5)*rad
+    gas = ball*sc.up(_below(depth/.002).astype(np.float32))
     return [np.abs(sc.add(.12*ball + .10*wall - .32*gas, .55 + .45*sev))]
 
 @_finding
 def _Cardiomegaly(sc, r, sev):
     "The heart itself, wider than half of the chest"
-    return [sc.c.fill([sc.g.heart], soft=.001)]
+    return [sc.fill([sc.plan.heart], soft=.001)]
 
 # %% ../../../nbs/api/data/phantom/03_findings.ipynb #989d954a
 def _reshape(
-    findings:list, # of this image
     rngs:dict, # finding -> generator of its place
     sev:dict, # finding -> severity, 0 to 1
-)->tuple: # changes for `_plan`; side of lost volume and how far its diaphragm is raised
+)->tuple: # changes for `Plan`; side of lost volume and how far its diaphragm is raised
     "What the findings do to the shape of heart and diaphragm"
     change, lost, rise = {}, -1, 0.
-    if 'Cardiomegaly' in findings: change['ctr'] = 1.05 + .33*sev['Cardiomegaly']
-    if 'Emphysema' in findings: change['flat'] = .5*sev['Emphysema']
-    if 'Atelectasis' in findings:
+    if 'Cardiomegaly' in sev: change['ctr'] = 1.05 + .33*sev['Cardiomegaly']
+    if 'Emphysema' in sev: change['flat'] = .5*sev['Emphysema']
+    if 'Atelectasis' in sev:
         r = rngs['Atelectasis']
-        lost, low = _side(r), r.random() < .7
-        rise = low*(.004 + .02*sev['Atelectasis'])
+        lost = _side(r)
+        if r.random() < .7: rise = .004 + .02*sev['Atelectasis']
         change['raise_r' if lost < 0 else 'raise_l'] = rise
     return change, lost, rise
 
 # %% ../../../nbs/api/data/phantom/03_findings.ipynb #c112957f
+def _lead(r, end):
+    "The wire of a lead from its electrode to the edge of the image"
+    bends = [end + r.normal(0, width, 2) for width in (.08, .15)]
+    return curve([end, *bends, (np.sign(end[0] + .01)*.6, r.uniform(.2, 1))])
+
 def _devices(sc, r):
     "Leads and lines: mostly on AP images"
-    c, g, out = sc.c, sc.g, 0.
-    if r.random() < (.6 if sc.p.ap else .04):
+    g, ap, out = sc.plan, sc.pose.ap, 0.
+    if r.random() < (.6 if ap else .04):
         ends = r.uniform([-.3, .2], [.3, .8], (3, 2))
-        wires = [curve([e, e + r.normal(0, .08, 2), e + r.normal(0, .15, 2), (np.sign(e[0] + .01)*.6, r.uniform(.2, 1))]) for e in ends]
-        dots = [e + .009*np.stack([np.cos(q := np.linspace(0, 6.3, 10)), np.sin(q)], 1) for e in ends]
-        out = out + .14*c.stroke(wires, .003, .0008) + .25*c.fill(dots, soft=.001)
-    if r.random() < (.3 if sc.p.ap else .02):
-        s = _side(r)
-        out = out + .13*c.stroke([curve([(s*.2, -.05), (s*.12, g.apex + .03), (-.03, g.apex + .2*g.height), (-.04, g.apex + .5*g.height)])], .005, .0008)
-    if sc.p.ap and r.random() < .2:
-        out = out + .12*c.stroke([curve([(.0, -.05), (g.turn, g.apex), (g.turn, g.apex + .25*g.height)])], .009, .001)
+        wires = sc.stroke([_lead(r, end) for end in ends], .003, .0008)
+        th = np.linspace(0, 6.3, 10)
+        dot = .009*np.stack([np.cos(th), np.sin(th)], 1)
+        out = out + .14*wires + .25*sc.fill([end + dot for end in ends], soft=.001)
+    if r.random() < (.3 if ap else .02): out = out + .13*sc.stroke([g.curve('catheter', _side(r))], .005, .0008)
+    if ap and r.random() < .2: out = out + .12*sc.stroke([g.curve('tube')], .009, .001)
     return out
+
+def _collimate(img, r):
+    "The edge of the collimator"
+    n = len(img)
+    top, bottom, left, right = r.integers(0, max(2, int(.07*n)), 4)
+    shade = int(r.choice([0, 6, 245]))
+    img[:top] = img[n-bottom:] = shade
+    img[:,:left] = img[:,n-right:] = shade
 
 def _marks(img, p, r):
     "Burnt-in side marker, view and the edge of the collimator"
+    if r.random() < .22: _collimate(img, r)
     n = len(img)
-    if r.random() < .22:
-        k, v = r.integers(0, max(2, int(.07*n)), 4), int(r.choice([0, 6, 245]))
-        img[:k[0]], img[n-k[1]:], img[:,:k[2]], img[:,n-k[3]:] = v, v, v, v
-    side, f = r.choice(['R', 'L', 'L', 'L']), n*r.uniform(.0011, .0017)
+    side, scale = str(r.choice(['R', 'L', 'L', 'L'])), n*r.uniform(.0011, .0017)
     x = r.uniform(.03, .12) if side == 'R' else r.uniform(.86, .93)
-    put = partial(cv2.putText, img, fontFace=cv2.FONT_HERSHEY_SIMPLEX, color=int(r.integers(200, 256)), thickness=max(1, round(n/200)), lineType=cv2.LINE_AA)
+    white = int(r.integers(200, 256))
     y = r.uniform(.06, .16)
-    if r.random() < .85: put(str(side), org=(int(x*n), int(y*n)), fontScale=f)
-    if p.ap and r.random() < .5: put(str(r.choice(['AP', 'PORTABLE', 'AP ERECT', 'SUPINE'])), org=(int(r.uniform(.03, .6)*n), int(r.choice([.04, .97])*n)), fontScale=.5*f)
+    def put(text, x, y, scale):
+        at, thick = (int(x*n), int(y*n)), max(1, round(n/200))
+        cv2.putText(img, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, white, thick, cv2.LINE_AA)
+    if r.random() < .85: put(side, x, y, scale)
+    if p.ap and r.random() < .5:
+        text = str(r.choice(['AP', 'PORTABLE', 'AP ERECT', 'SUPINE']))
+        put(text, r.uniform(.03, .6), r.choice([.04, .97]), .5*scale)
     return img
 
 # %% ../../../nbs/api/data/phantom/03_findings.ipynb #81dd156f
 def _mimics(sc, body_r, r):
     "Harmless shadows that resemble findings"
-    c, g, out = sc.c, sc.g, 0.
-    if body_r.random() < .25:
-        at = [g.place(s, .62 + .03*body_r.normal(), .80 + .02*body_r.normal()) for s in (-1, 1)]
-        out = out + .05*c.fill([lobulated(o, .010, body_r, .02) for o in at], soft=.002)
-    if body_r.random() < .15: out = out + .16*c.fill([lobulated(g.place(_side(body_r), body_r.uniform(.2, .8), body_r.uniform(.1, .9)), .006, body_r)], soft=.001)
-    if r.random() < .25:
-        s, x, y = _side(r), r.uniform(.5, .95), r.uniform(.05, .6)
-        fold = curve(g.place(s, x + np.array([0, .04, .02]) + r.normal(0, .05, 3), y + np.array([0, .2, .4])))
-        out = out + r.uniform(.02, .05)*c.stroke([fold], .003, .0008)
-    if r.random() < .2: out = out + r.uniform(.05, .2)*c.up(c.bump(g.place(s := _side(r), .97, 1.08), .03, .03))*sc.side[s]
-    if r.random() < .2:
-        u, v = r.uniform(.2, .6), r.uniform(.6, .95)
-        out = out + r.uniform(.03, .08)*c.stroke([curve(g.place(_side(r), u + np.array([0, .1, .2]), v + r.normal(0, .02, 3)))], .006, .002)
+    place, out = sc.plan.place, 0.
+    if body_r.random() < .25: # nipples
+        at = [place(s, .62 + .03*body_r.normal(), .80 + .02*body_r.normal()) for s in (-1, 1)]
+        out = out + .05*sc.fill([lobulated(o, .010, body_r, .02) for o in at], soft=.002)
+    if body_r.random() < .15: # a granuloma
+        at = place(_side(body_r), body_r.uniform(.2, .8), body_r.uniform(.1, .9))
+        out = out + .16*sc.fill([lobulated(at, .006, body_r)], soft=.001)
+    if r.random() < .25: # a fold of skin
+        s, u, v = _side(r), r.uniform(.5, .95), r.uniform(.05, .6)
+        fold = place(s, u + r.normal([0, .04, .02], .05), [v, v + .2, v + .4])
+        out = out + r.uniform(.02, .05)*sc.stroke([curve(fold)], .003, .0008)
+    if r.random() < .2: # a blunted angle
+        depth, s = r.uniform(.05, .2), _side(r)
+        out = out + depth*sc.up(sc.bump(place(s, .97, 1.08), .03, .03))*sc.side[s]
+    if r.random() < .2: # a scar
+        u, v, depth = r.uniform([.2, .6, .03], [.6, .95, .08]).tolist()
+        scar = place(_side(r), [u, u + .1, u + .2], v + r.normal(0, .02, 3))
+        out = out + depth*sc.stroke([curve(scar)], .006, .002)
     return out
 
 # %% ../../../nbs/api/data/phantom/03_findings.ipynb #c463f2f2
+def _attenuation(sc, r):
+    "All layers added up, harmless ones included"
+    n = sc.size
+    lung_tex = .013*clouds(r, n, 64)
+    lungs = np.minimum(sc.side[-1] + sc.side[1], 1)
+    vessels = sc.vessels*sc.vessel_gain*lungs*(1 - .75*sc.mid)
+    chest = sc.solid - sc.pose.dark*sc.air + sc.air*lung_tex + vessels
+    harmless = _devices(sc, r), _mimics(sc, seeded(sc.pose.body, 106), r)
+    return chest + sc.extra + harmless[0] + harmless[1] + .02*clouds(r, n, 4)
+
 def _expose(
-    sc:SimpleNamespace, # scene with its findings
+    sc:Scene, # with its findings
     r:np.random.Generator, # of this image
 )->np.ndarray: # (S, S) uint8
     "Add up the layers and take the picture"
-    p, n = sc.p, sc.c.size
-    lung_tex = .013*clouds(r, n, 64)
-    att = sc.solid - sc.dark*sc.air + sc.air*lung_tex + sc.vessels*sc.vessel_gain*np.minimum(sc.side[-1] + sc.side[1], 1)*(1 - .75*sc.mid)
-    att = blur(att + sc.extra + _devices(sc, r) + _mimics(sc, seeded(p.body, 106), r) + .02*clouds(r, n, 4), p.blur*n)
-    img = 1/(1 + np.exp(p.gain*(p.level - att)))
-    lo, hi = 1/(1 + np.exp(p.gain*p.level)), 1/(1 + np.exp(p.gain*(p.level - 1.28)))
+    p, n = sc.pose, sc.size
+    att = blur(_attenuation(sc, r), p.blur*n)
+    lo, img, hi = (1/(1 + np.exp(p.gain*(p.level - a))) for a in (0, att, 1.28))
     img = (img - lo)/(hi - lo) + p.noise*blur(r.standard_normal((n, n), np.float32), .4)
     return _marks(np.clip(img*240 + 8, 0, 255).astype(np.uint8), p, r)
 
@@ -306,14 +354,19 @@ def _box(
 )->tuple|None: # x, y, w, h in the 1024 frame; None if nothing is left in the frame
     "Smallest box around what is visible"
     m = np.abs(m)
-    on = m > max(share*m.max(), 1e-3)
-    xs, ys = np.flatnonzero(on.any(0)), np.flatnonzero(on.any(1))
-    if not len(xs): return None
+    x, y, w, h = cv2.boundingRect((m > max(share*m.max(), 1e-3)).astype(np.uint8))
     k = 1024/len(m)
-    return xs[0]*k, ys[0]*k, (xs[-1] - xs[0] + 1)*k, (ys[-1] - ys[0] + 1)*k
+    return (x*k, y*k, w*k, h*k) if w else None
 
 # %% ../../../nbs/api/data/phantom/03_findings.ipynb #51c00a01
 _CHRONIC = {'Mass', 'Nodule', 'Fibrosis', 'Emphysema', 'Pleural_Thickening', 'Hernia', 'Cardiomegaly'}
+
+def _check(findings, view, size):
+    "Raise `CxrError` on an unknown finding, view or size"
+    if odd := set(findings) - set(FINDINGS):
+        raise CxrError(f'{min(odd)!r} is no finding; known are {", ".join(FINDINGS)}')
+    if view not in ('PA', 'AP'): raise CxrError(f'view {view!r} is not known; give PA or AP')
+    if not 64 <= size <= 1024: raise CxrError(f'size {size} is out of range; give 64 to 1024')
 
 def phantom_image(
     body:SimpleNamespace, # from `phantom_body`
@@ -324,15 +377,16 @@ def phantom_image(
     severity:float|None=None, # 0 to 1 for all findings; None: drawn
 )->tuple: # (size, size) uint8 image; list of (finding, x, y, w, h) in the 1024 frame
     "One radiograph of `body` and the boxes of its findings. Raises `CxrError` on an unknown finding, view or size"
-    if odd := set(findings) - set(FINDINGS): raise CxrError(f'{min(odd)!r} is no finding; known are {", ".join(FINDINGS)}')
-    if view not in ('PA', 'AP'): raise CxrError(f'view {view!r} is not known; give PA or AP')
-    if not 64 <= size <= 1024: raise CxrError(f'size {size} is out of range; give 64 to 1024')
-    findings = [f for f in FINDINGS if f in set(findings)]
-    key = lambda f: (body.seed, 0 if f in _CHRONIC else seed, 200 + FINDINGS.index(f))
-    rngs = {f: seeded(*key(f)) for f in findings}
-    sev = {f: float(np.clip(rngs[f].beta(1.3, 1.3), .02, 1)) if severity is None else severity for f in findings}
-    change, lost, rise = _reshape(findings, rngs, sev)
+    _check(findings, view, size)
+    rngs, sev, boxes = {}, {}, []
+    for i, f in enumerate(FINDINGS):
+        if f not in set(findings): continue
+        rngs[f] = seeded(body.seed, 0 if f in _CHRONIC else seed, 200 + i)
+        sev[f] = float(np.clip(rngs[f].beta(1.3, 1.3), .02, 1)) if severity is None else severity
+    change, lost, rise = _reshape(rngs, sev)
     sc = Scene(body, view, seed, size, change)
-    sc.g.lost, sc.g.rise, boxes = lost, rise, []
-    for f in findings: boxes += [(f, *b) for m in _draw[f](sc, rngs[f], sev[f]) if (b := _box(m))]
+    sc.plan.lost, sc.plan.rise = lost, rise
+    for f in rngs:
+        found = [_box(m) for m in _draw[f](sc, rngs[f], sev[f])]
+        boxes += [(f, *box) for box in found if box]
     return _expose(sc, seeded(body.seed, seed, 105)), boxes
