@@ -21,39 +21,43 @@ from .tables import pretty
 def image_titles(
     df:pd.DataFrame, # Image table
     n:int=3, # Findings to name at most
-)->list: # A text for each film: its findings, a line each, then view and age
-    "What the table says of each film"
-    names = findings_of(df)
-    labels = [[pretty(f) for f, v in zip(names, row) if v] or [pretty(none_name(names))] for row in df[names].to_numpy()]
-    age = [f'{o:.0f} years' if np.isfinite(o) else '' for o in df.age]
-    about = [', '.join(filter(None, o)) for o in zip(df['view'], age)]
-    return ['\n'.join(l[:n] + [f'and {len(l) - n} more']*(len(l) > n) + [o]*bool(o)) for l, o in zip(labels, about)]
+)->list: # A text for each image: its findings, a line each, then view and age
+    "What the table says of each image"
+    findings = findings_of(df)
+    titles = []
+    for labels, view, age in zip(df[findings].to_numpy(), df['view'], df.age):
+        lines = [pretty(f) for f, there in zip(findings, labels) if there] or [pretty(none_name(findings))]
+        if len(lines) > n: lines[n:] = [f'and {len(lines) - n} more']
+        about = [view, f'{age:.0f} years' if np.isfinite(age) else '']
+        titles.append('\n'.join([*lines, ', '.join(filter(None, about))]).rstrip('\n'))
+    return titles
 
 def plot_images(
-    films, # Gray films, uint8 (H, W) each
+    images, # Gray images, uint8 (H, W) each
     titles=None, # A text for each
-    cols:int=4, # Films in a row
+    cols:int=4, # Images in a row
 )->Figure: # A sheet of them
-    "A sheet of films"
-    rows, cols = -(-len(films)//cols), min(cols, len(films))
+    "A sheet of images"
+    rows, cols = -(-len(images)//cols), min(cols, len(images))
     fig, axs = styled_subplots(2*cols, 2.55*rows, rows, cols)
     for ax in axs.flat: ax.axis('off')
-    for ax, film, title in zip(axs.flat, films, titles or ['']*len(films)):
-        ax.imshow(film, cmap='gray', vmin=0, vmax=255)
+    for ax, image, title in zip(axs.flat, images, titles or ['']*len(images)):
+        ax.imshow(image, cmap='gray', vmin=0, vmax=255)
         ax.set_title(figure_text(title), fontsize=7.5, color=INK, pad=3)
     return fig
 
 # %% ../../nbs/api/report/03_eda.ipynb #bbf42382
 def plot_label_counts(
     df:pd.DataFrame # Image table
-)->Figure: # Films by finding and without any, most first
+)->Figure: # Images by finding and without any, most first
     "How often each finding occurs"
-    c = pd.concat([pd.Series({none_name(findings_of(df)): int(no_finding(df).sum())}), label_counts(df)])[::-1]
-    fig, axs = styled_subplots(6, 0.25*len(c) + 0.4)
+    none = pd.Series({none_name(findings_of(df)): int(no_finding(df).sum())})
+    counts = pd.concat([none, label_counts(df)])[::-1]
+    fig, axs = styled_subplots(6, 0.25*len(counts) + 0.4)
     ax = axs[0, 0]
-    bars = ax.barh([figure_text(o) for o in c.index], c.to_numpy(), color=[BLUE]*(len(c)-1) + [GRAY], height=0.7)
-    ax.bar_label(bars, [f'{v:,}  ({v/len(df):.1%})' for v in c], fontsize=7.5, padding=3, color=INK)
-    ax.set_xlim(right=c.max()*1.25)
+    bars = ax.barh([figure_text(o) for o in counts.index], counts, color=[BLUE]*(len(counts) - 1) + [GRAY], height=0.7)
+    ax.bar_label(bars, [f'{n:,}  ({n/len(df):.1%})' for n in counts], fontsize=7.5, padding=3, color=INK)
+    ax.set_xlim(right=counts.max()*1.25)
     ax.margins(y=0.01)
     ax.xaxis.set_visible(False)
     ax.spines['bottom'].set_visible(False)
@@ -61,18 +65,18 @@ def plot_label_counts(
 
 def plot_cooccurrence(
     df:pd.DataFrame # Image table
-)->Figure: # Of the films with the finding of the row, the share that also has that of the column
+)->Figure: # Of the images with the finding of the row, the share that also has that of the column
     "Which findings come together"
-    y = df[findings_of(df)]
-    share = (y.T.astype(int) @ y.astype(int)).div(y.sum().replace(0, np.nan), axis=0)
-    np.fill_diagonal(v := share.to_numpy(copy=True), np.nan)
-    fig, axs = styled_subplots(0.4*len(share) + 1.6, 0.33*len(share) + 1.2)
+    y = df[findings_of(df)].astype(int)
+    share = (y.T @ y).div(y.sum().replace(0, np.nan), axis=0)
     names = [figure_text(o) for o in share]
-    sns.heatmap(pd.DataFrame(v, names, names), cmap='cividis', annot=True, fmt='.0%', annot_kws=dict(fontsize=6.5),
-                cbar_kws=dict(format=PercentFormatter(1, 0)), linewidths=0.5, ax=axs[0, 0])
-    axs[0, 0].set_xlabel('also has', fontsize=8)
-    axs[0, 0].set_ylabel('films with', fontsize=8)
-    axs[0, 0].tick_params(labelsize=8, length=0)
-    axs[0, 0].set_xticks(axs[0, 0].get_xticks(), names, rotation=45, ha='right', rotation_mode='anchor')
+    fig, axs = styled_subplots(0.4*len(share) + 1.6, 0.33*len(share) + 1.2)
+    ax = axs[0, 0]
+    others = share.mask(np.eye(len(share), dtype=bool))
+    sns.heatmap(others, cmap='cividis', annot=True, fmt='.0%', annot_kws=dict(fontsize=6.5),
+                cbar_kws=dict(format=PercentFormatter(1, 0)), linewidths=0.5, ax=ax, yticklabels=names)
+    ax.set(xlabel='also has', ylabel='films with')
+    ax.tick_params(labelsize=8, length=0)
+    ax.set_xticks(ax.get_xticks(), names, rotation=45, ha='right', rotation_mode='anchor')
     fig.axes[1].tick_params(labelsize=8)
     return fig

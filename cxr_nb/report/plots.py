@@ -19,7 +19,7 @@ from ..labels import none_name
 from ..metrics.compare import compare
 from ..metrics.operating import confusion, threshold_array
 from ..metrics.ranking import auroc, average_precision, roc_points
-from .tables import ReportError, pretty, triple
+from .tables import SCORES, ReportError, pretty, score_text
 
 # %% ../../nbs/api/report/02_plots.ipynb #2decd6f4
 INK, BLUE, ORANGE, GREEN, GRAY = '#1b2733', '#0072B2', '#D55E00', '#009E73', '#8a949e'
@@ -38,6 +38,8 @@ def styled_subplots(
     for ax in axs.flat:
         ax.spines[['top', 'right']].set_visible(False)
         ax.tick_params(labelsize=8, colors=INK, length=2.5)
+        ax.xaxis.label.set_size(8)
+        ax.yaxis.label.set_size(8)
     return fig, axs
 
 def figure_text(
@@ -46,31 +48,50 @@ def figure_text(
     "Text in which matplotlib finds no formula"
     return pretty(s).replace('$', r'\$')
 
+def _title(ax, text, size=9.5, **kwargs):
+    "A title at the left"
+    ax.set_title(text, fontsize=size, loc='left', color=INK, **kwargs)
+
+def _legend(where, **kwargs):
+    "A legend without a frame, of axes or beside a figure"
+    where.legend(frameon=False, fontsize=8, **kwargs)
+
+def _name_rows(ax, names, xlabel):
+    "Names of the rows, and a grid to read the dots by"
+    ax.set_yticks(range(len(names)), names)
+    ax.set_xlabel(xlabel)
+    ax.grid(axis='x', alpha=0.25)
+
 # %% ../../nbs/api/report/02_plots.ipynb #7ab70ace
 def plot_history(
     history:pd.DataFrame # As of `history.csv`
 )->Figure: # Loss and AUROC by epoch, stages marked
     "How training went"
     fig, axs = styled_subplots(8, 3, 1, 2)
-    x = np.arange(1, len(history) + 1)
-    for col, color, name in (('train_loss', GRAY, 'training'), ('valid_loss', BLUE, 'validation')): axs[0, 0].plot(x, history[col], 'o-', color=color, label=name, ms=3.5, lw=1.5)
-    axs[0, 1].plot(x, history['auroc'], 'o-', color=BLUE, ms=3.5, lw=1.5)
-    axs[0, 0].legend(frameon=False, fontsize=8)
-    for ax, name in zip(axs[0], ('Loss', 'Macro AUROC, validation')):
-        ax.set_title(name, fontsize=9.5, loc='left', pad=27, color=INK)
-        ax.set_xlabel('epoch, all stages', fontsize=8)
+    loss, auroc = axs[0]
+    epoch = np.arange(1, len(history) + 1)
+    line = dict(ms=3.5, lw=1.5)
+    loss.plot(epoch, history['train_loss'], 'o-', color=GRAY, label='training', **line)
+    loss.plot(epoch, history['valid_loss'], 'o-', color=BLUE, label='validation', **line)
+    auroc.plot(epoch, history['auroc'], 'o-', color=BLUE, **line)
+    _legend(loss)
+    for ax, name in ((loss, 'Loss'), (auroc, 'Macro AUROC, validation')):
+        _title(ax, name, pad=27)
+        ax.set_xlabel('epoch, all stages')
         ax.xaxis.get_major_locator().set_params(integer=True)
         _mark_stages(ax, history)
     return fig
 
 def _mark_stages(ax, history):
     "Bands and names for the stages"
-    runs = (history['stage'] != history['stage'].shift()).cumsum()
-    for i, d in history.reset_index(drop=True).groupby(runs.to_numpy()):
-        a, b = d.index[0] + 0.5, d.index[-1] + 1.5
-        ax.axvspan(a, b, color=GRAY, alpha=0.16 if i % 2 else 0.05, lw=0)
-        lr = f'\n{d.lr.iloc[0]:.0e}'.replace('e-0', 'e-') if 'lr' in d else ''
-        ax.text((a + b)/2, 1.02, figure_text(d['stage'].iloc[0]) + lr, transform=ax.get_xaxis_transform(), ha='center', va='bottom', fontsize=7, color=INK)
+    number = (history['stage'] != history['stage'].shift()).cumsum()
+    for i, rows in history.reset_index(drop=True).groupby(number.to_numpy()):
+        start, end = rows.index[0] + 0.5, rows.index[-1] + 1.5
+        ax.axvspan(start, end, color=GRAY, alpha=0.16 if i % 2 else 0.05, lw=0)
+        name = figure_text(rows['stage'].iloc[0])
+        if 'lr' in rows: name += f'\n{rows.lr.iloc[0]:.0e}'.replace('e-0', 'e-')
+        style = dict(ha='center', va='bottom', fontsize=7, color=INK)
+        ax.text((start + end)/2, 1.02, name, transform=ax.get_xaxis_transform(), **style)
     ax.set_xlim(0.5, len(history) + 0.5)
 
 # %% ../../nbs/api/report/02_plots.ipynb #7bfa5da4
@@ -80,142 +101,161 @@ def plot_lr_find(
 )->Figure: # Loss by learning rate, on a logarithmic axis
     "What the learning-rate finder saw"
     fig, axs = styled_subplots(5, 2.6)
-    ax, loss = axs[0, 0], np.asarray(sweep.losses, float)
+    ax = axs[0, 0]
+    loss = np.asarray(sweep.losses, float)
     ax.semilogx(sweep.lrs, loss, color=INK, lw=1.4)
     ax.axvline(sweep.suggestion, color=BLUE, lw=1.4, label=f'suggested, {sweep.suggestion:.1e}')
     if lr: ax.axvline(lr, color=ORANGE, lw=1.4, ls='--', label=f'used, {lr:.0e}')
     low, mid = np.nanmin(loss), np.nanquantile(loss, .6)
     ax.set_ylim(low - 0.2*(mid - low) - 1e-4, mid + 0.6*(mid - low) + 1e-3)
-    ax.set_title(f'{figure_text(sweep.stage)}: loss while the rate rises', fontsize=9.5, loc='left', color=INK)
-    ax.set_xlabel('learning rate', fontsize=8)
-    ax.legend(frameon=False, fontsize=8)
+    _title(ax, f'{figure_text(sweep.stage)}: loss while the rate rises')
+    ax.set_xlabel('learning rate')
+    _legend(ax)
     return fig
 
 # %% ../../nbs/api/report/02_plots.ipynb #dd351cae
 def changes(
     before, # Predictions of a part, as of `align`
-    after, # Of the same films in the same order
+    after, # Of the same images in the same order
     n_boot:int=1000, # Resamples of patients
     seed:int=0, # Which resamples; both predictions are judged on the same ones
-)->pd.DataFrame: # By finding, most gained first, after the macro mean: positives; AUROC before, after; change with its paired 95 % interval
-    "AUROC before and after. Raises `ReportError` if the films or findings differ"
-    if before.images != after.images or before.findings != after.findings: raise ReportError('predictions of different films or findings cannot be compared; predict the same part twice')
-    found = compare(before.y, before.p, after.p, before.findings, before.patients, n_boot=n_boot, seed=seed).table
-    found = found.rename(columns=dict(base='before', new='after', difference='change')).drop(columns='verdict')
-    found.insert(0, 'positives', [int(before.y.sum()), *before.y.sum(0).astype(int)])
-    one = found.iloc[1:].sort_values('change', ascending=False)
-    return pd.concat([found.iloc[:1].rename({'macro mean': 'Macro mean'}), one]).rename_axis('finding')
+)->pd.DataFrame: # By finding, most gained first, after the macro mean: positives, before, after, change, low, high
+    "AUROC before and after, and the change with its paired interval. Raises `ReportError` if images or findings differ"
+    if before.images != after.images or before.findings != after.findings:
+        raise ReportError('predictions of different films or findings cannot be compared; predict the same part twice')
+    table = compare(before.y, before.p, after.p, before.findings, before.patients, n_boot=n_boot, seed=seed).table
+    table = table.rename(columns=dict(base='before', new='after', difference='change'))
+    table = table.rename(index={'macro mean': 'Macro mean'})
+    table.insert(0, 'positives', [int(before.y.sum()), *before.y.sum(0).astype(int)])
+    by_gain = table.iloc[1:].sort_values('change', ascending=False)
+    return pd.concat([table.iloc[:1], by_gain]).drop(columns='verdict').rename_axis('finding')
 
 # %% ../../nbs/api/report/02_plots.ipynb #0b78ae1c
 def plot_changes(
     before, # Predictions of a part, as of `align`
-    after, # Of the same films in the same order
+    after, # Of the same images in the same order
     names=('before', 'after'), # What to call them
     **kwargs # More for `changes`
 )->Figure: # AUROC of each finding before and after, and the change with its interval, most gained first
     "What moved, by finding"
-    t = changes(before, after, **kwargs).dropna(subset='change')
-    t = pd.concat([t.iloc[:0:-1], t.iloc[:1]])
-    fig, axs = styled_subplots(8, 0.25*len(t) + 1.2, 1, 2, sharey=True)
-    for i, r in enumerate(t.itertuples()): _change(axs[0], i, r, names if i == 0 else (None, None))
-    axs[0, 1].axvline(0, color=GRAY, lw=1, ls=':')
-    axs[0, 0].set_yticks(range(len(t)), [figure_text(f) if f == 'Macro mean' else f'{figure_text(f)}  ({n:,})' for f, n in zip(t.index, t.positives)])
-    axs[0, 0].set_xlabel('AUROC', fontsize=8)
-    axs[0, 1].set_xlabel('change, paired 95 % interval by patient', fontsize=8)
-    for ax in axs[0]: ax.grid(axis='x', alpha=0.25)
-    fig.legend(frameon=False, fontsize=8, loc='outside upper right', ncols=2)
+    table = changes(before, after, **kwargs).dropna(subset='change')
+    table = pd.concat([table.iloc[:0:-1], table.iloc[:1]])
+    fig, axs = styled_subplots(8, 0.25*len(table) + 1.2, 1, 2, sharey=True)
+    scores, change = axs[0]
+    for i, row in enumerate(table.itertuples()):
+        _before_after(scores, i, row.before, row.after, names)
+        _change(change, i, row)
+    change.axvline(0, color=GRAY, lw=1, ls=':')
+    rows = [f if f == 'Macro mean' else f'{figure_text(f)}  ({n:,})' for f, n in table.positives.items()]
+    _name_rows(scores, rows, 'AUROC')
+    change.set_xlabel('change, paired 95 % interval by patient')
+    change.grid(axis='x', alpha=0.25)
+    _legend(fig, loc='outside upper right', ncols=2)
     return fig
 
-def _change(axs, i, r, names):
-    "One finding: both scores, and the difference; coloured where its interval leaves out zero"
-    color = GREEN if r.low > 0 else ORANGE if r.high < 0 else BLUE
-    axs[0].plot([r.before, r.after], [i, i], color=GRAY, lw=1.2, zorder=1)
-    axs[0].plot(r.before, i, 'o', mfc='white', color=BLUE, ms=5.5, label=names[0])
-    axs[0].plot(r.after, i, 'o', color=BLUE, ms=5.5, label=names[1])
-    if not np.isnan(r.low): axs[1].plot([r.low, r.high], [i, i], color=color, lw=1.8, alpha=0.6, solid_capstyle='round')
-    axs[1].plot(r.change, i, 'o', color=color, ms=5, mfc='white' if np.isnan(r.low) else color)
+def _before_after(ax, i, before, after, names):
+    "A line from a hollow dot to a full one; the first row names them"
+    ax.plot([before, after], [i, i], color=GRAY, lw=1.2, zorder=1)
+    ax.plot(before, i, 'o', mfc='white', color=BLUE, ms=5.5, label=names[0] if i == 0 else None)
+    ax.plot(after, i, 'o', color=BLUE, ms=5.5, label=names[1] if i == 0 else None)
+
+def _change(ax, i, row):
+    "The difference, coloured where its interval leaves out zero"
+    color = GREEN if row.low > 0 else ORANGE if row.high < 0 else BLUE
+    _dot(ax, i, row.change, row.low, row.high, color, 'o')
 
 # %% ../../nbs/api/report/02_plots.ipynb #15c0a91d
 def image_loss(
     y, # Labels 0/1, (N, C)
     p, # Probabilities, (N, C)
 )->np.ndarray: # (N,)
-    "Binary cross-entropy of each film, mean over findings"
+    "Binary cross-entropy of each image, mean over findings"
     y, p = np.asarray(y, float), np.clip(p, 1e-6, 1 - 1e-6)
     return -(y*np.log(p) + (1 - y)*np.log(1 - p)).mean(1)
 
 def plot_top_losses(
-    films, # Gray films by image name: a `Cache`, or a dict of uint8 (S, S)
+    images, # Gray images by name: a `Cache`, or a dict of uint8 (S, S)
     preds, # Predictions of a part, as of `align`
-    n:int=4, # Films a row
+    n:int=4, # Images a row
 )->Figure: # Three rows: highest loss, lowest with a finding, lowest
-    "Worst and best predicted films, with their labels and probabilities"
-    order = np.argsort(image_loss(preds.y, preds.p), kind='stable')
+    "Worst and best predicted images, with their labels and probabilities"
+    loss = image_loss(preds.y, preds.p)
+    order = np.argsort(loss, kind='stable')
     some = order[preds.y[order].any(1)]
-    rows = {'Highest loss': order[::-1][:n], 'Lowest loss with a finding': some[:n], 'Lowest loss': order[:n]}
+    rows = {'Highest loss': order[::-1], 'Lowest loss with a finding': some, 'Lowest loss': order}
     fig, axs = styled_subplots(2*n, 2.75*len(rows), len(rows), n)
     for ax in axs.flat: ax.axis('off')
-    for line, (name, at) in zip(axs, rows.items()):
+    for line, (name, numbers) in zip(axs, rows.items()):
         line[0].text(0, 1.13, name, transform=line[0].transAxes, fontsize=9.5, color=INK)
-        for ax, i in zip(line, at): _top_loss(ax, films[preds.images[i]], preds, i)
+        for ax, i in zip(line, numbers):
+            ax.imshow(images[preds.images[i]], cmap='gray', vmin=0, vmax=255)
+            _title(ax, f'loss {loss[i]:.2f}', 8, pad=3)
+            for j, (text, color) in enumerate(_labels_and_guesses(preds, i)):
+                ax.text(0, -0.04 - 0.105*j, text, transform=ax.transAxes, fontsize=7.5, color=color, va='top')
     return fig
 
-def _top_loss(ax, film, preds, i):
-    "One film: its loss above, its labels and the likeliest other findings below"
-    ax.imshow(film, cmap='gray', vmin=0, vmax=255)
-    ax.set_title(f'loss {image_loss(preds.y[i:i + 1], preds.p[i:i + 1])[0]:.2f}', fontsize=8, loc='left', color=INK, pad=3)
-    by = sorted(range(len(preds.findings)), key=lambda c: -preds.p[i, c])
+def _labels_and_guesses(preds, i):
+    "Lines below an image, each with its colour: its labels, then the likeliest of the other findings"
+    likeliest = np.argsort(-preds.p[i], kind='stable')
     name = lambda c: f'{figure_text(preds.findings[c])} {preds.p[i, c]:.2f}'
-    true, other = ([c for c in by if preds.y[i, c] == k] for k in (1, 0))
-    lines = [(name(c), BLUE) for c in true[:3]] or [(pretty(none_name(preds.findings)), BLUE)]
-    lines += [(f'and {len(true) - 3} more', BLUE)]*(len(true) > 3) + [(name(c), GRAY) for c in other[:2 if len(true) < 3 else 1]]
-    for j, (text, color) in enumerate(lines): ax.text(0, -0.04 - 0.105*j, text, transform=ax.transAxes, fontsize=7.5, color=color, va='top')
+    true = [name(c) for c in likeliest if preds.y[i, c]]
+    other = [name(c) for c in likeliest if not preds.y[i, c]]
+    labels = true[:3] or [pretty(none_name(preds.findings))]
+    if len(true) > 3: labels.append(f'and {len(true) - 3} more')
+    guesses = other[:2 if len(true) < 3 else 1]
+    return [(o, BLUE) for o in labels] + [(o, GRAY) for o in guesses]
 
 # %% ../../nbs/api/report/02_plots.ipynb #ab13131c
 def plot_auroc(
     metrics:dict, # As of `metrics.json`
     part:str='test', # `test` or `val`
-)->Figure: # AUROC of each finding with its interval, best first; floors where known
+)->Figure: # AUROC of each finding with its interval, best first; baselines where known
     "AUROC by finding"
-    each = {f: o for f, o in metrics[part]['findings'].items() if o['auroc']['value'] is not None}
-    names = sorted(each, key=lambda f: each[f]['auroc']['value'])
-    fig, axs = styled_subplots(6, 0.25*len(names) + 1.2)
-    ax, meta = axs[0, 0], (metrics.get('floors') or {}).get('metadata') or {}
-    for i, f in enumerate(names): _dot(ax, i, each[f]['auroc'], BLUE, 'o')
-    _dot(ax, len(names), metrics[part]['macro']['auroc'], INK, 'D')
-    floor = [(meta.get('findings') or {}).get(f) for f in names] + [meta.get('macro')]
-    if any(o is not None for o in floor):
-        ax.plot([np.nan if o is None else o for o in floor], range(len(floor)), 'x', color=ORANGE, ms=5, mew=1.4, label='view, sex and age alone', ls='none')
-        fig.legend(frameon=False, fontsize=8, loc='outside upper right')
+    findings = metrics[part]['findings']
+    table = pd.DataFrame({f: o['auroc'] | {'positives': o['positives']} for f, o in findings.items()}).T
+    table = table.dropna(subset='value').sort_values('value', kind='stable')
+    names = [f'{figure_text(f)}  ({n:,})' for f, n in table.positives.items()]
+    fig, axs = styled_subplots(6, 0.25*len(table) + 1.2)
+    ax = axs[0, 0]
+    for i, row in enumerate(table.to_dict('records')):
+        _dot(ax, i, row['value'], row.get('low'), row.get('high'), BLUE, 'o')
+    mean = metrics[part]['macro']['auroc']
+    _dot(ax, len(table), mean['value'], mean.get('low'), mean.get('high'), INK, 'D')
+    known = (metrics.get('floors') or {}).get('metadata') or {}
+    by_finding = known.get('findings') or {}
+    baseline = [by_finding.get(f) for f in table.index] + [known.get('macro')]
+    if pd.notna(baseline).any():
+        style = dict(color=ORANGE, ms=5, mew=1.4, ls='none')
+        ax.plot(np.array(baseline, float), range(len(baseline)), 'x', label='view, sex and age alone', **style)
+        _legend(fig, loc='outside upper right')
     ax.axvline(0.5, color=GRAY, lw=1, ls=':')
-    ax.set_yticks(range(len(names) + 1), [f'{figure_text(f)}  ({each[f]["positives"]:,})' for f in names] + ['Macro mean'])
-    ax.set_xlabel(f'AUROC on {"validation" if part == "val" else part}, 95 % interval by patient; dotted line: chance', fontsize=8)
-    ax.grid(axis='x', alpha=0.25)
+    where = 'validation' if part == 'val' else part
+    _name_rows(ax, [*names, 'Macro mean'], f'AUROC on {where}, 95 % interval by patient; dotted line: chance')
     return fig
 
-def _dot(ax, y, d, color, marker):
-    "A score with its interval"
-    if d['value'] is None: return
-    if d.get('low') is not None: ax.plot([d['low'], d['high']], [y, y], color=color, lw=1.8, solid_capstyle='round', alpha=0.6)
-    ax.plot(d['value'], y, marker, color=color, ms=5, mfc=color if d.get('low') is not None else 'white')
+def _dot(ax, y, value, low, high, color, marker):
+    "A score with its interval; hollow without one"
+    if pd.isna(value): return
+    if pd.notna(low): ax.plot([low, high], [y, y], color=color, lw=1.8, solid_capstyle='round', alpha=0.6)
+    ax.plot(value, y, marker, color=color, ms=5, mfc='white' if pd.isna(low) else color)
 
 # %% ../../nbs/api/report/02_plots.ipynb #3d994f5d
-def _panels(findings, w=1.75, h=1.85, cols=5, **kwargs):
-    "A grid with one panel a finding, the rest hidden"
+def _panels(findings, w=1.75, h=1.85, cols=5, xlabel='', ylabel='', **kwargs):
+    "A figure with one panel a finding, and the panels"
     cols = min(cols, len(findings))
     rows = -(-len(findings)//cols)
     fig, axs = styled_subplots(w*cols + 0.4, h*rows + 0.3, rows, cols, **kwargs)
     for ax in axs.flat[len(findings):]: ax.set_visible(False)
-    return fig, axs, list(axs.flat[:len(findings)])
+    fig.supxlabel(xlabel, fontsize=8)
+    fig.supylabel(ylabel, fontsize=8)
+    return fig, axs.flat[:len(findings)]
 
-def _panel_title(ax, name, score, n):
-    "Name, score and number of positives"
-    ax.set_title(f'{figure_text(name)}\n{score}\n{n:,} positive', fontsize=7, loc='left', color=INK, linespacing=1.25)
-
-def _known(known, f, s, value):
-    "The score of a finding with the interval that metrics.json has, or the bare value"
-    d = ((known or {}).get(f) or {}).get(s)
-    return triple(d) if d and d.get('value') is not None and np.isclose(d['value'], value, atol=5e-4) else triple(None if np.isnan(value) else float(value))
+def _panel_title(ax, finding, y, name, value, known):
+    "Finding, number of positives, and the score: with the interval that metrics.json has of it, or bare"
+    record = ((known or {}).get(finding) or {}).get(name) or {}
+    same = record.get('value') is not None and np.isclose(record['value'], value, atol=5e-4)
+    score = score_text(record if same else value)
+    _title(ax, f'{figure_text(finding)}\n{SCORES[name]} {score}\n{int(np.sum(y)):,} positive', 7, linespacing=1.25)
 
 # %% ../../nbs/api/report/02_plots.ipynb #b11d7cee
 def plot_roc(
@@ -226,15 +266,14 @@ def plot_roc(
     cols:int=5, # Panels side by side
 )->Figure: # One panel a finding with AUROC (interval) and positives
     "ROC curves"
-    fig, axs, flat = _panels(findings, cols=cols, sharex=True, sharey=True)
-    for ax, f, a, s, v in zip(flat, findings, np.asarray(y).T, np.asarray(p).T, auroc(y, p)):
+    y, p = np.asarray(y), np.asarray(p)
+    fig, panels = _panels(findings, cols=cols, sharex=True, sharey=True, xlabel='1 - specificity', ylabel='sensitivity')
+    for i, (ax, value) in enumerate(zip(panels, auroc(y, p))):
         ax.plot([0, 1], [0, 1], ':', color=GRAY, lw=1)
-        k = roc_points(a, s)
-        ax.plot(k.fpr, k.tpr, color=BLUE, lw=1.4)
-        _panel_title(ax, f, 'AUROC ' + _known(known, f, 'auroc', v), int(np.sum(a)))
+        curve = roc_points(y[:, i], p[:, i])
+        ax.plot(curve.fpr, curve.tpr, color=BLUE, lw=1.4)
+        _panel_title(ax, findings[i], y[:, i], 'auroc', value, known)
         ax.set(aspect='equal', xticks=[0, 1], yticks=[0, 1])
-    fig.supxlabel('1 - specificity', fontsize=8)
-    fig.supylabel('sensitivity', fontsize=8)
     return fig
 
 def plot_pr(
@@ -246,16 +285,15 @@ def plot_pr(
 )->Figure: # One panel a finding with average precision (interval) and positives
     "Precision-recall curves"
     from sklearn.metrics import precision_recall_curve
-    fig, axs, flat = _panels(findings, cols=cols, sharex=True, sharey=True)
-    for ax, f, a, s, v in zip(flat, findings, np.asarray(y).T, np.asarray(p).T, average_precision(y, p)):
-        ax.axhline(np.mean(a), ls=':', color=GRAY, lw=1)
-        if np.any(a):
-            prec, rec, _ = precision_recall_curve(a, s, drop_intermediate=True)
-            ax.step(rec, prec, where='post', color=BLUE, lw=1.2)
-        _panel_title(ax, f, 'AP ' + _known(known, f, 'ap', v), int(np.sum(a)))
+    y, p = np.asarray(y), np.asarray(p)
+    fig, panels = _panels(findings, cols=cols, sharex=True, sharey=True, xlabel='recall', ylabel='precision')
+    for i, (ax, value) in enumerate(zip(panels, average_precision(y, p))):
+        ax.axhline(np.mean(y[:, i]), ls=':', color=GRAY, lw=1)
+        if np.any(y[:, i]):
+            precision, recall, _ = precision_recall_curve(y[:, i], p[:, i], drop_intermediate=True)
+            ax.step(recall, precision, where='post', color=BLUE, lw=1.2)
+        _panel_title(ax, findings[i], y[:, i], 'ap', value, known)
         ax.set(aspect='equal', xticks=[0, 1], yticks=[0, 1], ylim=(-0.02, 1.03))
-    fig.supxlabel('recall', fontsize=8)
-    fig.supylabel('precision', fontsize=8)
     return fig
 
 # %% ../../nbs/api/report/02_plots.ipynb #99884d87
@@ -265,19 +303,17 @@ def plot_thresholds(
     parts=('validation', 'test'), # What to call where they were fitted, and where they are judged
 )->Figure: # F1 of each finding on both
     "What thresholds promised and what they kept"
-    judged = metrics['test']['findings']
-    names = [f for f, o in thresholds.items() if o.get('f1') is not None and judged.get(f, {}).get('f1', {}).get('value') is not None]
-    names = sorted(names, key=lambda f: thresholds[f]['f1'])
-    fig, axs = styled_subplots(6, 0.25*len(names) + 1.1)
-    for i, f in enumerate(names):
-        axs[0, 0].plot([thresholds[f]['f1'], judged[f]['f1']['value']], [i, i], color=GRAY, lw=1.2, zorder=1)
-        axs[0, 0].plot(thresholds[f]['f1'], i, 'o', mfc='white', color=BLUE, ms=5.5, label=f'{parts[0]}, where it was fitted' if i == 0 else None)
-        axs[0, 0].plot(judged[f]['f1']['value'], i, 'o', color=BLUE, ms=5.5, label=parts[1] if i == 0 else None)
-    axs[0, 0].set_yticks(range(len(names)), [f'{figure_text(f)}  (≥ {thresholds[f]["threshold"]:.2f})' for f in names])
-    axs[0, 0].set_xlim(left=0)
-    axs[0, 0].set_xlabel('F1', fontsize=8)
-    axs[0, 0].grid(axis='x', alpha=0.25)
-    if names: fig.legend(frameon=False, fontsize=8, loc='outside upper right', ncols=2)
+    judged = {f: o['f1']['value'] for f, o in metrics['test']['findings'].items() if 'f1' in o}
+    table = pd.DataFrame.from_dict(thresholds, orient='index').reindex(columns=['threshold', 'f1']).astype(float)
+    table['kept'] = pd.Series(judged, dtype=float)
+    table = table.dropna(subset=['f1', 'kept']).sort_values('f1', kind='stable')
+    fig, axs = styled_subplots(6, 0.25*len(table) + 1.1)
+    ax = axs[0, 0]
+    names = (f'{parts[0]}, where it was fitted', parts[1])
+    for i, row in enumerate(table.itertuples()): _before_after(ax, i, row.f1, row.kept, names)
+    _name_rows(ax, [f'{figure_text(f)}  (≥ {t:.2f})' for f, t in table.threshold.items()], 'F1')
+    ax.set_xlim(left=0)
+    if len(table): _legend(fig, loc='outside upper right', ncols=2)
     return fig
 
 # %% ../../nbs/api/report/02_plots.ipynb #b2ddfc78
@@ -289,36 +325,42 @@ def plot_confusion(
     cols:int=5, # Panels side by side
 )->Figure: # One panel a finding: counts, coloured by their share of the row
     "Confusion matrices"
-    t = threshold_array(thresholds, findings)
-    c = confusion(y, p, t)
-    fig, axs, flat = _panels(findings, cols=cols)
-    for ax, f, thr, *n in zip(flat, findings, t, c.tn, c.fp, c.fn, c.tp):
-        m = np.array(n).reshape(2, 2)
-        share = m/np.maximum(m.sum(1, keepdims=True), 1)
-        labels = np.array([[f'{o:,}\n{s:.0%}' for o, s in zip(*r)] for r in zip(m, share)])
-        sns.heatmap(share, annot=labels, fmt='', cmap='Blues', vmin=0, vmax=1, cbar=False, ax=ax, annot_kws=dict(fontsize=7.5), square=True, linewidths=1,
-                    xticklabels=['no', 'yes'], yticklabels=['no', 'yes'])
+    thresholds = threshold_array(thresholds, findings)
+    counts = confusion(y, p, thresholds)
+    fig, panels = _panels(findings, cols=cols, xlabel='called', ylabel='label')
+    for ax, finding, threshold, *cells in zip(panels, findings, thresholds, counts.tn, counts.fp, counts.fn, counts.tp):
+        matrix = np.array(cells).reshape(2, 2)
+        share = matrix/np.maximum(matrix.sum(1, keepdims=True), 1)
+        labels = [f'{n:,}\n{s:.0%}' for n, s in zip(matrix.flat, share.flat)]
+        sns.heatmap(share, annot=np.reshape(labels, (2, 2)), fmt='', cmap='Blues', vmin=0, vmax=1,
+                    cbar=False, ax=ax, square=True,
+                    linewidths=1, annot_kws=dict(fontsize=7.5), xticklabels=['no', 'yes'], yticklabels=['no', 'yes'])
         ax.tick_params(labelsize=7, length=0, rotation=0)
-        ax.set_title(f'{figure_text(f)}, ' + ('never called' if np.isnan(thr) else f'≥ {thr:.2f}'), fontsize=7.5, loc='left', color=INK)
-    fig.supxlabel('called', fontsize=8)
-    fig.supylabel('label', fontsize=8)
+        called = 'never called' if np.isnan(threshold) else f'≥ {threshold:.2f}'
+        _title(ax, f'{figure_text(finding)}, {called}', 7.5)
     return fig
 
 # %% ../../nbs/api/report/02_plots.ipynb #2611caae
+# Name of each kind of map, where its dot is drawn beside the row, its colour and its mark
+_MAPS = dict(hit=('peak of the heatmap', .13, BLUE, 'o'), prior=('location prior, sees no image', -.07, GRAY, 'D'),
+             random=('random weights', -.25, ORANGE, 's'))
+
 def plot_localisation(
     records:list # `metrics['localisation']`: dicts finding, n, hit, low, high, prior, prior_low, prior_high
 )->Figure: # By finding: hit rate of the heatmaps and of the prior, with their intervals
     "How often heatmaps peak in a box, beside a guess that sees no image"
-    fig, axs = styled_subplots(6, 0.32*len(records) + 1)
-    for i, r in enumerate(records[::-1]):
-        _dot(axs[0, 0], i + .13, {'value': r['hit'], 'low': r.get('low'), 'high': r.get('high')}, BLUE, 'o')
-        _dot(axs[0, 0], i - .07, {'value': r['prior'], 'low': r.get('prior_low'), 'high': r.get('prior_high')}, GRAY, 'D')
-        if 'random' in r: _dot(axs[0, 0], i - .25, {'value': r['random'], 'low': r.get('random_low'), 'high': r.get('random_high')}, ORANGE, 's')
-    kinds = [(BLUE, 'o', 'peak of the heatmap'), (GRAY, 'D', 'location prior, sees no image'), (ORANGE, 's', 'random weights')]
-    marks = [Line2D([], [], color=c, marker=m, ls='none', ms=5, label=o) for c, m, o in kinds[:2 + any('random' in r for r in records)]]
-    fig.legend(handles=marks, frameon=False, fontsize=8, loc='outside upper right', ncols=3)
-    axs[0, 0].set_yticks(range(len(records)), [f'{figure_text(r["finding"])}  ({r["n"]:,})' for r in records[::-1]])
-    axs[0, 0].set_xlim(-.03, 1.03)
-    axs[0, 0].set_xlabel('share of films with the peak in a box, 95 % interval by patient', fontsize=8)
-    axs[0, 0].grid(axis='x', alpha=0.25)
+    table = pd.DataFrame(records[::-1])
+    fig, axs = styled_subplots(6, 0.32*len(table) + 1)
+    ax = axs[0, 0]
+    marks = []
+    for kind, (name, beside, color, marker) in _MAPS.items():
+        if kind not in table: continue
+        marks.append(Line2D([], [], color=color, marker=marker, ls='none', ms=5, label=name))
+        before = '' if kind == 'hit' else f'{kind}_'
+        scores = table.reindex(columns=[kind, f'{before}low', f'{before}high']).astype(float)
+        for i, score in enumerate(scores.to_numpy()): _dot(ax, i + beside, *score, color, marker)
+    _legend(fig, handles=marks, loc='outside upper right', ncols=3)
+    names = [f'{figure_text(f)}  ({n:,})' for f, n in zip(table.finding, table.n)]
+    _name_rows(ax, names, 'share of films with the peak in a box, 95 % interval by patient')
+    ax.set_xlim(-.03, 1.03)
     return fig
