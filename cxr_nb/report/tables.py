@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import pandas as pd
 from fastcore.xml import FT, ft
 
 # %% ../../nbs/api/report/01_tables.ipynb #c1e32cc2
