@@ -62,6 +62,12 @@ def _name_rows(ax, names, xlabel):
     ax.set_xlabel(xlabel)
     ax.grid(axis='x', alpha=0.25)
 
+def _dot(ax, y, value, low, high, color, marker):
+    "A score with its interval; hollow without one"
+    if pd.isna(value): return
+    if pd.notna(low): ax.plot([low, high], [y, y], color=color, lw=1.8, solid_capstyle='round', alpha=0.6)
+    ax.plot(value, y, marker, color=color, ms=5, mfc='white' if pd.isna(low) else color)
+
 # %% ../../nbs/api/report/02_plots.ipynb #7ab70ace
 def plot_history(
     history:pd.DataFrame # As of `history.csv`
@@ -232,12 +238,6 @@ def plot_auroc(
     where = 'validation' if part == 'val' else part
     _name_rows(ax, [*names, 'Macro mean'], f'AUROC on {where}, 95 % interval by patient; dotted line: chance')
     return fig
-
-def _dot(ax, y, value, low, high, color, marker):
-    "A score with its interval; hollow without one"
-    if pd.isna(value): return
-    if pd.notna(low): ax.plot([low, high], [y, y], color=color, lw=1.8, solid_capstyle='round', alpha=0.6)
-    ax.plot(value, y, marker, color=color, ms=5, mfc='white' if pd.isna(low) else color)
 
 # %% ../../nbs/api/report/02_plots.ipynb #3d994f5d
 def _panels(findings, w=1.75, h=1.85, cols=5, xlabel='', ylabel='', **kwargs):
