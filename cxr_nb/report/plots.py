@@ -220,7 +220,7 @@ def plot_auroc(
     findings = metrics[part]['findings']
     table = pd.DataFrame({f: o['auroc'] | {'positives': o['positives']} for f, o in findings.items()}).T
     table = table.dropna(subset='value').sort_values('value', kind='stable')
-    names = [f'{figure_text(f)}  ({n:,})' for f, n in table.positives.items()]
+    names = [f'{figure_text(f)}  ({n:,.0f})' for f, n in table.positives.items()]
     fig, axs = styled_subplots(6, 0.25*len(table) + 1.2)
     ax = axs[0, 0]
     for i, row in enumerate(table.to_dict('records')):
