@@ -15,7 +15,7 @@ from importlib.resources import files
 
 import pandas as pd
 from ..core import CxrError
-from ..metrics.evaluation import with_interval
+from .tables import pretty, score_text
 
 # %% ../../nbs/api/report/04_checklists.ipynb #9d7a0849
 CHECKLISTS = ('claim', 'tripod')
@@ -41,20 +41,25 @@ def cited(
     return {k: v for k, v in _read(name).items() if k != 'items'}
 
 # %% ../../nbs/api/report/04_checklists.ipynb #f7daa3dd
-_CONFIG = ['library', 'data', 'caveat', 'recipe', 'parts', 'split', 'split_kind', 'labels', 'skipped', 'seed', 'device', 'versions', 'mean', 'std', 'in_chans',
-           'arch', 'size', 'findings', 'parameters', 'stages_done', 'calibration', 'predictions', 'net', 'chosen']
-_METRICS = {'test': 'test', 'held_out': 'held_out', 'floors': 'floors', 'localisation': 'localisation', 'calibration': 'measured', 'subgroups': 'subgroups', 'readers': 'readers'}
+_CONFIG = ['library', 'data', 'caveat', 'recipe', 'parts', 'split', 'split_kind', 'labels', 'skipped', 'seed', 'device',
+           'versions', 'mean', 'std', 'in_chans', 'arch', 'size', 'findings', 'parameters', 'stages_done',
+           'calibration', 'predictions', 'net', 'chosen']
+# Name in metrics.json to name of the fact; `calibration` is already that of the configuration
+_METRICS = dict(test='test', held_out='held_out', floors='floors', localisation='localisation',
+                calibration='measured', subgroups='subgroups', readers='readers')
 _PATH = re.compile(r'(?<!https:)(?<!http:)(?<![\w./\\])(?:~|[A-Za-z]:)?[\\/](?=\S)(?:[^\n]*[\\/])?')
 
-def _clean(o):
+def _clean(value):
     "The same without absolute paths"
-    if isinstance(o, str): return _PATH.sub('', o)
-    if isinstance(o, dict): return {_clean(k): _clean(v) for k, v in o.items()}
-    return [_clean(v) for v in o] if isinstance(o, (list, tuple)) else o
+    if isinstance(value, str): return _PATH.sub('', value)
+    if isinstance(value, dict): return {_clean(k): _clean(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)): return [_clean(v) for v in value]
+    return value
 
-def _known(k, v):
+def _known(name, value):
     "Does a fact say something? That nothing was skipped does"
-    return v is not None and v is not False and (k == 'skipped' or not hasattr(v, '__len__') or len(v) > 0)
+    if value is None or value is False: return False
+    return name == 'skipped' or not hasattr(value, '__len__') or len(value) > 0
 
 def run_facts(
     config:dict=None, # As of `config.json`
@@ -65,297 +70,413 @@ def run_facts(
     tested_on:str=None, # Name of the data judged on, if others than those of `config`
 )->dict: # Those facts that are known, without paths
     "What is known of a run, by name. Raises `ChecklistError` if something is no dict"
-    for name, o in dict(config=config, metrics=metrics, thresholds=thresholds).items():
-        if not isinstance(o, (dict, type(None))): raise ChecklistError(f'{name} is {type(o).__name__}; give the dict that {name}.json holds')
-    c, m, t = (_clean(o or {}) for o in (config, metrics, thresholds))
-    out = {k: c.get(k) for k in _CONFIG} | {v: m.get(k) for k, v in _METRICS.items()}
-    out |= dict(thresholds=t.get('findings', t), epochs=int(epochs) or None, confusion=bool(confusion), tested_on=tested_on and _clean(tested_on))
-    return {k: v for k, v in out.items() if _known(k, v)}
+    given = dict(config=config, metrics=metrics, thresholds=thresholds)
+    for name, value in given.items():
+        if not isinstance(value, (dict, type(None))):
+            raise ChecklistError(f'{name} is {type(value).__name__}; give the dict that {name}.json holds')
+    config, metrics, thresholds = (_clean(o or {}) for o in given.values())
+    facts = {k: config.get(k) for k in _CONFIG}
+    facts |= {fact: metrics.get(k) for k, fact in _METRICS.items()}
+    facts |= dict(thresholds=thresholds.get('findings', thresholds), epochs=int(epochs) or None)
+    facts |= dict(confusion=bool(confusion), tested_on=_clean(tested_on))
+    return {k: v for k, v in facts.items() if _known(k, v)}
 
 # %% ../../nbs/api/report/04_checklists.ipynb #afe885c3
 STATEMENTS = {}
 
-def _says(f):
-    "Make a function a statement, by its name without the underscore"
-    STATEMENTS[f.__name__[1:]] = f
-    return f
+def _own(facts): return facts.get('library') == 'cxr_nb' and 'arch' in facts
+def _recipe(facts): return facts.get('recipe') or {}
+def _net(facts): return facts.get('net') or {}
 
-def _own(f): return f.get('library') == 'cxr_nb' and 'arch' in f
-def _recipe(f): return f.get('recipe') or {}
-def _net(f): return f.get('net') or {}
+def _says(*needs, own=False, recipe=()):
+    "Make a function a statement, by its name without the underscore; it is asked only where what it needs is known"
+    def add(say):
+        def statement(facts):
+            known = facts.keys() >= {*needs} and _recipe(facts).keys() >= {*recipe}
+            return say(facts) if known and (_own(facts) or not own) else None
+        STATEMENTS[say.__name__[1:]] = statement
+        return statement
+    return add
 
-@_says
-def _use(f): return 'Research and education only; no decision about a patient may rest on it.'
-@_says
-def _limits(f):
-    return ('A score is agreement with the labels, which may be wrong, not with the truth. It holds for films like those of the test part. Networks use shortcuts. '
-            'Probabilities and thresholds depend on how frequent a finding is. Findings outside the list are never reported.')
-@_says
-def _code(f): return 'This report was made with cxr_nb, open source under Apache-2.0: https://github.com/cxr-nb/cxr_nb.'
-@_says
-def _version(f):
-    if _own(f) and (v := f.get('versions', {}).get('cxr_nb')): return f'The model was trained with its version {v}.'
+@_says()
+def _use(facts): return 'Research and education only; no decision about a patient may rest on it.'
+
+@_says()
+def _limits(facts):
+    return ('A score is agreement with the labels, which may be wrong, not with the truth. It holds for films like '
+            'those of the test part. Networks use shortcuts. Probabilities and thresholds depend on how frequent a '
+            'finding is. Findings outside the list are never reported.')
+
+@_says()
+def _code(facts):
+    return 'This report was made with cxr_nb, open source under Apache-2.0: https://github.com/cxr-nb/cxr_nb.'
+
+@_says('versions', own=True)
+def _version(facts):
+    version = facts['versions'].get('cxr_nb')
+    if version: return f'The model was trained with its version {version}.'
 
 # %% ../../nbs/api/report/04_checklists.ipynb #ff1cf5af
-def _foreign(f): return 'predictions' in f
-def _whole(f): return 'All films of the file' if _foreign(f) else 'Test part'
-def _n(d, what='films'): return f'{d["films"]:,} {what} of {d["patients"]:,} patients'
-def _pretty(names): return ', '.join(str(o).replace('_', ' ') for o in names)
+def _foreign(facts): return 'predictions' in facts
+def _whole(facts): return 'All films of the file' if _foreign(facts) else 'Test part'
+def _list(names): return ', '.join(map(pretty, names))
 
-@_says
-def _data(f):
-    if 'data' in f: return f'Data set: {f["data"]}. {f.get("caveat", "")}'.strip()
-@_says
-def _subset(f):
-    r = _recipe(f)
-    if not {'train_subset', 'val_subset'} <= set(r): return
-    some = lambda k, name: f'About {r[k]:,} films of the {name} part, if it has more: whole patients, class balance kept.' if r[k] else f'Every film of the {name} part.'
-    return some('train_subset', 'training') + ' ' + some('val_subset', 'validation')
-@_says
-def _skipped(f):
-    if 'skipped' not in f: return
-    if not f['skipped']: return 'No film was left out as unreadable.'
-    why = Counter(str(o.get('reason', 'no reason given')).split(' (')[0][:80] for o in f['skipped']).most_common(5)
-    return f'Unreadable films left out: {len(f["skipped"]):,}, for ' + ', '.join(f'{k} ({n:,})' for k, n in why) + '.'
-@_says
-def _labels(f):
-    if {'findings', 'labels'} <= set(f): return f'{len(f["findings"])} findings, yes or no for each film, as the label table says (fingerprint {f["labels"]}): {_pretty(f["findings"])}.'
-@_says
-def _parts(f):
-    names = dict(train='training', val='validation', test='test')
-    if 'parts' in f: return 'Films and patients: ' + '; '.join(f'{names.get(k, k)} {_n(o)}' for k, o in sorted(f['parts'].items(), key=lambda o: [*names, o[0]].index(o[0]))) + '.'
-@_says
-def _split(f):
-    shares = _recipe(f).get('split') or {}
-    if 'split' not in f or not {'kind', 'val', 'test'} <= set(shares): return
-    kind = 'folds' if 'chosen' in f else f.get('split_kind', shares['kind'])
-    val, test = (f'{shares[o]:.0%} of the patients' for o in ('val', 'test'))
-    how = dict(official=f'The official test part of the release; of the other patients {shares["val"]:.0%} for validation.',
-               random=f'Drawn at random: {val} for validation, {test} for test, the rest for training.',
-               folds=f'{test} held out for test; the others in {shares.get("folds")} folds, each of which validated once while the others trained.')
-    if kind in how: return f'{how[kind]} Seed {_recipe(f).get("seed")}, fingerprint of the split {f["split"]}.'
-@_says
-def _disjoint(f):
-    if _own(f) and any(o['films'] > o['patients'] for o in f.get('parts', {}).values()): return 'By patient: no patient is in two parts. The program refuses any other split.'
+@_says('data')
+def _data(facts): return f'Data set: {facts["data"]}. {facts.get("caveat", "")}'.strip()
+
+@_says(recipe=['train_subset', 'val_subset'])
+def _subset(facts):
+    texts = []
+    for part, name in dict(train='training', val='validation').items():
+        n = _recipe(facts)[f'{part}_subset']
+        some = f'About {n:,} films of the {name} part, if it has more: whole patients, class balance kept.'
+        texts.append(some if n else f'Every film of the {name} part.')
+    return ' '.join(texts)
+
+@_says('skipped')
+def _skipped(facts):
+    skipped = facts['skipped']
+    if not skipped: return 'No film was left out as unreadable.'
+    reasons = Counter(str(o.get('reason', 'no reason given')).split(' (')[0][:80] for o in skipped)
+    why = ', '.join(f'{reason} ({n:,})' for reason, n in reasons.most_common(5))
+    return f'Unreadable films left out: {len(skipped):,}, for {why}.'
+
+@_says('findings', 'labels')
+def _labels(facts):
+    findings = facts['findings']
+    return (f'{len(findings)} findings, yes or no for each film, as the label table says '
+            f'(fingerprint {facts["labels"]}): {_list(findings)}.')
+
+@_says('parts')
+def _parts(facts):
+    parts, names = facts['parts'], dict(train='training', val='validation', test='test')
+    counts = []
+    for k in dict.fromkeys([*names, *parts]):
+        if k not in parts: continue
+        counts.append(f'{names.get(k, k)} {parts[k]["films"]:,} films of {parts[k]["patients"]:,} patients')
+    return f'Films and patients: {"; ".join(counts)}.'
+
+@_says('split')
+def _split(facts):
+    recipe = _recipe(facts)
+    shares = recipe.get('split') or {}
+    if not {'kind', 'val', 'test'} <= set(shares): return None
+    val, test = f'{shares["val"]:.0%}', f'{shares["test"]:.0%} of the patients'
+    how = dict(
+        official=f'The official test part of the release; of the other patients {val} for validation.',
+        random=f'Drawn at random: {val} of the patients for validation, {test} for test, the rest for training.',
+        folds=f'{test} held out for test; the others in {shares.get("folds")} folds, '
+              'each of which validated once while the others trained.')
+    kind = 'folds' if 'chosen' in facts else facts.get('split_kind', shares['kind'])
+    if kind in how: return f'{how[kind]} Seed {recipe.get("seed")}, fingerprint of the split {facts["split"]}.'
+
+@_says('parts', own=True)
+def _disjoint(facts):
+    if any(o['films'] > o['patients'] for o in facts['parts'].values()):
+        return 'By patient: no patient is in two parts. The program refuses any other split.'
 
 # %% ../../nbs/api/report/04_checklists.ipynb #bf354c97
-@_says
-def _technology(f):
-    if {'arch', 'findings'} <= set(f): return f'Deep learning: the network {f["arch"]} gives each chest X-ray one probability for each of {len(f["findings"])} findings.'
-@_says
-def _input(f):
-    if not (_own(f) and f.get('in_chans') == 1): return
-    if told := _told(f): return f'The pixels of one film, and beside it {_names_in_words(told)} of the patient, as far as they are known. No text and no earlier film. Nothing was selected beforehand.'
-    return 'The only input is the pixels of one film: no age, sex, view, text or earlier film. Nothing was selected beforehand.'
+def _told(facts):
+    "Columns of the table that the network is told, in words"
+    columns = _net(facts).get('tabular') or []
+    return ' and '.join(filter(None, [', '.join(columns[:-1]), *columns[-1:]]))
 
-def _told(f):
-    "Columns of the table that the network is told"
-    return list(_net(f).get('tabular') or [])
+@_says('arch', 'findings')
+def _technology(facts):
+    return (f'Deep learning: the network {facts["arch"]} gives each chest X-ray one probability '
+            f'for each of {len(facts["findings"])} findings.')
 
-def _names_in_words(names): return ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
-@_says
-def _preprocessing(f):
-    if not (_own(f) and {'size', 'mean', 'std'} <= set(f)): return
-    return f'Gray pixels in the middle of a black square, resized to {f["size"]} x {f["size"]} (by area when shrinking), then normalised: less {f["mean"]:g}, divided by {f["std"]:g}.'
-@_says
-def _model(f):
-    if not ({'arch', 'size', 'findings'} <= set(f) and 'timm' in f.get('versions', {})): return
-    n = f', {f["parameters"]:,} parameters' if 'parameters' in f else ''
-    more = _net(f).get('kwargs')
-    told = f', and {_names_in_words(_told(f))}' if _told(f) else ''
-    neck = dict(fpn='a feature pyramid and ', token='a projection and ').get(_net(f).get('neck'), '')
-    layers = len(_net(f).get('hidden') or []) + 1
-    head = neck + ('a linear layer' if layers == 1 else f'a head of {layers} linear layers')
-    return (f'{f["arch"]} as in timm {f["versions"]["timm"]}{n}{f", with {more}" if more else ""}. Input: one film, {f["size"]} x {f["size"]}, {f.get("in_chans", 1)} channel{told}. '
-            f'Dropout {_net(f).get("dropout", 0):g}, then {head} with one output for each finding, in this order: {_pretty(f["findings"])}.')
-@_says
-def _software(f):
-    if 'versions' in f: return ', '.join(f'{k} {v}' for k, v in f['versions'].items()) + (f'. Device: {f["device"]}.' if 'device' in f else '.')
-@_says
-def _bundle(f):
-    if _own(f): return 'model.safetensors and config.json of the run; cxr_nb.models.bundle.load_bundle opens them, and no code in them can run.'
-@_says
-def _record(f):
-    if _own(f) and _recipe(f): return 'Every choice of the run stands in its config.json: recipe, seed, versions, fingerprints of labels and split.'
-@_says
-def _refused(f):
-    if _own(f): return 'A file that cannot be read, or is all of one gray, is refused with its reason.'
+@_says(own=True)
+def _input(facts):
+    if facts.get('in_chans') != 1: return None
+    told = _told(facts)
+    if not told:
+        return ('The only input is the pixels of one film: no age, sex, view, text or earlier film. '
+                'Nothing was selected beforehand.')
+    return (f'The pixels of one film, and beside it {told} of the patient, as far as they are known. '
+            'No text and no earlier film. Nothing was selected beforehand.')
+
+@_says('size', 'mean', 'std', own=True)
+def _preprocessing(facts):
+    size = facts['size']
+    return (f'Gray pixels in the middle of a black square, resized to {size} x {size} (by area when shrinking), '
+            f'then normalised: less {facts["mean"]:g}, divided by {facts["std"]:g}.')
+
+_NECKS = dict(fpn='a feature pyramid and ', token='a projection and ')
+
+@_says('arch', 'size', 'findings', 'versions')
+def _model(facts):
+    timm, net, size = facts['versions'].get('timm'), _net(facts), facts['size']
+    if timm is None: return None
+    parameters = f', {facts["parameters"]:,} parameters' if 'parameters' in facts else ''
+    kwargs = f', with {net["kwargs"]}' if net.get('kwargs') else ''
+    told = f', and {_told(facts)}' if _told(facts) else ''
+    layers = len(net.get('hidden') or []) + 1
+    head = _NECKS.get(net.get('neck'), '') + ('a linear layer' if layers == 1 else f'a head of {layers} linear layers')
+    return (f'{facts["arch"]} as in timm {timm}{parameters}{kwargs}. '
+            f'Input: one film, {size} x {size}, {facts.get("in_chans", 1)} channel{told}. '
+            f'Dropout {net.get("dropout", 0):g}, then {head} with one output for each finding, '
+            f'in this order: {_list(facts["findings"])}.')
+
+@_says('versions')
+def _software(facts):
+    versions = ', '.join(f'{k} {v}' for k, v in facts['versions'].items())
+    return versions + (f'. Device: {facts["device"]}.' if 'device' in facts else '.')
+
+@_says(own=True)
+def _bundle(facts):
+    return ('model.safetensors and config.json of the run; cxr_nb.models.bundle.load_bundle opens them, '
+            'and no code in them can run.')
+
+@_says('recipe', own=True)
+def _record(facts):
+    return ('Every choice of the run stands in its config.json: '
+            'recipe, seed, versions, fingerprints of labels and split.')
+
+@_says(own=True)
+def _refused(facts): return 'A file that cannot be read, or is all of one gray, is refused with its reason.'
 
 # %% ../../nbs/api/report/04_checklists.ipynb #5948a038
-def _done(f): return [s for s in _recipe(f).get('stages') or [] if s['name'] in f.get('stages_done', [])] if _own(f) else []
+def _done(facts):
+    "The stages of the recipe that were run"
+    if not _own(facts): return []
+    return [o for o in _recipe(facts).get('stages') or [] if o['name'] in facts.get('stages_done', [])]
 
-def _stage(s):
+def _stage(stage):
     "A stage in words"
-    strengths = ', '.join(f'{o:g}' for o in s['l2'])
-    whole = f'weight decay {s["wd"]:g}, BatchNorm {s["bn"]}'
-    if s['trainable'] == 0: how = f'last layer alone, one L2 strength of {strengths} chosen on validation, {s["repeats"]} passes an epoch'
-    elif s['trainable'] > 0: how = f'the last {s["trainable"]} blocks and what follows, {whole}'
-    else: how = f'whole network, {whole}'
-    return f'{s["name"]}: {s["epochs"]} epochs, rate {s["lr"]:g} ({s["schedule"]}), batches of {s["bs"]}, {how}.'
+    strengths = ', '.join(f'{o:g}' for o in stage['l2'])
+    how = f'weight decay {stage["wd"]:g}, BatchNorm {stage["bn"]}'
+    blocks = stage['trainable']
+    if blocks == 0:
+        how = (f'last layer alone, one L2 strength of {strengths} chosen on validation, '
+               f'{stage["repeats"]} passes an epoch')
+    elif blocks > 0: how = f'the last {blocks} blocks and what follows, {how}'
+    else: how = f'whole network, {how}'
+    rate = f'rate {stage["lr"]:g} ({stage["schedule"]})'
+    return f'{stage["name"]}: {stage["epochs"]} epochs, {rate}, batches of {stage["bs"]}, {how}.'
 
-@_says
-def _start(f):
-    if not (_own(f) and 'weights' in _recipe(f) and _done(f)): return
-    w, frozen = _recipe(f)['weights'], _done(f)[0]['trainable'] == 0
-    backbone = {'none': f'at random, as timm does, seed {f.get("seed")}', 'imagenet': "ImageNet weights of timm's hub"}.get(w, f'weights of the file {w}')
-    return f'Backbone: {backbone}. Last layer: ' + ('weights of zero' if frozen else 'normal, standard deviation 0.01') + ', biases at the prevalences in training.'
-@_says
-def _origin(f):
-    w = _recipe(f).get('weights')
-    if w == 'imagenet' and 'timm' in f.get('versions', {}): return f'The version of timm, {f["versions"]["timm"]}, says which weights these are.'
-    if w == 'none': return 'No weights were taken from elsewhere.'
-@_says
-def _training(f):
-    r = _recipe(f)
-    if not _done(f) or not {'loss', 'precision', 'seed', 'augment'} <= set(r): return
-    ranges = ', '.join(f'{k} {v:g}' for k, v in (r['augment'] or {}).items())
-    aug = f'in stages of the whole network, {ranges}' if ranges else 'none'
-    return ' '.join(map(_stage, _done(f))) + f' AdamW, betas 0.9 and 0.99, eps 1e-5. Loss: {r["loss"]["name"]}. Augmentation: {aug}. Precision {r["precision"]}, seed {r["seed"]}.'
-@_says
-def _history(f):
-    if _own(f) and 'epochs' in f: return f'Loss and validation AUROC of {f["epochs"]} epochs stand in history.csv; a stage ends after its number of epochs.'
-@_says
-def _selection(f):
-    if _done(f): return f'Of each stage the state with the best macro {_watched(f)} on validation is kept, the state before it included.'
-def _watched(f): return dict(macro_f1='F1', ap='average precision').get(_recipe(f).get('monitor'), 'AUROC')
+@_says(own=True, recipe=['weights'])
+def _start(facts):
+    stages, weights = _done(facts), _recipe(facts)['weights']
+    if not stages: return None
+    known = dict(none=f'at random, as timm does, seed {facts.get("seed")}', imagenet="ImageNet weights of timm's hub")
+    last = 'weights of zero' if stages[0]['trainable'] == 0 else 'normal, standard deviation 0.01'
+    backbone = known.get(weights, f'weights of the file {weights}')
+    return f'Backbone: {backbone}. Last layer: {last}, biases at the prevalences in training.'
 
-@_says
-def _single(f):
-    if not _own(f): return
-    chosen = f.get('chosen')
-    return f'One network, no ensemble: that of {chosen["fold"]}, the best of the folds within {chosen["budget"]} epochs.' if chosen else 'One network, no ensemble.'
-@_says
-def _balance(f):
-    r, names = _recipe(f), dict(bce='binary cross-entropy without weights', class_weight='binary cross-entropy, findings weighted by inverse frequency', pos_weight='binary cross-entropy, positives weighted', focal='focal loss')
-    if {'loss', 'weighted'} <= set(r): return f'Loss: {names[r["loss"]["name"]]}. Films with rare findings are {"drawn more often" if r["weighted"] else "drawn as often as others"}.'
-@_says
-def _unbalanced(f):
-    if (_recipe(f).get('loss') or {}).get('name') == 'bce' and _recipe(f).get('weighted') is False: return 'So no method against class imbalance was used, and none had to be made up for.'
+@_says(recipe=['weights'])
+def _origin(facts):
+    weights, timm = _recipe(facts)['weights'], facts.get('versions', {}).get('timm')
+    if weights == 'none': return 'No weights were taken from elsewhere.'
+    if weights == 'imagenet' and timm: return f'The version of timm, {timm}, says which weights these are.'
+
+@_says(recipe=['loss', 'precision', 'seed', 'augment'])
+def _training(facts):
+    recipe, stages = _recipe(facts), _done(facts)
+    if not stages: return None
+    ranges = ', '.join(f'{k} {v:g}' for k, v in (recipe['augment'] or {}).items())
+    augmentation = f'in stages of the whole network, {ranges}' if ranges else 'none'
+    return (' '.join(map(_stage, stages)) + f' AdamW, betas 0.9 and 0.99, eps 1e-5. Loss: {recipe["loss"]["name"]}. '
+            f'Augmentation: {augmentation}. Precision {recipe["precision"]}, seed {recipe["seed"]}.')
+
+@_says('epochs', own=True)
+def _history(facts):
+    return (f'Loss and validation AUROC of {facts["epochs"]} epochs stand in history.csv; '
+            'a stage ends after its number of epochs.')
+
+@_says()
+def _selection(facts):
+    if not _done(facts): return None
+    score = dict(macro_f1='F1', ap='average precision').get(_recipe(facts).get('monitor'), 'AUROC')
+    return f'Of each stage the state with the best macro {score} on validation is kept, the state before it included.'
+
+@_says(own=True)
+def _single(facts):
+    if 'chosen' not in facts: return 'One network, no ensemble.'
+    fold, budget = facts['chosen']['fold'], facts['chosen']['budget']
+    return f'One network, no ensemble: that of {fold}, the best of the folds within {budget} epochs.'
+
+_LOSSES = dict(bce='binary cross-entropy without weights', focal='focal loss',
+               class_weight='binary cross-entropy, findings weighted by inverse frequency',
+               pos_weight='binary cross-entropy, positives weighted')
+
+@_says(recipe=['loss', 'weighted'])
+def _balance(facts):
+    drawn = 'drawn more often' if _recipe(facts)['weighted'] else 'drawn as often as others'
+    return f'Loss: {_LOSSES[_recipe(facts)["loss"]["name"]]}. Films with rare findings are {drawn}.'
+
+@_says(recipe=['loss', 'weighted'])
+def _unbalanced(facts):
+    recipe = _recipe(facts)
+    if recipe['loss']['name'] == 'bce' and recipe['weighted'] is False:
+        return 'So no method against class imbalance was used, and none had to be made up for.'
 
 # %% ../../nbs/api/report/04_checklists.ipynb #27a747cd
-_NAMES = dict(auroc='AUROC', ap='average precision', f1='F1', recall='sensitivity', specificity='specificity', precision='precision')
+_NAMES = dict(auroc='AUROC', ap='average precision', f1='F1', recall='sensitivity', specificity='specificity',
+              precision='precision')
 
-def _num(o, k):
-    "A number of a record; NaN if it is not there"
-    return float('nan') if o.get(k) is None else float(o[k])
+def _scores(part, *keys):
+    "Macro means of a part with their intervals, those that are known"
+    records = {k: part.get('macro', {}).get(k) or {} for k in keys}
+    return [f'{_NAMES[k]} {score_text(o)}' for k, o in records.items() if pd.notna(o.get('value'))]
 
-def _score(f, k):
-    "A macro mean of the test part with its interval, or nothing"
-    o = f.get('test', {}).get('macro', {}).get(k) or {}
-    if pd.notna(_num(o, 'value')): return f'{_NAMES[k]} {with_interval(*(_num(o, e) for e in ("value", "low", "high")))}'
-
-def _scores(f, *keys): return ', '.join(s for s in (_score(f, k) for k in keys) if s)
-
-def _names(records, key):
+def _judged(records, key):
     "What those records are about that have a figure at all"
-    has = lambda r: any(pd.notna(_num(v, 'value')) for v in r.values() if isinstance(v, dict))
-    names = [r[key] for r in records if r[key] != 'all' and has(r)]
-    return '; '.join(_pretty([k]) if isinstance(k, str) else _pretty(k) for k in dict.fromkeys(k if isinstance(k, str) else tuple(k) for k in names))
+    names = []
+    for record in records:
+        about = record[key]
+        figures = [o.get('value') for o in record.values() if isinstance(o, dict)]
+        if about != 'all' and pd.notna(figures).any(): names.append(_list([about] if isinstance(about, str) else about))
+    return '; '.join(dict.fromkeys(names))
 
-@_says
-def _measures(f):
-    has = [v for k, v in _NAMES.items() if _score(f, k)]
-    if has: return f'By finding and as mean over findings: {", ".join(has)}.'
-@_says
-def _intervals(f):
-    t = f.get('test', {})
-    if not t.get('n_boot') or pd.isna(_num(t.get('macro', {}).get('auroc') or {}, 'low')): return
-    return ' '.join([f'95 % intervals from {t["n_boot"]:,} resamples of patients; no test of significance.', *(o.rstrip('.') + '.' for o in t.get('notes') or [])])
-@_says
-def _result(f):
-    t = f.get('test', {})
-    if not {'n', 'macro'} <= set(t) or not (s := _scores(f, 'auroc', 'ap', 'f1')): return
-    n = (t['macro'].get('auroc') or {}).get('n_findings')
-    return f'{_whole(f)}, {t["n"]:,} films' + (f' of {t["patients"]:,} patients' if t.get('patients') else '') + f': mean over {n or "the"} findings of {s}. Each finding stands in the table of scores.'
-@_says
-def _calls(f):
-    h = dict(f, test=f.get('held_out') or f.get('test', {})) # of a file of predictions, half had no say in the thresholds
-    if _score(h, 'recall') and _score(h, 'specificity'): return f'At the thresholds{", on the other half of the patients" if _foreign(f) else ""}, means over findings: {_scores(h, "recall", "specificity", "precision")}. Each finding stands in metrics.json.'
-@_says
-def _internal(f):
-    if f.get('tested_on', f.get('data')) == f.get('data') and STATEMENTS['disjoint'](f) and (r := STATEMENTS['result'](f)): return f'Test films are of the same data set, of patients who are in no other part. {r}'
-@_says
-def _external(f):
-    if {'tested_on', 'data'} <= set(f) and f['tested_on'] != f['data'] and (r := STATEMENTS['result'](f)): return f'Trained on {f["data"]}, judged on {f["tested_on"]}. {r}'
-@_says
-def _events(f):
-    pos = {k: o['positives'] for k, o in f.get('test', {}).get('findings', {}).items() if pd.notna(o.get('positives'))}
-    if pos: return f'{_whole(f)}, films with each finding: ' + ', '.join(f'{_pretty([k])} {v:,}' for k, v in pos.items()) + '.'
-@_says
-def _tuned(f):
-    pos = {k: o['positives'] for k, o in f.get('thresholds', {}).items() if pd.notna(o.get('positives'))}
-    if _own(f) and pos: return 'Of the validation part: ' + ', '.join(f'{_pretty([k])} {v:,.0f}' for k, v in pos.items()) + '.'
+def _positives(records):
+    "Each finding with its positives, where they are known"
+    known = {k: o['positives'] for k, o in records.items() if pd.notna(o.get('positives'))}
+    return ', '.join(f'{pretty(k)} {n:,.0f}' for k, n in known.items())
+
+@_says('test')
+def _measures(facts):
+    known = [name for k, name in _NAMES.items() if _scores(facts['test'], k)]
+    if known: return f'By finding and as mean over findings: {", ".join(known)}.'
+
+@_says('test')
+def _intervals(facts):
+    test = facts['test']
+    auroc = test.get('macro', {}).get('auroc') or {}
+    if not test.get('n_boot') or pd.isna(auroc.get('low')): return None
+    text = f'95 % intervals from {test["n_boot"]:,} resamples of patients; no test of significance.'
+    return ' '.join([text, *(o.rstrip('.') + '.' for o in test.get('notes') or [])])
+
+@_says('test')
+def _result(facts):
+    test = facts['test']
+    scores = ', '.join(_scores(test, 'auroc', 'ap', 'f1'))
+    if not scores or 'n' not in test: return None
+    patients = f' of {test["patients"]:,} patients' if test.get('patients') else ''
+    n = (test['macro'].get('auroc') or {}).get('n_findings') or 'the'
+    return (f'{_whole(facts)}, {test["n"]:,} films{patients}: mean over {n} findings of {scores}. '
+            'Each finding stands in the table of scores.')
+
+@_says()
+def _calls(facts):
+    judged = facts.get('held_out') or facts.get('test', {}) # of a file, half had no say in the thresholds
+    if not (_scores(judged, 'recall') and _scores(judged, 'specificity')): return None
+    where = ', on the other half of the patients' if _foreign(facts) else ''
+    scores = ', '.join(_scores(judged, 'recall', 'specificity', 'precision'))
+    return f'At the thresholds{where}, means over findings: {scores}. Each finding stands in metrics.json.'
+
+@_says()
+def _internal(facts):
+    data, result = facts.get('data'), _result(facts)
+    if result and facts.get('tested_on', data) == data and _disjoint(facts):
+        return f'Test films are of the same data set, of patients who are in no other part. {result}'
+
+@_says('tested_on', 'data')
+def _external(facts):
+    data, other, result = facts['data'], facts['tested_on'], _result(facts)
+    if result and other != data: return f'Trained on {data}, judged on {other}. {result}'
+
+@_says('test')
+def _events(facts):
+    positives = _positives(facts['test'].get('findings', {}))
+    if positives: return f'{_whole(facts)}, films with each finding: {positives}.'
+
+@_says('thresholds', own=True)
+def _tuned(facts):
+    positives = _positives(facts['thresholds'])
+    if positives: return f'Of the validation part: {positives}.'
 
 # %% ../../nbs/api/report/04_checklists.ipynb #b30a31b7
-@_says
-def _output(f):
-    if _own(f): return 'A probability for each finding; it is called where the probability reaches its threshold.'
-@_says
-def _predictions(f):
-    if _own(f) and 'test' in f: return "The sigmoid of the network's output for each film, from one pass."
-@_says
-def _thresholds(f):
-    how = Counter(o.get('method') for o in f.get('thresholds', {}).values() if o.get('method') and pd.notna(o.get('threshold')))
-    if not how: return
-    where = ', fitted on one half of the patients and judged on the other.' if _foreign(f) else '; on which films it was fitted is not recorded.' if not _own(f) else ', fitted on validation' + ' and judged on test.'*('test' in f) + '.'*('test' not in f)
-    return 'A threshold for each finding, best for ' + ', '.join(f'{k} ({n} findings)' for k, n in how.items()) + where
-@_says
-def _confusion(f):
-    if f.get('confusion') and 'thresholds' in f and 'test' in f: return f'The confusion matrix of each finding on {"the half that thresholds were not fitted on" if _foreign(f) else "the test part"} stands in this report.'
-@_says
-def _floors(f):
-    o = f.get('floors', {})
-    v = {name: _num(o.get(k) or {}, 'macro') for k, name in (('shuffled', 'with shuffled labels'), ('metadata', 'from view, sex and age alone'))}
-    if any(map(pd.notna, v.values())): return 'Floors of the macro AUROC: ' + ', '.join(f'{x:.3f} {k}' for k, x in v.items() if pd.notna(x)) + '.'
-@_says
-def _heatmaps(f):
-    rows = {o.get('finding'): o for o in f.get('localisation', []) if pd.notna(_num(o, 'hit'))}
-    if not rows: return
-    k = 'All' if 'All' in rows else next(iter(rows))
-    peak, prior = (with_interval(*(_num(rows[k], e) for e in o), 2) for o in (('hit', 'low', 'high'), ('prior', 'prior_low', 'prior_high')))
-    return f"Grad-CAM, scored against boxes. {'All findings' if k == 'All' else _pretty([k])}: the peak lies in a box in {peak} of {rows[k]['n']:,} cases; a prior that sees no image, {prior}."
-@_says
-def _subgroups(f):
-    if names := _names(f.get('subgroups', []), 'by'): return f'Scores in subgroups by {names} stand in metrics.json.'
-@_says
-def _readers(f):
-    if names := _names(f.get('readers', []), 'label'): return f'The model was also judged against the labels of other readers: {names}.'
-@_says
-def _calibration(f):
-    if 'measured' in f: return 'Calibration was measured and stands in metrics.json.'
-@_says
-def _recalibrated(f):
-    o = f.get('calibration')
-    if not (isinstance(o, dict) and o.get('method')): return
-    fitted = f', fitted on {o["n"]:,} validation films' if o.get('n') else ''
-    return f'A calibration comes with the model ({o["method"]}{fitted}). The scores here are of probabilities as the network gives them, unless a table says otherwise.'
+@_says(own=True)
+def _output(facts):
+    return 'A probability for each finding; it is called where the probability reaches its threshold.'
+
+@_says('test', own=True)
+def _predictions(facts): return "The sigmoid of the network's output for each film, from one pass."
+
+@_says('thresholds')
+def _thresholds(facts):
+    fitted = [o for o in facts['thresholds'].values() if o.get('method') and pd.notna(o.get('threshold'))]
+    if not fitted: return None
+    where = ', fitted on validation' + (' and judged on test' if 'test' in facts else '')
+    if not _own(facts): where = '; on which films it was fitted is not recorded'
+    if _foreign(facts): where = ', fitted on one half of the patients and judged on the other'
+    methods = Counter(o['method'] for o in fitted)
+    best = ', '.join(f'{method} ({n} findings)' for method, n in methods.items())
+    return f'A threshold for each finding, best for {best}{where}.'
+
+@_says('confusion', 'thresholds', 'test')
+def _confusion(facts):
+    where = 'the half that thresholds were not fitted on' if _foreign(facts) else 'the test part'
+    return f'The confusion matrix of each finding on {where} stands in this report.'
+
+@_says('floors')
+def _floors(facts):
+    texts = []
+    for kind, name in dict(shuffled='with shuffled labels', metadata='from view, sex and age alone').items():
+        auroc = (facts['floors'].get(kind) or {}).get('macro')
+        if pd.notna(auroc): texts.append(f'{auroc:.3f} {name}')
+    if texts: return f'Floors of the macro AUROC: {", ".join(texts)}.'
+
+@_says('localisation')
+def _heatmaps(facts):
+    rows = {o.get('finding'): o for o in facts['localisation'] if pd.notna(o.get('hit'))}
+    if not rows: return None
+    finding = 'All' if 'All' in rows else next(iter(rows))
+    row, name = rows[finding], 'All findings' if finding == 'All' else pretty(finding)
+    return (f'Grad-CAM, scored against boxes. {name}: the peak lies in a box in {score_text(row, 2, "hit")} '
+            f'of {row["n"]:,} cases; a prior that sees no image, {score_text(row, 2, "prior")}.')
+
+@_says('subgroups')
+def _subgroups(facts):
+    names = _judged(facts['subgroups'], 'by')
+    if names: return f'Scores in subgroups by {names} stand in metrics.json.'
+
+@_says('readers')
+def _readers(facts):
+    names = _judged(facts['readers'], 'label')
+    if names: return f'The model was also judged against the labels of other readers: {names}.'
+
+@_says('measured')
+def _calibration(facts): return 'Calibration was measured and stands in metrics.json.'
+
+@_says('calibration')
+def _recalibrated(facts):
+    calibration = facts['calibration']
+    if not (isinstance(calibration, dict) and calibration.get('method')): return None
+    fitted = f', fitted on {calibration["n"]:,} validation films' if calibration.get('n') else ''
+    return (f'A calibration comes with the model ({calibration["method"]}{fitted}). The scores here are of '
+            'probabilities as the network gives them, unless a table says otherwise.')
 
 # %% ../../nbs/api/report/04_checklists.ipynb #6fca4666
 def answers(
     facts:dict # As of `run_facts`
 )->dict: # Statement by name, for those that the facts allow
     "What a run can say of itself. Raises `ChecklistError` on facts that cannot be read"
-    out = {}
-    for k, say in STATEMENTS.items():
-        try: text = say(facts)
+    said = {}
+    for name, say in STATEMENTS.items():
+        try: said[name] = say(facts)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
-            raise ChecklistError(f'the facts for {k!r} cannot be read ({type(e).__name__}: {e}); give config, metrics and thresholds as the program writes them') from None
-        if text: out[k] = text
-    return out
+            raise ChecklistError(f'the facts for {name!r} cannot be read ({type(e).__name__}: {e}); '
+                                 'give config, metrics and thresholds as the program writes them') from None
+    return {name: text for name, text in said.items() if text}
 
 # %% ../../nbs/api/report/04_checklists.ipynb #c4c7cc08
-def _row(o, said):
+def _row(item, said):
     "An item with its answer, its status and what is open"
-    have = [said[k] for k in o['says'] if k in said]
-    short = len(have) < len(o['says'])
-    left = '; '.join([o['rest']]*bool(o['rest']) + ['what the run does not record']*short) if have else o['asks']
-    status = 'open' if not have else 'partly' if left else 'answered'
-    return dict(item=o['item'], section=o['section'], asks=o['asks'], answer=' '.join(have), status=status, open=f'open: the authors state {left}' if left else '')
+    known = [said[k] for k in item['says'] if k in said]
+    left = [item['rest']] if item['rest'] else []
+    if len(known) < len(item['says']): left.append('what the run does not record')
+    if not known: left = [item['asks']]
+    status = 'open' if not known else 'partly' if left else 'answered'
+    row = {k: item[k] for k in ('item', 'section', 'asks')}
+    row |= dict(answer=' '.join(known), status=status)
+    return row | dict(open=f'open: the authors state {"; ".join(left)}' if left else '')
 
 def fill(
     name:str, # One of `CHECKLISTS`
     facts:dict, # As of `run_facts`
-)->pd.DataFrame: # A row an item: item, section, asks, answer ('' where open), status ('answered', 'partly', 'open'), open ('' where answered)
+)->pd.DataFrame: # By item: item, section, asks, answer ('' where open), status ('answered', 'partly', 'open'), open
     "A checklist, filled in as far as the facts go. Raises `ChecklistError`"
     said = answers(facts)
     return pd.DataFrame([_row(o, said) for o in _read(name)['items']])
@@ -372,5 +493,7 @@ def readable(
     df:pd.DataFrame # As of `fill`
 )->pd.DataFrame: # By item: Section, Asked, Answer, Status
     "A filled checklist for readers"
-    text = (df.answer + ' ' + df.open.str[:1].where(df.answer == '', df.open.str[:1].str.upper()) + df.open.str[1:]).str.strip()
-    return pd.DataFrame({'Section': df.section, 'Asked': df.asks, 'Answer': text, 'Status': df.status}).set_index(df['item'].rename('Item'))
+    after_answer = ' ' + df.open.str[:1].str.upper() + df.open.str[1:]
+    text = (df.answer + df.open.where(df.answer == '', after_answer)).str.strip()
+    columns = {'Section': df.section, 'Asked': df.asks, 'Answer': text, 'Status': df.status}
+    return pd.DataFrame(columns).set_index(df['item'].rename('Item'))
