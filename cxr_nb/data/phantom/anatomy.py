@@ -11,38 +11,9 @@ __all__ = ['phantom_body', 'Plan', 'Scene']
 from types import SimpleNamespace
 import numpy as np
 from .canvas import Canvas, blur, close_line, curve, ellipse, seeded
-from .canvas import draw_numbers, place_points, shape_table
+from .tables import AP_POSE, MEASURES, PA_POSE, SHAPES, STOMACH, draw_numbers, place_points
 
 # %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #bdf372db
-_MEASURES = """
-half       uniform  .325  .385
-apex       uniform  .09   .14
-height     uniform  .55   .65
-apex_x     uniform  .095  .13
-fat        normal   .05   .03
-lift       uniform  .012  .05
-ctr        uniform  .40   .475
-heart_left uniform  .60   .70
-knob       uniform  .022  .03
-unfold     uniform  0     .02
-bone       uniform  .75   1.15
-ribs       integers 0     4
-rib_drop   uniform  .085  .125
-rib_width  uniform  .014  .019
-spine_1    normal   0     .007
-spine_2    normal   0     .007
-spine_3    normal   0     .007
-spine_4    normal   0     .007
-shoulder   uniform  .06   .15
-tilt       uniform  -.03  .035
-breast     uniform  .02   .15
-breast_x   uniform  .18   .23
-breast_y   uniform  .60   .70
-breast_r   uniform  .12   .17
-hila       uniform  .7    1.3
-trachea    normal   0     .005
-"""
-
 def phantom_body(
     seed:int=0, # the patient; same seed, same body
     sex:str='M', # 'F' or 'M'
@@ -51,7 +22,7 @@ def phantom_body(
     "The body of one patient"
     old, child = np.clip([(age-45)/40, (15-age)/12], 0, [1.2, 1]).tolist()
     female = sex == 'F'
-    a = SimpleNamespace(seed=seed, sex=sex, age=age, old=old, child=child, **draw_numbers(seeded(seed, 101), _MEASURES))
+    a = SimpleNamespace(seed=seed, sex=sex, age=age, old=old, child=child, **draw_numbers(seeded(seed, 101), MEASURES))
     a.half = a.half - .01*female - .02*child
     a.height -= .08*child
     a.fat = min(max(a.fat, 0.), .15)
@@ -65,38 +36,6 @@ def phantom_body(
     return a
 
 # %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #b31d6f8d
-_PA = """
-angle  normal  0     .02
-scale  uniform .93   1.06
-dx     normal  0     .015
-dy     normal  0     .015
-turn   normal  0     .006
-breath uniform -.04  .03
-gain   uniform 3.6   6
-level  uniform .48   .66
-dark   uniform .36   .47
-noise  uniform .004  .018
-blur   uniform .0004 .002
-bubble uniform 0     1
-thick  uniform .92   1.08
-"""
-_AP = """
-angle  normal  0     .045
-scale  uniform .88   1.06
-dx     normal  0     .035
-dy     normal  0     .025
-turn   normal  0     .016
-breath uniform -.13  -.01
-gain   uniform 3     5.5
-level  uniform .48   .66
-paler  uniform -.08  .06
-dark   uniform .36   .47
-noise  uniform .008  .024
-blur   uniform .0006 .003
-bubble uniform 0     1
-thick  uniform .92   1.08
-"""
-
 def _pose(
     a:SimpleNamespace, # from `phantom_body`
     view:str, # 'PA' or 'AP'
@@ -104,123 +43,15 @@ def _pose(
 )->SimpleNamespace: # how this one image was taken
     "Position, breath and exposure of one image"
     ap = view == 'AP'
-    drawn = draw_numbers(seeded(a.seed, seed, 102), _AP if ap else _PA)
+    drawn = draw_numbers(seeded(a.seed, seed, 102), AP_POSE if ap else PA_POSE)
     p = SimpleNamespace(view=view, ap=ap, seed=seed, body=a.seed, **drawn)
     if ap: p.level += p.paler
     p.bubble = p.bubble < .45
     return p
 
-# %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #baa230ff
-_SHAPES = shape_table("""
-heart x x.right x.left x.turn y.apex y.cage y
--.04  0    0   1  1 .40 0
-0    -.8   0   1  1 .58 0
-0    -1    0   1  1 .78 0
-0    -.82  0   1  1 1   .005
-0    -.2   0   1  1 1   .045
-0     0   .6   1  1 1   .04
-0     0   .97  1  1 1   -.015
-0     0   .95  1  1 .83 0
-0     0   .70  1  1 .64 0
-0     0   .40  1  1 .49 0
-.055  0    0   1  1 .43 0
-.04   0    0   1  1 .37 0
-
-vessels x x.unfold x.turn y.apex y.cage y
--.05   0  1  1  0   -.2
--.045  0  1  1  .02  0
--.048 -.3 1  1  .2   0
--.05   0  1  1  .45  0
--.05   0  1  1  .9   0
-.05    1  1  1  .9   0
-.052   1  1  1  .45  0
-.045   0  1  1  .2   0
-.04    0  1  1  .02  0
-.045   0  1  1  0   -.2
-
-aorta x x.unfold x.turn y.apex y.cage y
-.055 1   1  1 .27 0
-.048 1.5 1  1 .6  0
-.03  0   0  1 1   .05
-
-base x x.half y.dome y.fall
-0   1   1 1
-0   .86 1 .46
-0   .66 1 .1
-0   .45 1 0
-0   .2  1 .12
-.02 0   1 .35
-
-inside x x.apex_x y.apex y
-.018 0   1 .12
-0    .3  1 .05
-0    .62 1 .012
-
-trunk x x.fat x.half y.shoulder y
-.075 .3 0  0   -.1
-.075 .3 0  0   -.02
-.125 .3 0  .35 0
-.24  0  0  .75 0
-.40  0  0  1   .03
-.50  0  0  1   .16
-.52  0  0  0   .42
-.085 1  1  0   .47
-.035 1  1  0   .56
-.045 1  1  0   .8
-.065 1  1  0   1.15
-
-clavicle x x.turn y.apex y.tilt y
-.032  2   1  0 .105
-.076  2   1  0 .088
-.1436 1.2 1 -1 .062
-.22   0   1 -2 .018
-.30   0   1 -2 -.002
-.375  0   1 -2 .02
-
-blade x x.blade y.apex y
-.02  1 1 .05
-.10  1 1 .07
-.13  1 1 .12
-.075 1 1 .2
-.035 1 1 .37
-.005 1 1 .36
-0    1 1 .2
-
-blade_spine x x.blade y.apex y
-.005 1 1 .14
-.06  1 1 .08
-.13  1 1 .03
-
-trachea x x.airway y.apex y.cage y
-0     .5 0 0   -.1
-0     .7 1 0   0
--.004 1  1 .37 0
-
-right_bronchus x x.airway y.apex y.cage y
--.004 1 1 .37 0
--.03  1 1 .37 .035
--.06  1 1 .37 .075
-
-left_bronchus x x.airway y.apex y.cage y
--.004 1 1 .37 0
-.035  1 1 .37 .03
-.08   1 1 .37 .06
-
-catheter x x.side y.apex y.height y
-.2   0   0 0  -.05
-.12  0   1 0  .03
-0   -.03 1 .2 0
-0   -.04 1 .5 0
-
-tube x.turn y.apex y.height y
-0 0 0   -.05
-1 1 0   0
-1 1 .25 0
-""")
-
 # %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #378eeafe
 class Plan(SimpleNamespace):
-    "Where everything is on one image, in body coordinates: measures of the body in this pose, outlines of lungs and heart"
+    "Where everything is on one image, in body coordinates: measures in this pose, outlines of lungs and heart"
     def __init__(self,
         a:SimpleNamespace, # from `phantom_body`
         p:SimpleNamespace, # pose and exposure
@@ -251,7 +82,7 @@ class Plan(SimpleNamespace):
     def points(self, name, side=1, **measures):
         "Control points of a shape; those of side -1 are mirrored"
         measures = {**vars(self), 'side': side, 'turn': side*self.turn, **measures}
-        return place_points(_SHAPES[name], measures)*[side, 1]
+        return place_points(SHAPES[name], measures)*[side, 1]
 
     def curve(self, name, side=1, closed=False, **measures):
         "A shape as a smooth curve"
@@ -379,18 +210,11 @@ def _breasts(c, g):
     fade = np.clip((c.up(c.y) - g.breast_y + r)/(1.6*r), 0, 1)
     return (.05 + g.breast)*m*fade
 
-_STOMACH = """
-down   uniform .045 .075
-width  uniform .03  .07
-height uniform .014 .03
-x      uniform .10  .2
-"""
-
 def _belly(c, g, p, m):
     "Soft tissue in the mask `m` under the diaphragm, now and then with gas in the stomach"
     b = .18*np.clip((c.up(c.y) - g.apex - g.height + .07)/.12, 0, 1)
     if p.bubble:
-        gas = SimpleNamespace(**draw_numbers(seeded(p.seed, g.seed, 104), _STOMACH))
+        gas = SimpleNamespace(**draw_numbers(seeded(p.seed, g.seed, 104), STOMACH))
         unit = np.minimum(ellipse((0, 0), 1, 1), [1, .5])
         bubble = unit*[gas.width, gas.height] + [gas.x, g.dome[1].y + gas.down]
         b = b - .16*c.fill([bubble], soft=.003)
