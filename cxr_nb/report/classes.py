@@ -9,7 +9,6 @@ __all__ = ['TIERS', 'PUBLISHED', 'class_table', 'best_and_worst', 'tiers', 'plot
            'plot_positives', 'write_run_figures', 'published_table', 'published_f1', 'set_table']
 
 # %% ../../nbs/api/report/07_classes.ipynb #109bc09b
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ import numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..core import read_json
 from ..metrics.predictions import align
 from ..metrics.operating import confusion
 from ..metrics.evaluation import evaluate
@@ -29,23 +29,26 @@ from ..training.run import Run
 # %% ../../nbs/api/report/07_classes.ipynb #797a676b
 def class_table(
     run:Run, # Any judged run
-    part:str='test', # 'test' or 'val'; after a cross-validation 'val' is every image out of fold, at thresholds of all folds together
+    part:str='test', # 'test' or 'val'; after a cross-validation 'val' is every image out of fold
     n_boot:int=1000, # Resamples of patients for the intervals
-)->pd.DataFrame: # By class, best AUROC first: positives, positive_patients, auroc with `_low`, `_high`, ap, f1, jaccard, accuracy, threshold
-    "How well each class is ranked, and what its threshold does"
-    a, t = _predicted(run, part)
-    c, e = confusion(a.y, a.p, t), evaluate(a.y, a.p, a.findings, a.patients, t, n_boot, run.recipe.seed).table
-    columns = ['positives', 'positive_patients', 'auroc', 'auroc_low', 'auroc_high', 'ap', 'f1']
-    table = e[columns].assign(jaccard=c.jaccard, accuracy=c.accuracy, threshold=t)
+)->pd.DataFrame: # By class, best AUROC first: positives, positive_patients, scores, intervals, threshold
+    "How well each class is ranked, and what its threshold does; out of fold the thresholds are those of all folds"
+    preds, thresholds = _predicted(run, part)
+    judged = evaluate(preds.y, preds.p, preds.findings, preds.patients, thresholds, n_boot, run.recipe.seed)
+    counts = confusion(preds.y, preds.p, thresholds)
+    table = judged.table[['positives', 'positive_patients', 'auroc', 'auroc_low', 'auroc_high', 'ap', 'f1']]
+    table = table.assign(jaccard=counts.jaccard, accuracy=counts.accuracy, threshold=thresholds)
     return table.sort_values('auroc', ascending=False, kind='stable')
 
 def _predicted(run, part):
     "Predictions of a part and the thresholds that belong to them"
     if part == 'val' and run.chosen:
-        a = align(None, out_of_fold(run.path).drop(columns='fold'))
-        return a, fit_thresholds(a.y, a.p, a.findings).threshold.to_numpy()
-    a = align(None, run.path/f'predictions_{part}.csv')
-    return a, load_thresholds(run.path/'thresholds.json', a.findings).threshold.to_numpy()
+        preds = align(None, out_of_fold(run.path).drop(columns='fold'))
+        fitted = fit_thresholds(preds.y, preds.p, preds.findings)
+    else:
+        preds = align(None, run.path/f'predictions_{part}.csv')
+        fitted = load_thresholds(run.path/'thresholds.json', preds.findings)
+    return preds, fitted.threshold.to_numpy()
 
 def best_and_worst(
     table:pd.DataFrame, # As of `class_table`
@@ -53,54 +56,62 @@ def best_and_worst(
     by:str='auroc', # Column to rank by
 )->pd.DataFrame: # The table's rows with `rank`; those without a score are not ranked, and come last
     "The classes at both ends"
-    t = table.sort_values(by, ascending=False, kind='stable')
-    t.insert(0, 'rank', np.where(t[by].notna(), np.arange(1, len(t) + 1), np.nan))
-    k = int(t[by].notna().sum())
-    ends = np.r_[np.arange(min(n, k)), np.arange(max(k - n, min(n, k)), len(t))]
-    return t.iloc[ends]
+    table = table.sort_values(by, ascending=False, kind='stable')
+    table.insert(0, 'rank', table[by].rank(ascending=False, method='first'))
+    scored = table[by].count()
+    return table[~table['rank'].between(n + 1, scored - n)]
 
 # %% ../../nbs/api/report/07_classes.ipynb #7cf2b315
 TIERS = dict(excellent=.85, good=.80, fair=.70, poor=0.) # Least AUROC of each word
 
 def _tier(values):
     "The tier of each value; N/A for NaN"
-    return np.array([next((k for k, low in TIERS.items() if v >= low), 'N/A') for v in values], dtype=object)
+    at_least = [values >= low for low in TIERS.values()]
+    return np.select(at_least, list(TIERS), 'N/A').astype(object)
 
 def tiers(
     table:pd.DataFrame, # As of `class_table`, or of `evaluate`
     least:int=10, # Patients with the finding below which nothing is said
 )->pd.DataFrame: # By class: positives, positive_patients, auroc, low, high, plain, tier, at_least, reason
     "A word for each class, no stronger than its interval allows"
-    low, n = table.auroc_low, table.positive_patients
-    plain, sure = _tier(table.auroc), _tier(low)
-    few = (n < least) | low.isna() | table.auroc.isna()
-    counts = [f'{o} patient{"s"*(o != 1)} with it' for o in n]
-    reasons = [(n == 0, 'no positives'), (table.auroc.isna(), 'no negatives'), (n < least, counts), (low.isna(), 'no interval')]
-    why = np.select([o for o, _ in reasons], [o for _, o in reasons], '')
+    patients = table.positive_patients
+    counts = [f'{n} patient{"" if n == 1 else "s"} with it' for n in patients]
+    doubts = [patients == 0, table.auroc.isna(), patients < least, table.auroc_low.isna()]
+    reason = np.select(doubts, ['no positives', 'no negatives', counts, 'no interval'], '')
+    few = reason != ''
+    plain, sure = _tier(table.auroc), _tier(table.auroc_low)
     tier = np.where(few, 'insufficient data', np.where(plain == sure, plain, 'at best ' + plain))
+    words = dict(plain=plain, tier=tier, at_least=np.where(few, 'N/A', sure), reason=reason)
     first = table[['positives', 'positive_patients', 'auroc']]
-    return first.assign(low=low, high=table.auroc_high, plain=plain, tier=tier, at_least=np.where(few, 'N/A', sure), reason=why)
+    return first.assign(low=table.auroc_low, high=table.auroc_high, **words)
 
 # %% ../../nbs/api/report/07_classes.ipynb #9c141336
 def plot_classes(
     table:pd.DataFrame, # As of `class_table`
     least:int=10, # As of `tiers`
-)->Figure: # AUROC of each class with its interval over the tiers' borders; hollow where data are insufficient, N/A without positives
-    "Classes, best first"
-    t = tiers(table, least).sort_values('auroc', kind='stable', na_position='first')
-    fig, axs = styled_subplots(6.4, .2*len(t) + 1)
-    ax, at, sure = axs[0, 0], np.arange(len(t)), (t.tier != 'insufficient data').to_numpy()
-    ax.hlines(at, t.low, t.high, color=np.where(sure, BLUE, GRAY), lw=1.6, alpha=.6)
-    ax.scatter(t.auroc, at, s=22, c=np.where(sure, BLUE, 'white'), edgecolors=np.where(sure, BLUE, GRAY), zorder=3)
-    for i in np.flatnonzero(t.auroc.isna()): ax.text(.5, i, ' N/A', fontsize=7, va='center', color=INK)
-    for (name, v), side in zip(TIERS.items(), ('left', 'center', 'right')):
-        ax.axvline(v, color=ORANGE, lw=.8, ls='--')
-        ax.text(v, len(t) - .3, name, fontsize=7, ha=side, va='bottom', color=ORANGE)
-    ax.axvline(.5, color=GRAY, lw=1, ls=':')
-    ax.set_yticks(at, [f'{figure_text(f)} ({n:,})' for f, n in t.positives.items()], fontsize=7)
-    ax.set_ylim(-.7, len(t) - .3)
+)->Figure: # Hollow where data are insufficient, N/A without positives
+    "Classes, best first: AUROC of each with its interval over the borders of the tiers"
+    classes = tiers(table, least).sort_values('auroc', kind='stable', na_position='first')
+    rows = np.arange(len(classes))
+    fig, axs = styled_subplots(6.4, .2*len(classes) + 1)
+    ax = axs[0, 0]
+    sure = classes.tier != 'insufficient data'
+    color = np.where(sure, BLUE, GRAY)
+    ax.hlines(rows, classes.low, classes.high, color=color, lw=1.6, alpha=.6)
+    ax.scatter(classes.auroc, rows, s=22, c=np.where(sure, BLUE, 'white'), edgecolors=color, zorder=3)
+    for i in np.flatnonzero(classes.auroc.isna()): ax.text(.5, i, ' N/A', fontsize=7, va='center', color=INK)
+    _mark_tiers(ax, len(classes) - .3)
+    ax.set_yticks(rows, [f'{figure_text(f)} ({n:,})' for f, n in classes.positives.items()], fontsize=7)
+    ax.set_ylim(-.7, len(classes) - .3)
     ax.set_xlabel('AUROC, 95 % interval by patient; hollow: insufficient data', fontsize=8)
     return fig
+
+def _mark_tiers(ax, top):
+    "A line where each tier begins, with its name at the top, and one for chance"
+    for (name, low), side in zip(TIERS.items(), ('left', 'center', 'right')):
+        ax.axvline(low, color=ORANGE, lw=.8, ls='--')
+        ax.text(low, top, name, fontsize=7, ha=side, va='bottom', color=ORANGE)
+    ax.axvline(.5, color=GRAY, lw=1, ls=':')
 
 # %% ../../nbs/api/report/07_classes.ipynb #812f470e
 def plot_search(
@@ -108,16 +119,16 @@ def plot_search(
     search:pd.DataFrame=None, # As of `epoch_search`
 )->Figure: # Mean and spread at each budget, over the folds' best so far
     "The epoch search"
-    search = epoch_search(path) if search is None else search
+    if search is None: search = epoch_search(path)
+    budget, best = best_budget(search)
     fig, axs = styled_subplots(6, 3.2)
     ax = axs[0, 0]
-    budget, best = best_budget(search)
-    for fold, h in fold_histories(path).items():
-        chosen = fold == best
-        ax.plot(h.epoch, h.auroc, color=GRAY, lw=.6, alpha=.6)
-        ax.plot(h.epoch, h.auroc.cummax(), color=ORANGE if chosen else GRAY, lw=1.2, label=f'{fold}, the best' if chosen else None)
-    label = 'mean and standard deviation of the folds'
-    ax.errorbar(search.index, search['mean'], search['sd'], fmt='o', color=BLUE, ms=5, capsize=3, label=label)
+    for fold, history in fold_histories(path).items():
+        style = dict(color=ORANGE, label=f'{fold}, the best') if fold == best else dict(color=GRAY)
+        ax.plot(history.epoch, history.auroc, color=GRAY, lw=.6, alpha=.6)
+        ax.plot(history.epoch, history.auroc.cummax(), lw=1.2, **style)
+    dots = dict(fmt='o', color=BLUE, ms=5, capsize=3, label='mean and standard deviation of the folds')
+    ax.errorbar(search.index, search['mean'], search['sd'], **dots)
     ax.axvline(budget, color=INK, lw=1, ls=':')
     ax.set_xlabel(f'epochs; chosen: {budget}', fontsize=8)
     ax.set_ylabel('best macro AUROC so far, validation', fontsize=8)
@@ -132,13 +143,15 @@ def positive_titles(
     n:int=4, # Findings to name at most
 )->list: # A text for each image: a line a finding that is in the label or predicted
     "What was found beside the truth"
-    words = {(1, 1): 'right', (1, 0): 'missed', (0, 1): 'false'}
     titles = []
-    for labels, found in zip(preds.y, positive):
-        lines = [f'{words[int(a), int(b)]}: {f}' for f, a, b in zip(preds.findings, labels, found) if a or b]
+    for labels, found in zip(np.asarray(preds.y, bool), positive):
+        lines = []
+        for finding, true, predicted in zip(preds.findings, labels, found):
+            word = 'missed' if true and not predicted else 'right' if true else 'false'
+            if true or predicted: lines.append(f'{word}: {finding}')
         lines = sorted(lines or ['right: No Finding'], reverse=True)
-        more = [f'and {len(lines) - n} more'] if len(lines) > n else []
-        titles.append('\n'.join(lines[:n] + more))
+        if len(lines) > n: lines[n:] = [f'and {len(lines) - n} more']
+        titles.append('\n'.join(lines))
     return titles
 
 def plot_positives(
@@ -147,36 +160,41 @@ def plot_positives(
     n:int=8, # Images
     seed:int=0, # Which images
 )->Figure: # Images with what was found in them
-    "A picture of predictions beside the truth: images drawn at random among those with a label, right and wrong alike"
+    "Predictions beside the truth: images drawn at random among those with a label, right and wrong alike"
     preds = align(None, run.path/f'predictions_{part}.csv')
-    t = load_thresholds(run.path/'thresholds.json', preds.findings)
-    some = np.flatnonzero(preds.y.any(1))
-    at = np.random.default_rng(seed).permutation(some if len(some) else len(preds.y))[:n]
+    thresholds = load_thresholds(run.path/'thresholds.json', preds.findings)
+    labelled = np.flatnonzero(preds.y.any(1))
+    at = np.random.default_rng(seed).permutation(labelled if len(labelled) else len(preds.y))[:n]
     few = SimpleNamespace(findings=preds.findings, y=preds.y[at])
     images = [np.asarray(run.cache[preds.images[i]]) for i in at]
-    return plot_images(images, positive_titles(few, apply_thresholds(preds.p[at], t)))
+    return plot_images(images, positive_titles(few, apply_thresholds(preds.p[at], thresholds)))
 
 def write_run_figures(
     run:Run # Any judged run
 )->Path: # Their folder
-    "Write `roc.png`, `confusion.png`, `predictions.png` and `classes.png`, after a cross-validation `epoch_search.png` as well"
+    "Write `roc.png`, `confusion.png`, `predictions.png`, `classes.png`; after a cross-validation `epoch_search.png` too"
+    preds = align(None, run.path/f'predictions_{run.judged}.csv')
+    thresholds = load_thresholds(run.path/'thresholds.json', preds.findings)
+    scores = read_json(run.path/'metrics.json')[run.judged]['findings']
+    figures = {
+        'roc': plot_roc(preds.y, preds.p, preds.findings, scores),
+        'confusion': plot_confusion(preds.y, preds.p, thresholds, preds.findings),
+        'predictions': plot_positives(run, run.judged),
+        'classes': plot_classes(class_table(run, run.judged, n_boot=200)),
+    }
+    if run.chosen: figures['epoch_search'] = plot_search(run.path)
     out = run.path/'figures'
     out.mkdir(exist_ok=True)
-    preds = align(None, run.path/f'predictions_{run.judged}.csv')
-    t = load_thresholds(run.path/'thresholds.json', preds.findings)
-    scores = json.loads((run.path/'metrics.json').read_text())[run.judged]['findings']
-    figures = dict(roc=plot_roc(preds.y, preds.p, preds.findings, scores), confusion=plot_confusion(preds.y, preds.p, t, preds.findings),
-                   predictions=plot_positives(run, run.judged), classes=plot_classes(class_table(run, run.judged, n_boot=200)))
-    if run.chosen: figures['epoch_search'] = plot_search(run.path)
     for name, figure in figures.items(): figure.savefig(out/f'{name}.png', dpi=120)
     return out
 
 # %% ../../nbs/api/report/07_classes.ipynb #053c4e7a
 PUBLISHED = dict(
-    fusion=dict(exact_match=.1421, hamming_loss=.1326, recall_micro=.43, recall_macro=.38, lrap=.64, label_accuracy=.8674),
-    fusion_f1=dict(
-        Atelectasis=.4695, Cardiomegaly=.5475, Consolidation=.0259, Edema=.1548, Effusion=.6020, Emphysema=.4416, Fibrosis=.1538,
-        Hernia=.4237, Infiltration=.4147, Mass=.3814, Nodule=.2261, Pleural_Thickening=.2565, Pneumonia=.0330, Pneumothorax=.4736),
+    fusion=dict(exact_match=.1421, hamming_loss=.1326, recall_micro=.43, recall_macro=.38, lrap=.64,
+                label_accuracy=.8674),
+    fusion_f1=dict(Atelectasis=.4695, Cardiomegaly=.5475, Consolidation=.0259, Edema=.1548, Effusion=.6020,
+                   Emphysema=.4416, Fibrosis=.1538, Hernia=.4237, Infiltration=.4147, Mass=.3814, Nodule=.2261,
+                   Pleural_Thickening=.2565, Pneumonia=.0330, Pneumothorax=.4736),
     indiana_train=dict(label_accuracy=.9520, jaccard=.3687, jaccard_c=.1528, auroc=.8226, f1=.2516, map=.2677),
     indiana_test=dict(label_accuracy=.9510, jaccard=.3590, jaccard_c=.0958, auroc=.7318, f1=.1597, map=.1472))
 
@@ -184,15 +202,19 @@ def published_table(
     metrics:dict # As of `judge`
 )->pd.DataFrame: # By score: here, a blind model, published
     "The scores of the publication of fusion"
-    many = pd.DataFrame(metrics['multilabel']).T.loc[list(PUBLISHED['fusion'])].astype(float)
-    return many.rename(columns={'value': 'here'}).assign(published=PUBLISHED['fusion']).rename_axis('score')
+    published = PUBLISHED['fusion']
+    table = pd.DataFrame(metrics['multilabel']).T.loc[list(published)].astype(float)
+    return table.rename(columns={'value': 'here'}).assign(published=published).rename_axis('score')
 
 def published_f1(
     metrics:dict # As of `judge`
 )->pd.DataFrame: # By finding, after the macro mean: positives, F1 with its interval, published
     "F1 by finding, beside the published"
-    rows = {'macro mean': metrics['test']['macro'], **metrics['test']['findings']}
-    table = pd.DataFrame({k: dict(positives=o.get('positives'), F1=o['f1']['value'], low=o['f1']['low'], high=o['f1']['high']) for k, o in rows.items()}).T
+    rows = {}
+    for finding, record in {'macro mean': metrics['test']['macro'], **metrics['test']['findings']}.items():
+        f1 = record['f1']
+        rows[finding] = dict(positives=record.get('positives'), F1=f1['value'], low=f1['low'], high=f1['high'])
+    table = pd.DataFrame(rows).T
     table['published'] = pd.Series(PUBLISHED['fusion_f1'])
     table.loc['macro mean', 'published'] = table.published.mean()
     return table.astype(float).rename_axis('finding')
@@ -200,10 +222,12 @@ def published_f1(
 def set_table(
     metrics:dict, # Of a cross-validation
     published:bool=False, # Set those of the publication beside them?
-)->pd.DataFrame: # By score: training images, out-of-fold predictions of all folds together, test images (also at 0.5), a blind classifier on them
+)->pd.DataFrame: # By score: training, out of fold (all folds together), test (also at 0.5), a blind classifier on test
     "The six scores of each set"
-    sets = {k: pd.DataFrame(o).T for k, o in metrics['sets'].items()}
-    t = pd.DataFrame({'val, pooled' if k == 'val' else k: o['value'] for k, o in sets.items()}).assign(**{'blind on test': sets['test']['blind']})
-    if published:
-        for part in ('train', 'test'): t[f'published {part}'] = pd.Series(PUBLISHED[f'indiana_{part}'])
-    return t.astype(float).loc[[*SET_SCORES, 'classes']].rename(index=SET_SCORES).rename_axis('score')
+    columns = {}
+    for part, scores in metrics['sets'].items():
+        columns['val, pooled' if part == 'val' else part] = {k: o['value'] for k, o in scores.items()}
+    columns['blind on test'] = {k: o['blind'] for k, o in metrics['sets']['test'].items()}
+    if published: columns |= {f'published {part}': PUBLISHED[f'indiana_{part}'] for part in ('train', 'test')}
+    table = pd.DataFrame(columns).astype(float).loc[[*SET_SCORES, 'classes']]
+    return table.rename(index=SET_SCORES).rename_axis('score')
