@@ -56,7 +56,7 @@ def test_eval_judges_anyones_predictions(run, trained, phantom, tmp_path):
     "From the file's own labels, and from a label file; the folder is whole, and what cannot be judged is told in a line"
     ours = trained/'predictions_test.csv'
     said = run('cxr-eval', '--predictions', ours, '--out', tmp_path/'own')
-    assert said.returncode == 0 and 'macro AUROC, all films' in said.stdout and 'Traceback' not in said.stderr, said.stderr
+    assert said.returncode == 0 and 'macro AUROC, all images' in said.stdout and 'Traceback' not in said.stderr, said.stderr
     assert {'report.html', 'MODEL_CARD.md', 'metrics.json', 'thresholds.json', 'config.json'} <= {o.name for o in (tmp_path/'own').iterdir()}
     bare = pd.read_csv(ours)
     bare[[o for o in bare if o == 'image' or o.startswith('prob_')]].to_csv(tmp_path/'bare.csv', index=False)

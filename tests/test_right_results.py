@@ -121,13 +121,13 @@ def test_all_pages_use_one_interval_method():
     row = score_boxes(peaks, boxes, who).loc['All']
     from cxr_nb.explain.boxes import pointing_game
     hit = pointing_game(peaks, boxes)
-    low, high = bootstrap_mean(hit.hit.to_numpy(float)[:, None], [who[o] for o in hit.image]).interval('mean')
+    low, high = bootstrap_mean(hit.hit.to_numpy(float)[:, None], [who[o] for o in hit.image]).interval()
     assert (row.low, row.high) == (low[0], high[0])
 
 def test_a_tie_needs_the_whole_interval():
     from cxr_nb.metrics.compare import verdict
-    assert verdict(.004, .001, .020, tie=.005) == 'unclear'
-    assert verdict(.001, -.003, .004, tie=.005) == 'tie' and verdict(.02, .01, .03, tie=.005) == 'better'
+    assert verdict(.004, .001, .020, tie_band=.005) == 'unclear'
+    assert verdict(.001, -.003, .004, tie_band=.005) == 'tie' and verdict(.02, .01, .03, tie_band=.005) == 'better'
 
 def test_words_allow_for_how_many_are_compared():
     from cxr_nb.metrics.compare import compare

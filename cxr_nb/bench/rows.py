@@ -210,7 +210,7 @@ def bootstrap_vs_roc_auc_score(
     n = s.pick(1000, 20)
     few = n if s.full else s.pick(20, 2)
     weights = boot_weights(patients, few)
-    def ours(): return bootstrap(y, p, patients, n_boot=n).draws['auroc']
+    def ours(): return bootstrap(y, p, patients, n_boot=n)['auroc'].draws
     def peer(): return _roc_auc_loop(y, p, weights)
     diff = agree('AUROC of a resample', ours()[:few], peer(), tol=1e-9)
     note = f'{n:,} resamples, the peer on {few:,} of them; difference: AUROC'

@@ -145,7 +145,7 @@ def _compare(v, who, n_boot, seed, level):
     for k, a in {**v, **gains}.items():
         pre = '' if k == 'value' else f'{k}_'
         out[k] = a.mean(0)
-        ends = bootstrap_mean(a, who, n_boot, seed).interval('mean', level)
+        ends = bootstrap_mean(a, who, n_boot, seed).interval(level)
         nothing = (a == 0).all(0) & (k in gains) # two that never differ
         out[f'{pre}low'], out[f'{pre}high'] = (np.where(nothing, 0., o) for o in ends)
     return out

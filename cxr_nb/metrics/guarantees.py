@@ -9,38 +9,42 @@ __all__ = ['STARTS', 'guaranteed_thresholds']
 
 # %% ../../nbs/api/metrics/11_guarantees.ipynb #3d15b36b
 import numpy as np, pandas as pd
-from scipy.sparse import csr_matrix
+from .bootstrap import by_patient
 from .operating import threshold_array
-from .predictions import patient_codes
-from .thresholds import COLUMNS, ThresholdError, _best, _columns, cuts
+from .predictions import check_columns, patient_codes
+from .thresholds import ThresholdError, best_cut, cuts, threshold_row
 
 # %% ../../nbs/api/metrics/11_guarantees.ipynb #86f16876
-def _film_p(wins, trials, target):
-    "P-value of 'the share of wins is at most target' for independent films; (N, K) bool, one column a threshold"
+def _image_p(wins, trials, target):
+    "P-value of 'the share of wins is at most target' for independent images; (N, K) bool, one column a threshold"
     from mapie.risk_control.methods import compute_hoeffding_bentkus_p_value
     n = trials.sum(0)
-    lost = np.maximum((n - wins.sum(0))/n - 1e-12, 0)  # a whole number of films again when times n and rounded up
+    lost = np.maximum((n - wins.sum(0))/n - 1e-12, 0)  # a whole number of images again when times n and rounded up
     return compute_hoeffding_bentkus_p_value(lost, n, 1 - float(target), binary=True)[:, 0]
 
 # %% ../../nbs/api/metrics/11_guarantees.ipynb #dc720886
 def _patient_p(wins, trials, target, level, code, cap):
-    "P-value of 'the share of wins is at most target' if only patients are independent: 1 / the capital of a bet against it"
-    member = csr_matrix((np.ones(len(code)), (code, np.arange(len(code)))))
-    n, won = member @ trials.astype(float), member @ wins.astype(float)
+    "P-value of 'the share of wins is at most target' if only patients are independent: 1 / the capital of a bet"
+    patients = code.max() + 1
+    n, won = by_patient(code, patients, trials), by_patient(code, patients, wins)
     w = np.minimum(n, np.inf if cap is None else cap)
-    x = w*np.divide(won, n, out=np.zeros_like(n), where=n > 0) - w*target
-    stake = np.minimum(np.sqrt(2*np.log(1/level)/(target*(1-target)*(w**2).sum(0))), .99/(target*w.max(0)))
+    share = np.divide(won, n, out=np.zeros_like(n), where=n > 0)
+    x = w*share - w*target
+    best = np.sqrt(2*np.log(1/level)/(target*(1-target)*(w**2).sum(0)))
+    stake = np.minimum(best, .99/(target*w.max(0)))
     return np.exp(-np.maximum(np.log1p(stake*x).sum(0), 0))
 
 # %% ../../nbs/api/metrics/11_guarantees.ipynb #2a0a8ba4
 STARTS = 3
 
 def _ladder(k, target, level):
-    "At most 48 rows of `cuts`, the highest threshold first, whose numbers of calls grow geometrically"
-    n = (k.tp + k.fp).to_numpy()[::-1]
-    least = np.ceil(np.log(level)/np.log(target))  # fewer calls prove nothing, even if all are right
+    "At most 48 rows of `cuts`, the highest threshold first, whose numbers of positive predictions grow geometrically"
+    k = k.iloc[::-1]
+    n = (k.tp + k.fp).to_numpy()
+    least = np.ceil(np.log(level)/np.log(target))  # fewer prove nothing, even if all are right
     first = min(np.clip(n[-1]/100, least, 3*least), n[-1])
-    return k.iloc[::-1].iloc[np.unique(np.searchsorted(n, np.geomspace(first, n[-1], 48).round()).clip(max=len(n)-1))]
+    wanted = np.geomspace(first, n[-1], 48).round()
+    return k.iloc[np.unique(np.searchsorted(n, wanted).clip(max=len(n)-1))]
 
 def _allowed(p, delta, metric):
     "Which steps of the ladder are proved"
@@ -49,18 +53,23 @@ def _allowed(p, delta, metric):
     return control_fwer(p, delta, FWERFixedSequenceTesting(n_starts=min(STARTS, len(p))))
 
 # %% ../../nbs/api/metrics/11_guarantees.ipynb #78a3d59a
-def _prove(a, s, code, metric, target, delta, cap):
+def _prove(y, p, code, metric, target, delta, cap):
     "The best row of `cuts` for which the target is proved, and '', or nothing and the reason"
-    for lacks, reason in ((not a.any(), 'no positives'), (a.all(), 'no negatives'), (code.max() == 0, 'one patient only')):
-        if lacks: return {}, reason
+    if not y.any(): return {}, 'no positives'
+    if y.all(): return {}, 'no negatives'
+    if code.max() == 0: return {}, 'one patient only'
     level = delta if metric == 'recall' else delta/STARTS
-    alone = np.bincount(code).max() == 1
-    test = lambda wins, trials: _film_p(wins, trials, target) if alone else _patient_p(wins, trials, target, level, code, cap)
-    if test(a[:, None], a[:, None])[0] > level: return {}, 'too few positives, even if all calls were right'
-    k = _ladder(cuts(a, s), target, level)
-    calls = s[:, None] >= k.threshold.to_numpy()
-    ok = k.iloc[_allowed(test(calls & a[:, None], calls if metric == 'precision' else (calls | True) & a[:, None]), delta, metric)]
-    return (_best(ok[::-1], ok.f1[::-1]), '') if len(ok) else ({}, 'no threshold proved')
+    single = np.bincount(code).max() == 1 # is every image of another patient?
+    def p_values(wins, trials):
+        if single: return _image_p(wins, trials, target)
+        return _patient_p(wins, trials, target, level, code, cap)
+    positive = y[:, None]
+    if p_values(positive, positive)[0] > level: return {}, 'too few positives, even if all calls were right'
+    k = _ladder(cuts(y, p), target, level)
+    calls = p[:, None] >= k.threshold.to_numpy()
+    trials = calls if metric == 'precision' else np.broadcast_to(positive, calls.shape)
+    ok = k.iloc[_allowed(p_values(calls & positive, trials), delta, metric)][::-1]
+    return (best_cut(ok, ok.f1), '') if len(ok) else ({}, 'no threshold proved')
 
 # %% ../../nbs/api/metrics/11_guarantees.ipynb #76a1f296
 def guaranteed_thresholds(
@@ -68,19 +77,23 @@ def guaranteed_thresholds(
     p, # Probabilities, (N, C)
     findings:list, # C names
     target, # Precision or recall to promise, above 0 and below 1: a number, (C,) or a dict by finding
-    groups=None, # (N,) patient of each film; None only if each film is of another patient
+    groups=None, # (N,) patient of each image; None only if each image is of another patient
     metric:str='precision', # `precision` or `recall`
     confidence:float=0.9, # Chance that the promise is kept, for each finding
-    cap:int=8, # A patient counts as at most this many calls (for recall: positive films); None: no limit
-)->pd.DataFrame: # As of `fit_thresholds`, with `promised`, `confidence`, `certified` and `reason`; NaN where nothing is proved
-    "Best F1 among the thresholds whose precision, or recall, is proved. Raises `ThresholdError` on a promise that cannot be meant"
-    if metric not in ('precision', 'recall'): raise ThresholdError(f'no promise of {metric!r}; there are precision and recall')
-    wanted, cols = threshold_array(target, findings), list(_columns(y, p, findings))
-    if not (((0 < wanted) & (wanted < 1)).all() and 0 < confidence < 1): raise ThresholdError('target and confidence must lie between 0 and 1, both excluded')
+    cap:int=8, # A patient counts as at most this many calls (for recall: positive images); None: no limit
+)->pd.DataFrame: # As of `fit_thresholds`, with `promised`, `confidence`, `certified`, `reason`; NaN where unproved
+    "Best F1 among the thresholds whose precision, or recall, is proved. Raises `ThresholdError` on an empty promise"
+    if metric not in ('precision', 'recall'):
+        raise ThresholdError(f'no promise of {metric!r}; there are precision and recall')
+    targets = threshold_array(target, findings)
+    y, p = check_columns(y, p, findings)
+    if not (((0 < targets) & (targets < 1)).all() and 0 < confidence < 1):
+        raise ThresholdError('target and confidence must lie between 0 and 1, both excluded')
     if cap is not None and not cap >= 1: raise ThresholdError(f'cap must be at least 1 or None, not {cap}')
-    code, rows = patient_codes(groups, len(cols[0][1]))[0], {}
-    for (f, a, s), goal in zip(cols, wanted):
+    code, _ = patient_codes(groups, len(y))
+    rows = {}
+    for f, a, s, goal in zip(findings, y.T, p.T, targets):
         best, reason = _prove(a, s, code, metric, goal, 1 - confidence, cap)
-        rows[f] = dict({c: best.get(c, np.nan) for c in COLUMNS[:5]}, positives=int(a.sum()), method=f'{metric} >= {goal:g} promised',
-                       promised=goal, confidence=confidence, certified=not reason, reason=reason)
+        rows[f] = threshold_row(best, a, f'{metric} >= {goal:g} promised', promised=goal, confidence=confidence,
+                                certified=not reason, reason=reason)
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('finding')

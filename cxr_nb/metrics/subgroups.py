@@ -1,4 +1,4 @@
-"""For whom a classifier works less well: AUROC and missed disease by sex, age, view and their crossings, with intervals.
+"""For whom a classifier works less well: AUROC and missed disease by sex, age, view and their crossings.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/metrics/subgroups.html.md"""
 
@@ -9,19 +9,19 @@ __all__ = ['UNKNOWN', 'GROUPINGS', 'FIGURES', 'COLORS', 'age_band', 'groups_of',
            'evaluate_subgroups', 'plot_subgroups', 'subgroup_records']
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #e62b8e31
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from scipy.sparse import csr_matrix
-from ..core import as_json, markdown_table
-from .bootstrap import Bootstrap, _pull, boot_counts
-from .compare import for_many, verdict
-from .evaluation import with_interval
+from ..core import as_json
+from .bootstrap import Estimate, boot_counts, ratio_influence
+from .compare import verdict
+from .evaluation import interval_record, interval_texts, with_notes
 from .operating import threshold_array
-from .predictions import Aligned, PredictionError, patient_codes, check
+from .predictions import Aligned, PredictionError, check, patient_codes
 from .ranking import Ranked, ratio
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #935b0aed
@@ -33,34 +33,40 @@ def age_band(
 )->pd.Categorical: # '0-19', '20-39', ... '80+', 'unknown'
     "Age bands, in order"
     edges = list(edges)
-    if not edges or edges != sorted(set(edges)) or edges[0] <= 0: raise PredictionError(f'age bands at {edges}; give ascending years above 0')
-    x = pd.to_numeric(pd.Series(age), errors='coerce').to_numpy(dtype=float)
+    if not edges or edges != sorted(set(edges)) or edges[0] <= 0:
+        raise PredictionError(f'age bands at {edges}; give ascending years above 0')
+    years = pd.to_numeric(pd.Series(age), errors='coerce').to_numpy(dtype=float)
     names = [f'{a}-{b - 1}' for a, b in zip([0, *edges], edges)] + [f'{edges[-1]}+', UNKNOWN]
-    code = np.where(x >= 0, np.searchsorted(edges, x, side='right'), len(names) - 1)
+    code = np.where(years >= 0, np.searchsorted(edges, years, side='right'), len(names) - 1)
     return pd.Categorical.from_codes(code, names, ordered=True)
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #2342257d
-def _levels(s, most=50):
+def _levels(column, most=50):
     "A column as categories in order, the unknown last"
-    if s.name == 'age': return age_band(s)
-    text = s.astype(object).where(s.notna(), '').astype(str).str.strip()
+    if column.name == 'age': return age_band(column)
+    text = column.astype(object).where(column.notna(), '').astype(str).str.strip()
     text = text.where(text != '', UNKNOWN)
     names = sorted(set(text) - {UNKNOWN}) + [UNKNOWN]
-    if len(names) > most: raise PredictionError(f'column {s.name!r} has {len(names) - 1} different values; put them into bands first')
+    if len(names) > most:
+        raise PredictionError(f'column {column.name!r} has {len(names) - 1} different values; '
+                              'put them into bands first')
     return pd.Categorical(text, names, ordered=True)
 
 def groups_of(
     table:pd.DataFrame, # Image table
     by='sex', # A column, or several to be crossed, such as ['sex', 'view']; 'age' is taken in bands
-)->pd.Series: # Name of each film's subgroup, categorical: 'F', or 'F, AP'
-    "Which subgroup each film is in. Raises `PredictionError` on an unknown column"
+)->pd.Series: # Name of each image's subgroup, categorical: 'F', or 'F, AP'
+    "Which subgroup each image is in. Raises `PredictionError` on an unknown column"
     by = [by] if isinstance(by, str) else list(by)
-    if not by or (miss := [o for o in by if o not in table.columns]):
-        raise PredictionError(f'the image table has no column {", ".join(map(repr, miss)) if by else "to group by"}; there are {", ".join(map(str, table.columns[:8]))}')
+    miss = [repr(o) for o in by if o not in table.columns]
+    if miss or not by:
+        raise PredictionError(f'the image table has no column {", ".join(miss) or "to group by"}; '
+                              f'there are {", ".join(map(str, table.columns[:8]))}')
     parts = [_levels(table[o]) for o in by]
     names = [', '.join(o) for o in product(*[o.categories for o in parts])]
     code = np.ravel_multi_index([o.codes.astype(int) for o in parts], [len(o.categories) for o in parts])
-    return pd.Series(pd.Categorical.from_codes(code, names, ordered=True).remove_unused_categories(), table.index, name=', '.join(by))
+    groups = pd.Categorical.from_codes(code, names, ordered=True).remove_unused_categories()
+    return pd.Series(groups, table.index, name=', '.join(by))
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #831b65df
 def comparable(
@@ -81,134 +87,151 @@ def no_finding_counts(
     p, # Probabilities in [0, 1], (N, C)
     t, # (C,) thresholds, NaN where a finding is never called
 )->dict: # Of (N,) bool: with_finding, missed, without_finding, alarmed
-    "On which films something is there, and on which something is called"
+    "On which images something is there, and on which something is called"
     y, p = check(y, p, unit=True)
-    sick, called = y.any(1), (p >= np.asarray(t, dtype=float)).any(1)
+    sick = y.any(1)
+    called = (p >= np.asarray(t, dtype=float)).any(1)
     return dict(with_finding=sick, missed=sick & ~called, without_finding=~sick, alarmed=~sick & called)
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #e81ab713
-@dataclass
-class _Part:
-    "A figure of each of k subgroups: its value (k,), draws (B, k) and influence (n, k)"
-    value: np.ndarray
-    draws: np.ndarray
-    pull: np.ndarray
-    def __sub__(self, o): return _Part(self.value - o.value, self.draws - o.draws, self.pull - o.pull)
-    def map(self, f): return _Part(f(self.value), f(self.draws), f(self.pull))
-    def only(self, where): return self.map(lambda o: np.where(where, o, np.nan))
+def _only(estimate, where): return estimate.map(lambda o: np.where(where, o, np.nan))
 
-def _others(o): return o.sum(-1, keepdims=True) - o
+def _others(values):
+    "Sum over all other subgroups (..., k)"
+    return values.sum(-1, keepdims=True) - values
 
 def _rate(a, b, drawn_a, drawn_b, least):
     "a / b by patient (n, k), and in each resample (B, k); NaN where b is of fewer than `least` patients"
-    part = _Part(ratio(a.sum(0), b.sum(0)), ratio(drawn_a, drawn_b), _pull(a, b))
-    return part.only((b > 0).sum(0) >= least)
+    rate = Estimate(ratio(a.sum(0), b.sum(0)), ratio(drawn_a, drawn_b), ratio_influence(a, b))
+    return _only(rate, (b > 0).sum(0) >= least)
 
 def _rates(kinds, drawn, least):
     "Under- and over-diagnosis of each subgroup, and their differences to everyone else"
     out = {}
-    for m, num, den in (('under', 'missed', 'with_finding'), ('over', 'alarmed', 'without_finding')):
-        four = [kinds[num], kinds[den], drawn[num], drawn[den]]
-        out[m] = _rate(*four, least)
-        out[f'{m}_difference'] = out[m] - _rate(*map(_others, four), least)
+    for name, wrong, among in [('under', 'missed', 'with_finding'), ('over', 'alarmed', 'without_finding')]:
+        own = [kinds[wrong], kinds[among], drawn[wrong], drawn[among]]
+        out[name] = _rate(*own, least)
+        out[f'{name}_difference'] = out[name] - _rate(*[_others(o) for o in own], least)
     return out
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #2ed559bc
-@dataclass
-class _Films:
-    "Films with their subgroups and patients as numbers"
-    a: Aligned
-    by: str
-    names: list
-    g: np.ndarray
-    code: np.ndarray
-    n: int
+class _Grouping:
+    "Images with their subgroups and patients as numbers"
+    def __init__(self, a, groups):
+        self.a, self.by, self.names = a, groups.name, list(groups.cat.categories)
+        self.group = groups.cat.codes.to_numpy().astype(int)
+        self.code, self.n = patient_codes(a.patients, len(a.y))
 
-    def tally(self, mask): return csr_matrix((mask.astype(float), (self.code, self.g)), shape=(self.n, len(self.names))).toarray()
-    def who(self, mask): return (self.tally(mask) > 0).sum(0)
-    def labels(self): return np.stack([self.a.y[self.g == i].sum(0) for i in range(len(self.names))]).astype(int)
+    def tally(self, mask):
+        "Number of these images by patient and subgroup, (n, k)"
+        return csr_matrix((mask.astype(float), (self.code, self.group)), shape=(self.n, len(self.names))).toarray()
 
-def _films(a, groups): return _Films(a, groups.name, list(groups.cat.categories), groups.cat.codes.to_numpy().astype(int), *patient_codes(a.patients, len(a.y)))
+    def patients(self, masks):
+        "In how many patients of each subgroup there is one, for each column of masks: (k, C)"
+        return np.stack([(self.tally(o) > 0).sum(0) for o in masks.T], axis=1)
 
-def _kinds(f, t):
-    "Films of each kind by patient and subgroup; NaN where thresholds are needed and not given"
-    kinds = no_finding_counts(f.a.y, f.a.p, np.full(len(f.a.findings), np.nan) if t is None else t)
-    return {k: f.tally(o)*(np.nan if t is None and k in ('missed', 'alarmed') else 1) for k, o in kinds.items()}
+    def positives(self):
+        "Images with each finding, (k, C)"
+        return np.stack([self.a.y[self.group == i].sum(0) for i in range(len(self.names))]).astype(int)
 
-def _cells(f, enough):
-    "The films of each subgroup and finding that have an AUROC, sorted once"
-    rank = lambda m, j: Ranked(f.a.y[m, j] == 1, f.a.p[m, j], f.code[m], f.n)
-    return {(i, j): rank(f.g == i, j) for i, j in zip(*np.nonzero(enough))}
+    def index(self, *more):
+        "Rows of a table: this grouping, its subgroups, and more"
+        names = ['by', 'subgroup', 'finding'][:2 + len(more)]
+        return pd.MultiIndex.from_product([[self.by], self.names, *more], names=names)
+
+def _kinds(grouping, t):
+    "Images of each kind by patient and subgroup; NaN where thresholds are needed and not given"
+    a = grouping.a
+    called = np.full(len(a.findings), np.nan) if t is None else t
+    kinds = {k: grouping.tally(o) for k, o in no_finding_counts(a.y, a.p, called).items()}
+    if t is None:
+        for k in ('missed', 'alarmed'): kinds[k] = np.full_like(kinds[k], np.nan)
+    return kinds
+
+def _cells(grouping, enough):
+    "The images of each subgroup and finding that have an AUROC, sorted once"
+    a, cells = grouping.a, {}
+    for i, j in zip(*np.nonzero(enough)):
+        mask = grouping.group == i
+        cells[i, j] = Ranked(a.y[mask, j] == 1, a.p[mask, j], grouping.code[mask], grouping.n)
+    return cells
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #879e6121
-def _auroc(r, w):
-    "AUROC of a cell under each weighting (n, B)"
-    pos, tied, below, neg = r.sums(w)
-    return ratio(np.einsum('kb,kb->b', pos, below + tied/2), pos.sum(0)*neg)
+def _auroc(ranked, w):
+    "AUROC under each weighting (n, B)"
+    positive, tied, below, negatives = ranked.sums(w)
+    return ratio(np.einsum('kb,kb->b', positive, below + tied/2), positive.sum(0)*negatives)
 
-def _resample(f, cells, kinds, n_boot, seed):
-    "AUROC of each cell (B, k, C), NaN elsewhere, and the films of each kind (B, k), in each resample"
-    flat, sums, at = np.concatenate(list(kinds.values()), axis=1), [], 0
-    auc = np.full((n_boot, len(f.names), len(f.a.findings)), np.nan)
-    for w in boot_counts(f.n, n_boot, seed):
-        wt = np.ascontiguousarray(w.T.astype(float))
-        for (i, j), r in cells.items(): auc[at:at + len(w), i, j] = _auroc(r, wt)
-        sums.append(w @ flat)
-        at += len(w)
-    return auc, dict(zip(kinds, np.split(np.concatenate(sums), len(kinds), axis=1)))
+def _resample(grouping, cells, kinds, n_boot, seed):
+    "AUROC of each cell (B, k, C), NaN elsewhere, and the images of each kind (B, k), in each resample"
+    auc = np.full((n_boot, len(grouping.names), len(grouping.a.findings)), np.nan)
+    sums = {name: [] for name in kinds}
+    start = 0
+    for w in boot_counts(grouping.n, n_boot, seed):
+        columns = np.ascontiguousarray(w.T.astype(float))
+        for (i, j), ranked in cells.items(): auc[start:start + len(w), i, j] = _auroc(ranked, columns)
+        for name, counts in kinds.items(): sums[name].append(w @ counts)
+        start += len(w)
+    return auc, {name: np.concatenate(o) for name, o in sums.items()}
 
-def _each(f, cells, drawn):
+def _each(grouping, cells, draws):
     "AUROC of each subgroup and finding, (..., k, C)"
-    value, pull, ones = np.full(drawn.shape[1:], np.nan), np.full((f.n, *drawn.shape[1:]), np.nan), np.ones((f.n, 1))
-    for (i, j), r in cells.items(): value[i, j], pull[:, i, j] = _auroc(r, ones)[0], r.influence()[:, 0]
-    return _Part(value, drawn, pull)
+    value = np.full(draws.shape[1:], np.nan)
+    influence = np.full((grouping.n, *value.shape), np.nan)
+    for (i, j), ranked in cells.items():
+        value[i, j] = _auroc(ranked, np.ones((grouping.n, 1)))[0]
+        influence[:, i, j] = ranked.influence()[:, 0]
+    return Estimate(value, draws, influence)
 
-def _macro(each, judged, shared, films):
-    "Mean over the shared findings, and its difference to the film-weighted mean of the other judged subgroups"
-    mean = each.map(lambda o: o[..., shared].sum(-1)/(shared.sum() or np.nan)).only(judged)
-    w = np.where(judged, films, 0.)
-    rest = mean.map(lambda o: ratio(_others(np.where(judged, o, 0)*w), np.broadcast_to(_others(w), o.shape)))
-    return dict(auroc=mean, auroc_difference=mean - rest)
+def _macro(each, judged, shared, images):
+    "Mean over the shared findings, and its difference to the image-weighted mean of the other judged subgroups"
+    mean = _only(each.map(lambda o: o[..., shared].sum(-1)/(shared.sum() or np.nan)), judged)
+    w = np.where(judged, images, 0.)
+    def of_others(values):
+        total = _others(np.where(judged, values, 0)*w)
+        return ratio(total, np.broadcast_to(_others(w), values.shape))
+    return dict(auroc=mean, auroc_difference=mean - mean.map(of_others))
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #e3837548
-def _why(patients, enough, judged, shared, ill, well, least, positives, c):
+def _reason(patients, n_enough, judged, shared, ill, well, least, positives, n_findings):
     "Why figures of a subgroup are missing; empty if none is"
     if patients < least: return f'patients: {patients}, fewer than {least}'
-    why = [(not judged, f'AUROC: only {enough} of {c} findings have {positives} patients with them and {positives} without'), (judged and not shared, 'AUROC: no finding has enough patients in every subgroup'),
-           (ill < least, f'false No Finding: {ill} patients with a finding, fewer than {least}'), (well < least, f'false alarms: {well} patients without a finding, fewer than {least}')]
-    return '; '.join(o for when, o in why if when)
+    why = []
+    if not judged:
+        why.append(f'AUROC: only {n_enough} of {n_findings} findings have {positives} patients with them '
+                   f'and {positives} without')
+    if judged and not shared: why.append('AUROC: no finding has enough patients in every subgroup')
+    if ill < least: why.append(f'false No Finding: {ill} patients with a finding, fewer than {least}')
+    if well < least: why.append(f'false alarms: {well} patients without a finding, fewer than {least}')
+    return '; '.join(why)
 
-def _cols(parts, n):
-    "Values and 95 % intervals as columns, NaN where unknown"
-    boot = Bootstrap({k: o.draws for k, o in parts.items()}, n, {k: o.pull for k, o in parts.items()})
-    ends = {k: [np.where(np.isnan(o.value), np.nan, e) for e in boot.interval(k)] for k, o in parts.items()}
-    return {c: v for k, o in parts.items() for c, v in zip((k, f'{k}_low', f'{k}_high'), (o.value, *ends[k]))}
+def _columns(estimates):
+    "Values and 95 % intervals of several figures as columns"
+    return {name: values for k, o in estimates.items() for name, values in o.columns(k).items()}
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #c93f7ec8
-def _by_finding(f, each, pos):
-    "AUROC of each finding in each subgroup, with the positives behind it"
-    index = pd.MultiIndex.from_product([[f.by], f.names, f.a.findings], names=['by', 'subgroup', 'finding'])
-    flat = each.map(lambda o: o.reshape(*o.shape[:-2], -1))
-    return pd.DataFrame(dict(positives=f.labels().ravel(), positive_patients=pos.ravel(), **_cols(dict(auroc=flat), f.n)), index)
-
-def _head(f, who, judged, shared, kinds):
-    "The counts behind the figures"
-    counts = dict(films=np.bincount(f.g, minlength=len(f.names)), patients=who, positives=f.labels()[:, shared].sum(1), n_findings=np.where(judged, shared.sum(), 0))
-    return counts | {k: o.sum(0) for k, o in kinds.items()}
-
-def _grouping(f, t, least, positives, n_boot, seed):
+def _judge_grouping(grouping, t, least, positives, n_boot, seed):
     "Table of the subgroups, table by finding, and the findings compared"
-    who, kinds, c = f.who(np.ones(len(f.g))), _kinds(f, t), len(f.a.findings)
-    pos, neg = (np.stack([f.who(o) for o in m.T], axis=1) for m in (f.a.y == 1, f.a.y == 0))
-    enough, judged, shared = comparable(who, pos, neg, least, positives)
-    cells, head = _cells(f, enough), _head(f, who, judged, shared, kinds)
-    drawn, sums = _resample(f, cells, kinds, n_boot, seed)
-    each = _each(f, cells, drawn)
-    parts = _macro(each, judged, shared, head['films']) | {k: o.only(who >= least) for k, o in _rates(kinds, sums, least).items()}
-    ill, well = ((kinds[k] > 0).sum(0) for k in ('with_finding', 'without_finding'))
-    why = [_why(*o, least, positives, c) for o in zip(who, enough.sum(1), judged, [shared.any()]*len(who), ill, well)]
-    index = pd.MultiIndex.from_product([[f.by], f.names], names=['by', 'subgroup'])
-    return pd.DataFrame(head | _cols(parts, f.n) | dict(reason=why), index), _by_finding(f, each, pos), [o for o, s in zip(f.a.findings, shared) if s]
+    a, kinds = grouping.a, _kinds(grouping, t)
+    patients = grouping.patients(np.ones((len(a.y), 1)))[:, 0]
+    positive, negative = grouping.patients(a.y == 1), grouping.patients(a.y == 0)
+    enough, judged, shared = comparable(patients, positive, negative, least, positives)
+    cells = _cells(grouping, enough)
+    auc, sums = _resample(grouping, cells, kinds, n_boot, seed)
+    each = _each(grouping, cells, auc)
+    labels, images = grouping.positives(), grouping.tally(np.ones(len(a.y))).sum(0).astype(int)
+    counts = dict(films=images, patients=patients, positives=labels[:, shared].sum(1),
+                  n_findings=np.where(judged, shared.sum(), 0)) | {k: o.sum(0) for k, o in kinds.items()}
+    estimates = _macro(each, judged, shared, images)
+    estimates |= {k: _only(o, patients >= least) for k, o in _rates(kinds, sums, least).items()}
+    ill, well = [(kinds[k] > 0).sum(0) for k in ('with_finding', 'without_finding')]
+    reason = [_reason(*o, shared.any(), *who, least, positives, len(a.findings))
+              for *o, who in zip(patients, enough.sum(1), judged, zip(ill, well))]
+    table = pd.DataFrame(counts | _columns(estimates) | dict(reason=reason), grouping.index())
+    flat = each.map(lambda o: o.reshape(*o.shape[:-2], -1))
+    head = dict(positives=labels.ravel(), positive_patients=positive.ravel())
+    by_finding = pd.DataFrame(head | flat.columns('auroc'), grouping.index(a.findings))
+    return table, by_finding, [o for o, s in zip(a.findings, shared) if s]
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #4488c890
 GROUPINGS = ['sex', 'age', 'view', ('sex', 'age'), ('sex', 'view'), ('age', 'view')]
@@ -217,56 +240,63 @@ FIGURES = {'auroc': 'AUROC', 'under': 'false No Finding', 'over': 'false alarms'
 @dataclass
 class Subgroups:
     "What `evaluate_subgroups` found"
-    table: pd.DataFrame # By grouping and subgroup: films, patients, the counts, each figure and its difference to all others with intervals and words, reason
+    table: pd.DataFrame # By grouping and subgroup: counts, each figure and its difference to all others, words, reason
     by_finding: pd.DataFrame # By grouping, subgroup and finding: positives, positive_patients, auroc with interval
     compared: dict # Grouping -> findings over which its macro AUROC is
     patients: int # Patients in all
     n_boot: int # Resamples
-    tie: float # Differences up to this do not matter
+    tie_band: float # Differences up to this do not matter
     looks: int # How many differences the words allow for
 
 def _looks(table):
     "How many different differences there are"
-    known = pd.concat([table[f'{m}_difference'].notna().groupby(level='by').sum() for m in FIGURES], axis=1)
+    known = table[[f'{m}_difference' for m in FIGURES]].notna().groupby(level='by').sum()
     return int(known.where(known != 2, 1).to_numpy().sum())
 
-def _words(table, tie):
-    "Columns with a word for each difference"
-    looks, out = _looks(table), {}
+def _words(table, tie_band):
+    "The table with a word for each difference"
+    looks = _looks(table)
     for m in FIGURES:
-        d, low, high = (table[f'{m}_difference{o}'] for o in ('', '_low', '_high'))
-        ends = for_many(d, low, high, looks)
-        rows = zip(d, *ends) if m == 'auroc' else zip(-d, -ends[1], -ends[0])
-        out[f'{m}_word'] = ['' if pd.isna(o[0]) else verdict(*o, tie) for o in rows]
-    return table.assign(**out)
+        ends = table[[f'{m}_difference', f'{m}_difference_low', f'{m}_difference_high']]
+        if m != 'auroc': ends = -ends.iloc[:, [0, 2, 1]] # the lower a rate, the better
+        words = ['' if pd.isna(o[0]) else verdict(*o, tie_band, looks) for o in ends.to_numpy()]
+        table = table.assign(**{f'{m}_word': words})
+    return table
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #30d0dc62
-def _known_films(a, table):
-    "The rows of the judged films, in their order"
+def _known_images(a, table):
+    "The rows of the judged images, in their order"
     if not len(a.y): raise PredictionError('no predictions to judge; the arrays are empty')
-    if table.index.has_duplicates: raise PredictionError(f'{table.index[table.index.duplicated()][0]} has more than one row in the image table; keep one an image')
-    if miss := [o for o in a.images if o not in table.index]: raise PredictionError(f'{len(miss):,} of the films are not in the image table, {miss[0]} for one; give the table that they were aligned with')
+    twice = table.index[table.index.duplicated()]
+    if len(twice): raise PredictionError(f'{twice[0]} has more than one row in the image table; keep one an image')
+    if miss := [o for o in a.images if o not in table.index]:
+        raise PredictionError(f'{len(miss):,} of the images are not in the image table, {miss[0]} for one; '
+                              'give the table that they were aligned with')
     return table.loc[a.images]
 
 def evaluate_subgroups(
     a:Aligned, # Truth and predictions, as of `align`
-    table:pd.DataFrame, # Image table with the films and the columns to group by
+    table:pd.DataFrame, # Image table with the images and the columns to group by
     thresholds=None, # As of `threshold_array`, chosen on other patients; None leaves the rates NaN
     by:list=GROUPINGS, # Groupings: each a column, or a tuple of columns to be crossed
     min_patients:int=30, # A figure that rests on fewer is NaN
     min_positives:int=10, # Patients with and without a finding that an AUROC needs
-    tie:float=.01, # Differences up to this do not matter
+    tie_band:float=.01, # Differences up to this do not matter
     n_boot:int=1000, # Resamples of patients, the same for all subgroups of a grouping
     seed:int=0, # Which resamples
-)->Subgroups: # Every figure of every subgroup, after those of all films
+)->Subgroups: # Every figure of every subgroup, after those of all images
     "Judge predictions by subgroup. Raises `PredictionError`"
-    rows, t = _known_films(a, table), None if thresholds is None else threshold_array(thresholds, a.findings)
+    rows = _known_images(a, table)
+    t = None if thresholds is None else threshold_array(thresholds, a.findings)
     everyone = pd.Series(pd.Categorical(['all films']*len(rows)), rows.index, name='all')
-    groups = [everyone, *[groups_of(rows, o) for o in ([by] if isinstance(by, str) else by)]]
-    done = {s.name: _grouping(_films(a, s), t, min_patients, min_positives, n_boot, seed) for s in groups}
-    tables, each = (pd.concat([o[i] for o in done.values()]) for i in (0, 1))
-    compared, out = {k: o[2] for k, o in done.items()}, _words(tables, tie)
-    return Subgroups(out, each, compared, len(set(a.patients)), n_boot, tie, _looks(out))
+    tables, by_finding, compared = [], [], {}
+    for groups in [everyone, *[groups_of(rows, o) for o in ([by] if isinstance(by, str) else by)]]:
+        judged = _judge_grouping(_Grouping(a, groups), t, min_patients, min_positives, n_boot, seed)
+        tables.append(judged[0])
+        by_finding.append(judged[1])
+        compared[groups.name] = judged[2]
+    out = _words(pd.concat(tables), tie_band)
+    return Subgroups(out, pd.concat(by_finding), compared, len(set(a.patients)), n_boot, tie_band, _looks(out))
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #5490b6be
 @patch
@@ -275,57 +305,65 @@ def formatted(self:Subgroups,
 )->pd.DataFrame: # Text by grouping and subgroup
     "Figures with their intervals, to be read"
     t = self.table if by is None else self.table.loc[[by]]
-    text = lambda m: [with_interval(*o) for o in t[[m, f'{m}_low', f'{m}_high']].to_numpy(dtype=float)]
-    count = lambda num, den: ['' if pd.isna(a) else f'{a:,.0f} of {b:,.0f}' for a, b in zip(t[num], t[den])]
-    out = {'films': [f'{o:,}' for o in t.films], 'patients': [f'{o:,}' for o in t.patients], 'positives': [f'{o:,}' for o in t.positives], 'findings': [str(o) for o in t.n_findings]}
-    for m, name in FIGURES.items(): out |= {name: text(m), f'{name}: to others': [f'{o}, {w}' if w else o for o, w in zip(text(f'{m}_difference'), t[f'{m}_word'])]}
-    out |= {'missed': count('missed', 'with_finding'), 'alarmed': count('alarmed', 'without_finding')}
+    names = {'images': 'films', 'patients': 'patients', 'positives': 'positives', 'findings': 'n_findings'}
+    out = {name: [f'{o:,}' for o in t[column]] for name, column in names.items()}
+    for m, name in FIGURES.items():
+        out[name] = interval_texts(t, m)
+        differences = zip(interval_texts(t, f'{m}_difference'), t[f'{m}_word'])
+        out[f'{name}: to others'] = [f'{o}, {word}' if word else o for o, word in differences]
+    for count, among in [('missed', 'with_finding'), ('alarmed', 'without_finding')]:
+        out[count] = ['' if pd.isna(a) else f'{a:,.0f} of {b:,.0f}' for a, b in zip(t[count], t[among])]
     return pd.DataFrame(out, t.index)
 
 @patch(as_prop=True)
 def notes(self:Subgroups)->list: # Sentences
     "What the figures rest on"
-    t, n = self.table, self.looks
-    over = [f'{by}: macro AUROC over {", ".join(o) or "no finding"}' for by, o in self.compared.items()]
-    lost = [f'{" / ".join(k)}: {o}' for k, o in t.reason.items() if o]
-    alone = [by for by in self.compared if by != 'all' and len(t.loc[by]) < 2]
-    return [*over, *lost, *[f'{o}: one subgroup only, nothing to compare with' for o in alone],
-            *(['No thresholds were given: the rates are unknown'] if t.missed.isna().all() else []),
-            *([f'Differences looked at: {n}; of their 95 % intervals about {.05*n:.1f} leave out 0 by luck alone; the words allow for it'] if n else [])]
+    t = self.table
+    out = [f'{by}: macro AUROC over {", ".join(o) or "no finding"}' for by, o in self.compared.items()]
+    out += [f'{" / ".join(k)}: {o}' for k, o in t.reason.items() if o]
+    out += [f'{by}: one subgroup only, nothing to compare with'
+            for by in self.compared if by != 'all' and len(t.loc[by]) < 2]
+    if t.missed.isna().all(): out.append('No thresholds were given: the rates are unknown')
+    if self.looks:
+        out.append(f'Differences looked at: {self.looks}; of their 95 % intervals about {.05*self.looks:.1f} '
+                   'leave out 0 by luck alone; the words allow for it')
+    return out
 
 @patch
 def _repr_markdown_(self:Subgroups):
-    t = self.formatted().reset_index()
-    head = f'{t.films[0]} films of {self.patients:,} patients; 95 % intervals by patient from {self.n_boot:,} resamples, tie band {self.tie:g}'
-    return '\n'.join([head, '', markdown_table(t.columns, t.to_numpy(), 'llr'), '', *[f'- {o}' for o in self.notes]])
+    title = (f'{self.table.films.iloc[0]:,} images of {self.patients:,} patients; 95 % intervals by patient '
+             f'from {self.n_boot:,} resamples, tie band {self.tie_band:g}')
+    return with_notes(title, self.formatted(), self.notes, 'llr')
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #444ecc4e
 COLORS = {'worse': '#D55E00', 'better': '#009E73'}
 
 def _dots(ax, t, m, at):
     "One figure of each subgroup"
-    for i, r in zip(at, t.itertuples()):
-        v, low, high = (getattr(r, o) for o in (m, f'{m}_low', f'{m}_high'))
-        color = COLORS.get(getattr(r, f'{m}_word'), '#5b6570')
-        ax.plot([low, high], [i, i], color=color, lw=1.8, alpha=.6, solid_capstyle='round')
-        ax.plot(v, i, 'o', color=color, ms=4.5, mfc='white' if pd.isna(low) else color)
+    values, words = t[[m, f'{m}_low', f'{m}_high']].to_numpy(dtype=float), t[f'{m}_word']
+    for y, (value, low, high), word in zip(at, values, words):
+        color = COLORS.get(word, '#5b6570')
+        ax.plot([low, high], [y, y], color=color, lw=1.8, alpha=.6, solid_capstyle='round')
+        ax.plot(value, y, 'o', color=color, ms=4.5, mfc='white' if pd.isna(low) else color)
 
 def _whole(ax, s, t, m, at):
-    "The figure of all films, beside each grouping; AUROC over the findings that are compared there"
+    "The figure of all images, beside each grouping; AUROC over the findings that are compared there"
     by = t.index.get_level_values('by')
-    for o in by.unique():
-        v = s.by_finding.auroc['all']['all films'][s.compared[o]].mean() if m == 'auroc' else s.table.loc[('all', 'all films'), m]
-        ax.vlines(v, at[by == o].min() - .4, at[by == o].max() + .4, color='#8a949e', lw=1, ls=':')
+    for name in by.unique():
+        value = s.table.loc[('all', 'all films'), m]
+        if m == 'auroc': value = s.by_finding.auroc['all']['all films'][s.compared[name]].mean()
+        ax.vlines(value, at[by == name].min() - .4, at[by == name].max() + .4, color='#8a949e', lw=1, ls=':')
 
 def plot_subgroups(
     s:Subgroups, # As of `evaluate_subgroups`
 )->Figure: # AUROC, false No Finding and false alarms by subgroup, side by side
     "Every subgroup's figures with their intervals"
     t = s.table.drop('all', level='by')
-    if t.empty: raise PredictionError('there are no subgroups to draw; of these films neither age nor sex nor view is known')
-    gap = np.cumsum([0, *(t.index.get_level_values('by')[1:] != t.index.get_level_values('by')[:-1])])
-    at = -np.arange(len(t)) - .7*gap
-    fig = Figure(figsize=(8, .2*(len(t) + .7*gap[-1]) + .9), layout='constrained', dpi=80)
+    if t.empty:
+        raise PredictionError('there are no subgroups to draw; of these images neither age nor sex nor view is known')
+    gaps = .7*pd.factorize(t.index.get_level_values('by'))[0]
+    at = -np.arange(len(t)) - gaps
+    fig = Figure(figsize=(8, .2*(len(t) + gaps[-1]) + .9), layout='constrained', dpi=80)
     for ax, (m, name) in zip(fig.subplots(1, 3, sharey=True), FIGURES.items()):
         _whole(ax, s, t, m, at)
         _dots(ax, t, m, at)
@@ -338,13 +376,18 @@ def plot_subgroups(
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #fd8574d1
 @patch
-def records(self:Subgroups)->list: # Of dicts: by, subgroup, counts, findings, each figure as {value, low, high}, differences with a word, reason
+def records(self:Subgroups)->list: # Of dicts: by, subgroup, counts, findings, figures, differences with a word, reason
     "The table for JSON, NaN as None"
-    triple = lambda r, m: dict(value=r[m], low=r[f'{m}_low'], high=r[f'{m}_high'])
-    count = lambda v: None if pd.isna(v) else int(v)
     counts = ['films', 'patients', 'positives', 'n_findings', 'with_finding', 'missed', 'without_finding', 'alarmed']
-    return as_json([dict(by=by, subgroup=name, **{k: count(r[k]) for k in counts}, reason=r.reason, findings=self.compared[by], **{m: triple(r, m) for m in FIGURES},
-                        **{f'{m}_difference': dict(triple(r, f'{m}_difference'), word=r[f'{m}_word']) for m in FIGURES}) for (by, name), r in self.table.iterrows()])
+    out = []
+    for (by, name), row in self.table.iterrows():
+        record = dict(by=by, subgroup=name, reason=row.reason, findings=self.compared[by])
+        for k in counts: record[k] = None if pd.isna(row[k]) else int(row[k])
+        for m in FIGURES:
+            record[m] = interval_record(row, m)
+            record[f'{m}_difference'] = interval_record(row, f'{m}_difference') | dict(word=row[f'{m}_word'])
+        out.append(record)
+    return as_json(out)
 
 def subgroup_records(
     a:Aligned, # Truth and predictions, as of `align`
@@ -353,7 +396,7 @@ def subgroup_records(
     **kwargs, # More for `evaluate_subgroups`, but `by`
 )->list: # As of `Subgroups.records`; groupings of which nothing is known are left out
     "Sex, age, view and their crossings, as far as the table knows them"
-    rows = _known_films(a, table)
-    known = [o for o in ('sex', 'age', 'view') if o in rows and set(groups_of(rows, o)) != {UNKNOWN}]
-    by = [o for o in GROUPINGS if set([o] if isinstance(o, str) else o) <= set(known)]
+    rows = _known_images(a, table)
+    known = {o for o in ('sex', 'age', 'view') if o in rows and set(groups_of(rows, o)) != {UNKNOWN}}
+    by = [o for o in GROUPINGS if {*([o] if isinstance(o, str) else o)} <= known]
     return evaluate_subgroups(a, table, thresholds, by, **kwargs).records() if by else []

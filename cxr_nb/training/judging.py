@@ -16,7 +16,7 @@ import numpy as np, pandas as pd
 
 # %% ../../nbs/api/training/09_judging.ipynb #bce5e434
 from ..data.splits import subset
-from ..metrics.audit import audit, audit_floors
+from ..metrics.audit import audit, audit_baselines
 from ..metrics.calibration import fit_calibration
 from ..metrics.predictions import PredictionError, align
 from ..metrics.ranking import auroc
@@ -83,7 +83,7 @@ def baselines(
 )->dict: # `shuffled` and `metadata`: macro AUROC; `metadata` also by finding
     "What no image is needed for; `metadata` only where age, sex or view of some image is known"
     columns = ['patient', *(o for o in ('age', 'sex', 'view') if o in run.data.table), *run.recipe.findings]
-    return audit_floors(predictions_of(run, part), run.part(part)[columns], run.part('train')[columns], run.recipe.seed)
+    return audit_baselines(predictions_of(run, part), run.part(part)[columns], run.part('train')[columns], run.recipe.seed)
 
 # %% ../../nbs/api/training/09_judging.ipynb #3a5a7ed6
 def judge(
