@@ -33,10 +33,11 @@ def _run(
     must:np.ndarray|None=None, # which rows show the finding that is wanted, at least one of them is kept
 )->np.ndarray: # consecutive rows
     "A run of consecutive images"
-    if len(rows) <= n: return rows
-    k = rng.integers(0, len(rows) - n + 1) if must is None else rng.choice(np.flatnonzero(must)) - rng.integers(0, n)
-    k = int(np.clip(k, 0, len(rows) - n))
-    return rows[k:k+n]
+    last = len(rows) - n
+    if last <= 0: return rows
+    if must is None: k = rng.integers(0, last + 1)
+    else: k = rng.choice(np.flatnonzero(must)) - rng.integers(0, n)
+    return rows[np.clip(k, 0, last):][:n]
 
 def _patients(
     y:np.ndarray, # (images, findings), sorted by patient
@@ -46,9 +47,11 @@ def _patients(
     max_images:int,
 ):
     "Rows of one real patient after the other, without end"
-    groups, has = np.split(np.arange(len(y)), start[1:]), np.add.reduceat(y, start) > 0
+    groups = np.split(np.arange(len(y)), start[1:])
+    has = np.add.reduceat(y, start) > 0
     lines = [cycle(rng.permutation(np.flatnonzero(h))) for h in has.T]
-    everyone, seen = cycle(rng.permutation(len(groups))), np.where(has.any(0), 0., np.inf)
+    everyone = cycle(rng.permutation(len(groups)))
+    seen = np.where(has.any(0), 0., np.inf)
     while True:
         if rng.random() >= enrich: yield _run(groups[next(everyone)], max_images, rng)
         else:
@@ -71,12 +74,15 @@ def phantom_table(
 )->pd.DataFrame: # image table with new patient numbers and file names
     "Label rows of a phantom, drawn by whole patients"
     t = (nih_table() if table is None else table).sort_values(['patient', 'follow_up'], kind='stable')
-    start, rows, who = np.flatnonzero(np.r_[True, np.diff(t.patient) != 0]), [], []
-    for k, new in enumerate(_patients(t[findings_of(t)].to_numpy(np.int32), start, seeded(seed, 301), enrich, max_images)):
+    start = np.flatnonzero(np.r_[True, np.diff(t.patient) != 0])
+    patients = _patients(t[findings_of(t)].to_numpy(np.int32), start, seeded(seed, 301), enrich, max_images)
+    rows, who = [], []
+    for patient, new in enumerate(patients, first_patient):
         if n_patients is None: new = new[:n_images - len(rows)]
         rows += list(new)
-        who += [first_patient + k]*len(new)
-        if (len(rows) >= n_images) if n_patients is None else (k + 1 >= n_patients): break
+        who += [patient]*len(new)
+        done = len(rows) >= n_images if n_patients is None else patient + 1 >= first_patient + n_patients
+        if done: break
     out = t.iloc[rows].assign(patient=who)
     out.index = pd.Index([f'{p:08d}_{f:03d}.png' for p, f in zip(out.patient, out.follow_up)], name='image')
     return out
@@ -128,39 +134,52 @@ def _write_images(
 )->list: # boxes of each image, in order
     "Draw all images. Raises `CxrError` where processes cannot be started"
     if workers is None: workers = 0 if len(jobs) < 1000 else min(os.cpu_count() or 1, 4)
-    f, bar = partial(_write_image, size=size), partial(tqdm, total=len(jobs), desc='phantom', disable=not progress)
+    f = partial(_write_image, size=size)
+    bar = partial(tqdm, total=len(jobs), desc='phantom', disable=not progress)
     if workers < 2: return list(bar(map(f, jobs)))
+    chunk = max(1, min(64, len(jobs)//(4*workers)))
     try:
-        with fresh_processes(workers, _one_thread) as pool:
-            return list(bar(pool.map(f, jobs, chunksize=max(1, min(64, len(jobs)//(4*workers))))))
-    except BrokenProcessPool: raise CxrError('make_phantom: its processes died, for want of memory or the right to start any; give workers=0') from None
+        with fresh_processes(workers, _one_thread) as pool: return list(bar(pool.map(f, jobs, chunksize=chunk)))
+    except BrokenProcessPool:
+        raise CxrError('make_phantom: its processes died, for want of memory or the right to start any; '
+                       'give workers=0') from None
 
 # %% ../../../nbs/api/data/phantom/04_release.ipynb #8c041fe7
+def _write_lines(file, lines): file.write_text('\n'.join(lines) + '\n')
+
 def _write_lists(dest, df, rng, share=.22):
     "`train_val_list.txt` and `test_list.txt`, by patient"
     n = df.groupby('patient').size()
     order = rng.permutation(n.index.to_numpy())
     k = int(np.abs(n[order].cumsum().to_numpy() - share*len(df)).argmin()) + 1
     test = df.patient.isin(order[:k] if len(n) > 1 else [])
-    for name, m in (('train_val_list.txt', ~test), ('test_list.txt', test)): (dest/name).write_text('\n'.join(df.index[m]) + '\n')
+    _write_lines(dest/'train_val_list.txt', df.index[~test])
+    _write_lines(dest/'test_list.txt', df.index[test])
 
-_DETECTORS = np.array([(2500, 2048, .168), (2048, 2500, .168), (2992, 2991, .143), (2990, 2967, .143), (2021, 2021, .194)])
+# Width, height and millimetres a pixel
+_DETECTORS = [('2500', '2048', '0.168'), ('2048', '2500', '0.168'), ('2992', '2991', '0.143'),
+              ('2990', '2967', '0.143'), ('2021', '2021', '0.194')]
+_ENTRIES = ('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,'
+            'OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]')
 
 def _write_entries(dest, df, rng):
     "`Data_Entry_2017.csv` with the published header"
-    w, h, mm = _DETECTORS[rng.integers(0, len(_DETECTORS), len(df))].T
-    fs = findings_of(df)
-    text = ['|'.join(np.array(sorted(fs))[on]) or 'No Finding' for on in df[sorted(fs)].to_numpy(bool)]
-    head = 'Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]'
-    rows = [f'{i},{t},{f},{p},{a:.0f},{s},{v},{x:.0f},{z:.0f},{m},{m}' for i, t, f, p, a, s, v, x, z, m in zip(
-        df.index, text, df.follow_up, df.patient, df.age, df.sex, df['view'], w, h, mm)]
-    (dest/'Data_Entry_2017.csv').write_text('\n'.join([head, *rows]) + '\n')
+    names = np.array(sorted(findings_of(df)))
+    rows = []
+    for row, on, k in zip(df.itertuples(), df[names].to_numpy(bool), rng.integers(0, len(_DETECTORS), len(df))):
+        width, height, mm = _DETECTORS[k]
+        rows.append(f'{row.Index},{"|".join(names[on]) or "No Finding"},{row.follow_up},{row.patient},{row.age:.0f},'
+                    f'{row.sex},{row.view},{width},{height},{mm},{mm}')
+    _write_lines(dest/'Data_Entry_2017.csv', [_ENTRIES, *rows])
 
 def _write_boxes(dest, names, boxes):
     "`BBox_List_2017.csv` with the published header"
-    say = lambda f: 'Infiltrate' if f == 'Infiltration' else f
-    rows = [f'{n},{say(f)},{x:.2f},{y:.2f},{w:.2f},{h:.2f},,,' for n, bs in zip(names, boxes) for f, x, y, w, h in bs]
-    (dest/'BBox_List_2017.csv').write_text('\n'.join(['Image Index,Finding Label,Bbox [x,y,w,h],,,', *rows]) + '\n')
+    rows = ['Image Index,Finding Label,Bbox [x,y,w,h],,,']
+    for name, found in zip(names, boxes):
+        for finding, *xywh in found:
+            if finding == 'Infiltration': finding = 'Infiltrate'
+            rows.append(','.join([name, finding, *(f'{o:.2f}' for o in xywh), ',,']))
+    _write_lines(dest/'BBox_List_2017.csv', rows)
 
 _README = """Synthetic chest radiographs, drawn by cxr_nb.data.phantom in the layout of NIH ChestX-ray14.
 No patient was imaged: the label rows are real ones under new patient numbers, the films are drawings.
@@ -168,7 +187,8 @@ For running and testing software only; never for clinical use, and no figure fro
 """
 
 # %% ../../../nbs/api/data/phantom/04_release.ipynb #6f0b6954
-PHANTOM_FILES = 'phantom.json', 'README.txt', 'images_*', 'Data_Entry_2017.csv', 'BBox_List_2017.csv', 'train_val_list.txt', 'test_list.txt'
+PHANTOM_FILES = ('phantom.json', 'README.txt', 'images_*', 'Data_Entry_2017.csv', 'BBox_List_2017.csv',
+                 'train_val_list.txt', 'test_list.txt')
 
 def _is_done(dest, params):
     "Is exactly this phantom there, and whole?"
@@ -192,7 +212,8 @@ def make_phantom(
 )->Path: # the folder
     "Write synthetic images in the layout of ChestX-ray14. Raises `CxrError` if `dest` holds anything else"
     dest = Path(dest)
-    params = dict(version=VERSION, size=size, seed=seed, enrich=enrich, n_images=n_images, n_patients=n_patients, max_films=max_images, first_patient=first_patient)
+    params = dict(version=VERSION, size=size, seed=seed, enrich=enrich, n_images=n_images, n_patients=n_patients,
+                  max_films=max_images, first_patient=first_patient)
     if _is_done(dest, params): return dest
     with one_at_a_time(dest, 'these synthetic images'):
         if _is_done(dest, params): return dest # another process has made them meanwhile
@@ -204,7 +225,8 @@ def make_phantom(
 def _write_all(dest, params, workers, progress):
     "Images, label files, lists and boxes into an empty folder"
     seed = params['seed']
-    df = phantom_table(params['n_images'], params['n_patients'], seed, params['enrich'], params['max_films'], params['first_patient'])
+    who = (params[k] for k in ('n_images', 'n_patients', 'seed', 'enrich', 'max_films', 'first_patient'))
+    df = phantom_table(*who)
     boxes = _write_images(_jobs(dest, df, seed), params['size'], workers, progress)
     _write_lists(dest, df, seeded(seed, 302))
     _write_entries(dest, df, seeded(seed, 303))
