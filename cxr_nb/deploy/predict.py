@@ -1,4 +1,4 @@
-"""A trained bundle on new files: a row a file, with probabilities, calls, or the reason why not.
+"""A trained bundle on new files: a row a file, with probabilities, positive predictions, or the reason why not.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/deploy/predict.html.md"""
 
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #95660501
 from ..data.sources import SUFFIXES
-from ..data.gate import JudgedFile, Verdict, check_pixels, judge_file
+from ..data.gate import Verdict, judge_file
 from ..data.images import file_kind, to_square
 from ..metrics.calibration import Calibration
 from ..core import CxrError
@@ -30,6 +30,7 @@ from ..labels import image_names, none_name, read_csv
 from ..data.augment import augment
 from ..data.batches import keep_memory
 from ..metrics.thresholds import apply_thresholds, no_finding
+from ..explain.cam import readable_pixels
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #a26d2b24
 @dataclass
@@ -44,30 +45,23 @@ class Classifier:
     @property
     def thresholds(self):
         "By finding, NaN where there is none; None for a bundle without thresholds"
-        t = self.config.get('thresholds')
-        return t and pd.Series({f: np.nan if t[f]['threshold'] is None else t[f]['threshold'] for f in self.findings})
+        said = self.config.get('thresholds')
+        return said and pd.Series({f: said[f]['threshold'] for f in self.findings}, dtype=float)
     @property
     def calibration(self):
-        "What makes probabilities come true as often as they say, fitted on validation. Raises `CxrError` for a bundle without"
-        if not self.config.get('calibration'): raise CxrError('this bundle has no calibration; cxr-eval --run writes one, from a validation part with positives and negatives')
+        "What makes probabilities come true as often as they say, fitted on validation. Raises `CxrError` without one"
+        if not self.config.get('calibration'):
+            raise CxrError('this bundle has no calibration; cxr-eval --run writes one, '
+                           'from a validation part with positives and negatives')
         return Calibration.from_dict(self.config['calibration'])
     def __call__(self,
         image, # A file (PNG, JPEG, DICOM), or gray pixels uint8 (H, W)
         **known # For a network that is told them: age (years), sex ('F', 'M'), view ('PA', 'AP')
     )->pd.Series: # By finding, 0..1
         "The probabilities of one image. Raises `CxrError` if the gate refuses it"
-        pixels = to_square(_let_in(image), self.model.size)
-        return pd.Series(probabilities_of(self, pixels[None], known_rows(self, [known]))[0], self.findings, name='probability')
-
-def _let_in(image):
-    "The pixels of a file or an array that the gate lets in"
-    if isinstance(image, np.ndarray):
-        if image.ndim != 2: raise CxrError(f'pixels of shape {image.shape}; give gray ones, uint8 (H, W)')
-        got = JudgedFile(image, check_pixels(image))
-    else: got = judge_file(image)
-    name = 'these pixels' if isinstance(image, np.ndarray) else image
-    if got.verdict.status == 'refused': raise CxrError(f'{name}: {got.verdict.text}')
-    return got.pixels
+        pixels = to_square(readable_pixels(image), self.model.size)
+        p = probabilities_of(self, pixels[None], known_rows(self, [known]))
+        return pd.Series(p[0], self.findings, name='probability')
 
 def load_classifier(
     path, # Folder of a bundle or run
@@ -85,12 +79,15 @@ def read_known(
 )->pd.DataFrame: # By image name
     "What is known of the patients of some images. Raises `CxrError` where a column or a value makes no sense"
     df = read_csv(Path(path))
-    columns = [o for o in COLUMNS if o in df]
-    if 'image' not in df or not columns: raise CxrError(f'{path}: needs a column image, and one or more of {", ".join(COLUMNS)}')
-    if df.image.duplicated().any(): raise CxrError(f'{path}: names {df.image[df.image.duplicated()].iloc[0]} twice; keep one row an image')
+    columns = [column for column in COLUMNS if column in df]
+    if 'image' not in df or not columns:
+        raise CxrError(f'{path}: needs a column image, and one or more of {", ".join(COLUMNS)}')
+    twice = df.image[df.image.duplicated()]
+    if len(twice): raise CxrError(f'{path}: names {twice.iloc[0]} twice; keep one row an image')
     for column, codes in CODES.items():
-        odd = [o for o in df.get(column, pd.Series()).dropna() if o not in codes]
-        if odd: raise CxrError(f'{path}: {column} is {odd[0]!r}, and must be {" or ".join(codes)}, or empty')
+        if column not in df: continue
+        odd = df[column][df[column].notna() & ~df[column].isin(codes)]
+        if len(odd): raise CxrError(f'{path}: {column} is {odd.iloc[0]!r}, and must be {" or ".join(codes)}, or empty')
     return df.set_index('image')[columns]
 
 def known_rows(
@@ -98,30 +95,31 @@ def known_rows(
     known:list, # A dict of age, sex, view an image; what is missing is unknown
 )->torch.Tensor: # float32 (N, 2k), or None for a network that is told nothing
     "What a network is told beside some images. Raises `CxrError` for a name that there is not"
-    for o in known:
-        if odd := [k for k in o if k not in COLUMNS]: raise CxrError(f'{odd[0]!r} is nothing that a network is told; there are {", ".join(COLUMNS)}')
+    table = pd.DataFrame(known)
+    odd = table.columns.difference(COLUMNS)
+    if len(odd): raise CxrError(f'{odd[0]!r} is nothing that a network is told; there are {", ".join(COLUMNS)}')
     columns = list(clf.model.net.tabular)
     if not columns: return None
-    table = pd.DataFrame(known).reindex(columns=columns)
-    return torch.from_numpy(tabular(table, columns)).to(clf.device)
+    return torch.from_numpy(tabular(table.reindex(columns=columns), columns)).to(clf.device)
 
 def header_facts(
     path # A DICOM file
 )->dict: # What there is of age (years), sex ('F', 'M') and view ('PA', 'AP')
     "What the header of a file says of its patient"
     from pydicom import dcmread
-    ds = dcmread(path, stop_before_pixels=True, force=True, specific_tags=['PatientAge', 'PatientSex', 'ViewPosition'])
-    age = re.fullmatch(r'(\d{3})Y', str(ds.get('PatientAge') or ''))
-    said = dict(sex=ds.get('PatientSex'), view=ds.get('ViewPosition'))
-    facts = {k: str(v) for k, v in said.items() if v in CODES[k]}
-    return facts | (dict(age=float(age[1])) if age else {})
+    tags = ['PatientAge', 'PatientSex', 'ViewPosition']
+    header = dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
+    age = re.fullmatch(r'(\d{3})Y', str(header.get('PatientAge') or ''))
+    facts = {}
+    for column, tag in (('sex', 'PatientSex'), ('view', 'ViewPosition')):
+        if header.get(tag) in CODES[column]: facts[column] = str(header.get(tag))
+    return facts | ({'age': float(age[1])} if age else {})
 
 def _known_of(path, known, header):
     "What the table, else the header of a file says of its patient"
-    said = {}
-    if header and _is_dicom(path): said = header_facts(path)
-    if known is not None and path.name in known.index: said |= known.loc[path.name].dropna().to_dict()
-    return said
+    facts = header_facts(path) if header and _is_dicom(path) else {}
+    if known is None or path.name not in known.index: return facts
+    return facts | known.loc[path.name].dropna().to_dict()
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #0c559290
 def _is_dicom(path):
@@ -131,45 +129,52 @@ def _is_dicom(path):
         with open(path, 'rb') as f: return file_kind(f.read(132)) == 'dicom'
     except OSError: return False # what may not be read is none of the files that were meant
 
-def _sorted_out(folder):
-    "Files below a folder that are images, and those that are none"
-    files = sorted(o for o in folder.rglob('*') if not o.is_dir())
-    images = [o for o in files if o.suffix.lower() in SUFFIXES or _is_dicom(o)]
-    known = set(images)
-    return images, [o for o in files if o not in known]
-
 def gather(
     paths, # Files and folders, or one of them
     skipped:list=None, # Is given the files of these folders that are no images
 )->list: # Paths of files
     "The files to predict. Raises `CxrError` on a path that is not there or a folder without images"
     out = []
-    for p in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
-        if not p.exists(): raise CxrError(f'{p}: no such file or folder')
-        found, other = _sorted_out(p) if p.is_dir() else ([p], [])
-        if not found: raise CxrError(f'{p}: holds no image; {", ".join(sorted(SUFFIXES))} are looked for')
-        out += found
-        if skipped is not None: skipped += other
+    for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
+        if not path.exists(): raise CxrError(f'{path}: no such file or folder')
+        images, others = _sorted_out(path) if path.is_dir() else ([path], [])
+        if not images: raise CxrError(f'{path}: holds no image; {", ".join(sorted(SUFFIXES))} are looked for')
+        out += images
+        if skipped is not None: skipped += others
     return out
+
+def _sorted_out(folder):
+    "Files below a folder that are images, and those that are none"
+    images, others = [], []
+    for path in sorted(folder.rglob('*')):
+        if path.is_dir(): continue
+        is_image = path.suffix.lower() in SUFFIXES or _is_dicom(path)
+        (images if is_image else others).append(path)
+    return images, others
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #8e89a5a4
 def _read(path, size, force=False):
-    "Pixels or None, and the verdict of the gate; with `force` what only its judge refuses is let through with a warning"
+    "Pixels or None, and the verdict of the gate; with `force` what only its judge refuses is let in with a warning"
     got = judge_file(path)
-    if force and got.pixels is not None: got.verdict = Verdict([replace(o, refuse=False) for o in got.verdict.reasons])
-    return (None if got.verdict.status == 'refused' else to_square(got.pixels, size)), got.verdict
+    verdict = got.verdict
+    if force and got.pixels is not None:
+        verdict = Verdict([replace(reason, refuse=False) for reason in verdict.reasons])
+    if verdict.status == 'refused': return None, verdict
+    return to_square(got.pixels, size), verdict
 
 def _rows(clf, paths, images, known=None, header=False):
     "One block: probabilities, status and reasons"
-    ok = [i for i, (a, _) in enumerate(images) if a is not None]
-    p = np.full((len(images), len(clf.findings)), np.nan)
+    ok = [i for i, (pixels, _) in enumerate(images) if pixels is not None]
     tab = known_rows(clf, [_known_of(paths[i], known, header) for i in ok])
+    p = np.full((len(images), len(clf.findings)), np.nan)
     if ok: p[ok] = probabilities_of(clf, np.stack([images[i][0] for i in ok]), tab)
-    said = [v for _, v in images]
-    head = dict(path=[str(o) for o in paths], status=[v.status for v in said])
-    gate = dict(gate_codes=[' '.join(v.codes) for v in said], gate_reason=[v.text for v in said],
-                gate_confidence=[max((o.confidence for o in v.reasons), default=np.nan) for v in said])
-    return pd.concat([pd.DataFrame(head), pd.DataFrame(p, columns=clf.findings).add_prefix('prob_'), pd.DataFrame(gate)], axis=1)
+    rows = []
+    for path, (_, verdict), row in zip(paths, images, p):
+        probabilities = {f'prob_{finding}': value for finding, value in zip(clf.findings, row)}
+        confidence = max((reason.confidence for reason in verdict.reasons), default=np.nan)
+        gate = dict(gate_codes=' '.join(verdict.codes), gate_reason=verdict.text, gate_confidence=confidence)
+        rows.append(dict(path=str(path), status=verdict.status) | probabilities | gate)
+    return rows
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #748d99a0
 @torch.inference_mode()
@@ -192,48 +197,50 @@ def predict_files(
     calibrated:bool=False, # Calibrated probabilities, with the thresholds moved alike? The calls are the same
     known:pd.DataFrame=None, # Age, sex and view by image name, as of `read_known`, for a network that is told them
     header:bool=False, # Take them from DICOM headers where `known` does not say?
-)->pd.DataFrame: # A row a file, see `PREDICTION_COLUMNS`; `attrs['skipped']` has the files of folders that are no images
-    "Predict files. Status is 'ok', 'warning' (predicted, with a reason) or 'refused' (no probabilities, and the reason)"
+)->pd.DataFrame: # A row a file, see `PREDICTION_COLUMNS`; `attrs['skipped']` has the files that are no images
+    "Predict files. Status is 'ok', 'warning' (predicted, with a reason) or 'refused' (no probabilities, but why)"
     if bs < 1: raise CxrError(f'{bs} images at a time; give 1 or more')
     if calibrated: clf.calibration # refused here, if there is none
     skipped, rows = [], []
     paths = gather(paths, skipped)
     blocks = [paths[i:i + bs] for i in range(0, len(paths), bs)]
-    with ThreadPoolExecutor(min(4, os.cpu_count())) as pool, tqdm(total=len(paths), desc='predict', unit='img', disable=not progress) as bar:
-        def read(block): return [pool.submit(_read, o, clf.model.size, force) for o in block]
+    with ThreadPoolExecutor(min(4, os.cpu_count())) as pool, _bar(len(paths), progress) as bar:
+        def read(block): return [pool.submit(_read, path, clf.model.size, force) for path in block]
         reading = read(blocks[0])
         for block, after in zip(blocks, [*blocks[1:], []]):
-            images = [o.result() for o in reading]
+            images = [one.result() for one in reading]
             reading = read(after)
-            rows.append(_rows(clf, block, images, known, header))
+            rows += _rows(clf, block, images, known, header)
             bar.update(len(block))
-    df = add_calls(pd.concat(rows, ignore_index=True), clf, calibrated)
-    df.attrs['skipped'] = [str(o) for o in skipped]
+    df = add_calls(pd.DataFrame(rows), clf, calibrated)
+    df.attrs['skipped'] = [str(path) for path in skipped]
     return df
+
+def _bar(total, progress): return tqdm(total=total, desc='predict', unit='img', disable=not progress)
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #e7742e16
 def add_calls(
     df:pd.DataFrame, # With columns status and prob_<finding>
     clf:Classifier, # Whose thresholds are applied
     calibrated:bool=False, # Move probabilities and thresholds by the calibration of the bundle?
-)->pd.DataFrame: # In the order of `PREDICTION_COLUMNS`: thresholds and calls (0, 1; missing where there is no probability) beside the probabilities
-    "Calls by threshold; none without thresholds"
-    p = df[['prob_' + f for f in clf.findings]].to_numpy(dtype=float)
+)->pd.DataFrame: # Columns of `PREDICTION_COLUMNS`: thresholds and calls (0, 1; missing without a probability) too
+    "Positive predictions by threshold; none without thresholds"
+    p = df[[f'prob_{finding}' for finding in clf.findings]].to_numpy(dtype=float)
     ok = ~np.isnan(p).any(1)
-    out = df[[o for o in ('path', 'status') if o in df]].copy()
-    if 'path' in df: out.insert(1, 'image', image_names(df.path))
-    t = pd.Series(np.nan, clf.findings) if clf.thresholds is None else clf.thresholds
-    calls = apply_thresholds(p[ok], t.to_numpy())
-    if clf.thresholds is not None: out[none_name(clf.findings)] = _where(ok, no_finding(calls))
-    shown, limits = _calibrated(clf, p, ok, t.to_numpy()) if calibrated else (p, t.to_numpy())
+    limits = np.full(len(clf.findings), np.nan) if clf.thresholds is None else clf.thresholds.to_numpy()
+    calls = apply_thresholds(p[ok], limits)
+    if calibrated: p, limits = _calibrated(clf, p, ok, limits)
     columns = {}
-    for i, f in enumerate(clf.findings):
-        columns['prob_' + f] = shown[:, i]
+    if clf.thresholds is not None: columns[none_name(clf.findings)] = _where(ok, no_finding(calls))
+    for i, finding in enumerate(clf.findings):
+        columns[f'prob_{finding}'] = p[:, i]
         if clf.thresholds is None: continue
-        columns['threshold_' + f] = np.full(len(df), limits[i])
-        columns['call_' + f] = _where(ok, calls[:, i])
-    columns = pd.DataFrame(columns, index=df.index).assign(probabilities='calibrated' if calibrated else 'network')
-    return pd.concat([out, columns, df.filter(like='gate_')], axis=1)
+        columns[f'threshold_{finding}'] = np.full(len(df), limits[i])
+        columns[f'call_{finding}'] = _where(ok, calls[:, i])
+    columns['probabilities'] = 'calibrated' if calibrated else 'network'
+    first = df.filter(['path', 'status'])
+    if 'path' in df: first.insert(1, 'image', image_names(df.path))
+    return pd.concat([first, pd.DataFrame(columns, index=df.index), df.filter(like='gate_')], axis=1)
 
 def _where(ok, values):
     "0 and 1 for the rows that have an answer, missing for the others"
@@ -241,19 +248,19 @@ def _where(ok, values):
     out[ok] = np.asarray(values).astype(int)
     return out
 
-def _calibrated(clf, p, ok, t):
+def _calibrated(clf, p, ok, limits):
     "Probabilities and thresholds moved by the same rising curve, which changes no call"
     move = clf.calibration.apply
     shown = np.full(p.shape, np.nan)
     shown[ok] = move(p[ok])
-    return shown, np.where(np.isnan(t), np.nan, move(np.nan_to_num(t)[None])[0])
+    return shown, np.where(np.isnan(limits), np.nan, move(np.nan_to_num(limits)[None])[0])
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #4bd28d23
 def write_rows(
     df:pd.DataFrame, # As of `predict_files`
     out # A `.csv` or `.json` file; its folder is made
 )->Path: # The file
-    "Write predictions, with six significant digits (six decimals in JSON); in JSON a list of records, null where there is no figure"
+    "Write predictions with six significant digits (JSON: six decimals, a list of records, null for no figure)"
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix.lower() == '.json': df.to_json(out, orient='records', indent=1, double_precision=6)
