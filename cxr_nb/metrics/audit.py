@@ -37,11 +37,12 @@ def halves(
     seed:int=0, # Which halves
 )->tuple: # Two `Aligned`: to choose on, and to judge on
     "Half of the patients to fit, the other half to judge. Raises `PredictionError` with one patient"
-    who = pd.unique(pd.Series(a.patients)) # in the order of the films
+    who = pd.unique(pd.Series(a.patients)) # in the order of the images
     if len(who) < 2:
         raise PredictionError('one patient cannot be halved, so nothing can be chosen on some and judged on others; '
                               'give predictions of more patients')
-    fit = np.isin(a.patients, np.random.default_rng(seed).permutation(who)[:len(who)//2])
+    shuffled = np.random.default_rng(seed).permutation(who)
+    fit = np.isin(a.patients, shuffled[:len(who)//2])
     return take(a, fit), take(a, ~fit)
 
 # %% ../../nbs/api/metrics/15_audit.ipynb #30ab7ec4
@@ -51,11 +52,13 @@ def interval_width(
     seed:int=0, # Which
 )->dict: # `by_patient`, `by_film`: width of the 95 % interval of the macro AUROC; `ratio`; NaN without an interval
     "The interval by patient beside the one by image"
-    width = []
-    for groups in (a.patients, None):
-        low, high = bootstrap(a.y, a.p, groups, n_boot=n_boot, seed=seed)['auroc'].macro().interval()[:, 0]
-        width.append(float(high - low))
-    return dict(by_patient=width[0], by_film=width[1], ratio=width[0]/width[1] if width[1] else np.nan)
+    out = {}
+    for name, groups in [('by_patient', a.patients), ('by_film', None)]:
+        estimate = bootstrap(a.y, a.p, groups, n_boot=n_boot, seed=seed)['auroc']
+        low, high = estimate.macro().interval()[:, 0]
+        out[name] = float(high - low)
+    out['ratio'] = out['by_patient']/out['by_film'] if out['by_film'] else np.nan
+    return out
 
 # %% ../../nbs/api/metrics/15_audit.ipynb #e13fa62e
 def calibration_audit(
@@ -63,13 +66,17 @@ def calibration_audit(
     judged:Aligned, # To judge on
 )->dict: # `fitted_on` (images), `table` (scores by name), `floor` (ECE of a perfect model), `temperature`, `platt`
     "Calibration as it is, and mended"
-    fits = {m: fit_calibration(fit.y, fit.p, fit.findings, m) for m in ('temperature', 'platt')}
-    ps = {'as it is': judged.p, **{m: c.apply(judged.p) for m, c in fits.items()}}
+    ps = {'as it is': judged.p}
+    fits = {}
+    for method in ('temperature', 'platt'):
+        calibration = fit_calibration(fit.y, fit.p, fit.findings, method)
+        ps[method] = calibration.apply(judged.p)
+        fits[method] = calibration.to_dict()
     source, true = [o.y.mean(0).clip(1e-6, 1 - 1e-6) for o in (fit, judged)]
     ps['platt, true prevalence'] = shift_prior(ps['platt'], source, true)
-    out = dict(fitted_on=len(fit.y), table=calibration_table(judged.y, ps).T.to_dict(),
-               floor=float(ece_baseline(judged.p, n=20).baseline.mean()))
-    return out | {m: c.to_dict() for m, c in fits.items()}
+    table = calibration_table(judged.y, ps).to_dict('index')
+    baseline = ece_baseline(judged.p, n=20).baseline.mean()
+    return dict(fitted_on=len(fit.y), table=table, floor=float(baseline)) | fits
 
 # %% ../../nbs/api/metrics/15_audit.ipynb #87139e47
 def guarantee_audit(
@@ -79,10 +86,10 @@ def guarantee_audit(
     confidence:float=.9, # With which it is promised
 )->dict: # `precision`, `confidence`, and by finding: threshold, what was fitted, and what is kept where judged, reason
     "Thresholds with a promise, and what they keep"
-    g = guaranteed_thresholds(fit.y, fit.p, fit.findings, precision, fit.patients, confidence=confidence)
-    c = confusion(judged.y, judged.p, g.threshold.to_numpy())
-    rows = pd.DataFrame(dict(threshold=g.threshold, fitted=g.precision, precision=c.precision, recall=c.recall,
-                             calls=c.tp + c.fp, reason=g.reason), g.index)
+    promised = guaranteed_thresholds(fit.y, fit.p, fit.findings, precision, fit.patients, confidence=confidence)
+    kept = confusion(judged.y, judged.p, promised.threshold.to_numpy())
+    rows = promised[['threshold', 'precision']].set_axis(['threshold', 'fitted'], axis=1)
+    rows = rows.assign(precision=kept.precision, recall=kept.recall, calls=kept.tp + kept.fp, reason=promised.reason)
     return dict(precision=precision, confidence=confidence, findings=rows.to_dict('index'))
 
 # %% ../../nbs/api/metrics/15_audit.ipynb #ba91496e
@@ -105,10 +112,11 @@ def audit(
         raise PredictionError(f'{len(both):,} patients are on both sides; '
                               'what is chosen on a patient cannot be judged on them')
     t = threshold_array(thresholds, judged.findings)
-    out = dict(calibration=_calibrated(fit, judged), guarantee=guarantee_audit(fit, judged),
-               multilabel=multilabel_scores(judged.y, judged.p, t).to_dict('index'))
+    out = dict(calibration=_calibrated(fit, judged), guarantee=guarantee_audit(fit, judged))
+    out['multilabel'] = multilabel_scores(judged.y, judged.p, t).to_dict('index')
     if table is not None: out['subgroups'] = subgroup_records(judged, table, t, n_boot=n_boot, seed=seed)
-    return out | dict(readers=readers_records(whole or judged, n_boot=n_boot, seed=seed))
+    out['readers'] = readers_records(whole or judged, n_boot=n_boot, seed=seed)
+    return out
 
 # %% ../../nbs/api/metrics/15_audit.ipynb #353383e1
 def label_table(
@@ -120,9 +128,9 @@ def label_table(
     if not Path(labels).is_file():
         raise PredictionError(f'{labels}: no such file (--labels); give a CSV, or nih for ChestX-ray14')
     rows = read_csv(labels)
-    asked = {same_name(o) for o in findings}
+    asked = set(map(same_name, findings))
     if {'Image Index', 'Finding Labels'} <= set(rows):
-        return read_nih(labels) if asked <= {same_name(o) for o in FINDINGS} else read_table(labels)
+        return read_nih(labels) if asked <= set(map(same_name, FINDINGS)) else read_table(labels)
     have = [o for o in rows if same_name(o) in asked]
     if not find_column(rows.columns, 'image') or not have:
         raise PredictionError(f'{labels}: needs a column image and a 0/1 column for each finding, '
@@ -131,8 +139,9 @@ def label_table(
 
 def _other_flags(rows, have):
     "Further 0/1 columns: findings without predictions"
-    taken = {*sum(map(list, USUAL_COLUMNS.values()), []), *have}
-    flags = [o for o in rows if o not in taken and rows[o].isin([0, 1]).all()]
+    usual = [name for names in USUAL_COLUMNS.values() for name in names]
+    others = rows.drop(columns=[*usual, *have], errors='ignore')
+    flags = others.columns[others.isin([0, 1]).all()]
     return [o for o in flags if same_name(o) != same_name(NO_FINDING)]
 
 # %% ../../nbs/api/metrics/15_audit.ipynb #c30bc93f
@@ -151,7 +160,8 @@ def audit_baselines(
     seed:int=0, # Of the shuffles and folds
 )->dict: # `shuffled`, and `metadata` where anything is known: macro AUROC, and AUROC by finding
     "What no image is needed for"
-    out = dict(shuffled=_as_metrics(shuffled_baseline(a.y, a.p, a.patients, seed, findings=a.findings)['baseline']))
+    shuffled = shuffled_baseline(a.y, a.p, a.patients, seed, findings=a.findings)
+    out = dict(shuffled=_as_metrics(shuffled['baseline']))
     if table is None or not _knows(table.loc[a.images]): return out
     columns = ['patient', 'age', 'sex', 'view', *a.findings]
     test = table.loc[a.images, columns]
@@ -178,16 +188,19 @@ def _own_table(preds):
     "Patient, age, sex and view from the predictions' own columns, if there are any"
     if not {'age', 'sex', 'view'} & set(preds): return None
     known = preds.reindex(columns=['age', 'sex', 'view'])
-    text = known[['sex', 'view']].fillna('').astype(str).apply(lambda o: o.str.strip().str.upper())
-    truth = preds[[o for o in preds if o.startswith('true_')]].rename(columns=lambda o: o.removeprefix('true_'))
-    return truth.assign(patient=preds.patient, age=pd.to_numeric(known.age, errors='coerce'),
-                        sex=text.sex.replace({'FEMALE': 'F', 'MALE': 'M'}), view=text['view'])
+    text = known[['sex', 'view']].fillna('').astype(str)
+    text = text.apply(lambda column: column.str.strip().str.upper())
+    truth = preds.filter(regex='^true_').rename(columns=lambda name: name.removeprefix('true_'))
+    age = pd.to_numeric(known.age, errors='coerce')
+    sex = text.sex.replace({'FEMALE': 'F', 'MALE': 'M'})
+    return truth.assign(patient=preds.patient, age=age, sex=sex, view=text['view'])
 
 def _remarks(a, few=30):
     "What a reader must know of the images and patients"
-    n, out = len(set(a.patients)), []
-    if n < few: out.append(f'Only {n} patients: every figure is a rough guide at best')
-    if n == len(a.images) > 1: out.append(ALONE)
+    patients = len(set(a.patients))
+    out = []
+    if patients < few: out.append(f'Only {patients} patients: every figure is a rough guide at best')
+    if patients == len(a.images) > 1: out.append(ALONE)
     if a.not_found:
         out.append(f'{len(a.not_found):,} predictions are of images that the labels do not know, and are left out')
     if a.unlabelled: out.append(f'No labels for {", ".join(a.unlabelled)}, which are left out')
@@ -205,10 +218,10 @@ def _described(source, labels, a, seed):
 
 def _save(a, path):
     "Truth and predictions as a CSV that `align(None, path)` takes"
-    columns = {'image': a.images, 'patient': a.patients}
-    for kind, values in [('prob', a.p), ('true', a.y)]:
-        columns |= {f'{kind}_{f}': o for f, o in zip(a.findings, values.T)}
-    pd.DataFrame(columns).to_csv(path, index=False, float_format='%.9g')
+    rows = pd.DataFrame(dict(image=a.images, patient=a.patients))
+    p = pd.DataFrame(a.p, columns=a.findings).add_prefix('prob_')
+    y = pd.DataFrame(a.y, columns=a.findings).add_prefix('true_')
+    pd.concat([rows, p, y], axis=1).to_csv(path, index=False, float_format='%.9g')
 
 def _write(out, parts, thresholds, metrics, config):
     "The folder that the report reads"
@@ -250,7 +263,8 @@ def audit_file(
         metrics |= official | dict(width=interval_width(part, n_boot, seed))
         step('half against half')
         t = fit_thresholds(fit.y, fit.p, fit.findings)
-        metrics |= dict(held_out=_judge(judged, n_boot, seed, t)) | audit(fit, judged, t, table, a, n_boot, seed)
+        metrics['held_out'] = _judge(judged, n_boot, seed, t)
+        metrics |= audit(fit, judged, t, table, a, n_boot, seed)
         step('done')
     t['promised'] = [o['threshold'] for o in metrics['guarantee']['findings'].values()]
     parts = dict(all=a, fit=fit, held_out=judged)
@@ -273,12 +287,15 @@ def audit_lines(
     m:dict # As of `audit_file`
 )->list: # Lines
     "What an audit found, in short"
-    official, width, table = m.get('official_test'), m['width']['ratio'], m['calibration'].get('table')
+    official = m.get('official_test')
+    width = m['width']['ratio']
+    table = m['calibration'].get('table')
     out = [_line('macro AUROC, all images', m['test']), _line('macro AP, all images', m['test'], 'ap'),
            _line('macro F1 at 0.5, all images', m['test'], 'f1')]
     if official: out.append(_line('macro AUROC, official test part', official))
     if width is not None:
-        out.append(f'interval by patient / by image: {width:.2f}{", official test part" if official else ""}')
+        where = ', official test part' if official else ''
+        out.append(f'interval by patient / by image: {width:.2f}{where}')
     out.append(_line('macro F1, thresholds from the other half of the patients', m['held_out'], 'f1'))
     baselines = f'baselines, macro AUROC: {_means(m["floors"])}'
     out.append(f'{baselines}; on the official test part: {_means(official["floors"])}' if official else baselines)
@@ -297,7 +314,8 @@ def example_predictions(
     if path := os.environ.get('CXR_PREDICTIONS'): return read_predictions(path), ''
     table = nih_table()
     some = np.random.default_rng(seed).choice(table.patient.unique(), n_patients, replace=False)
-    df = table[table.patient.isin([*some, *table.patient[adjudicated().index[::20]]])]
+    read_again = table.patient[adjudicated().index[::20]]
+    df = table[table.patient.isin([*some, *read_again])]
     findings = findings_of(df)
     p = simulate(df[findings].to_numpy(), df.patient, seed=seed)
     said = 'Scores drawn at random for real labels: these figures show the method, and say nothing of any model.'

@@ -17,25 +17,31 @@ from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, logit, ndtri
 from .predictions import PredictionError, check, check_columns, patient_codes
+from .ranking import macro, ratio
 
 # %% ../../nbs/api/metrics/12_calibration.ipynb #06339661
 def _edges(p, bins, how):
-    "Inner edges of the bins; a film that equals an edge is in the bin below it"
+    "Inner edges of the bins; a score that equals an edge is in the bin below it"
     if how not in ('mass', 'width'): raise PredictionError(f'{how!r} is no kind of bins; choose mass or width')
     if bins < 1: raise PredictionError(f'{bins} bins; there must be at least one')
-    at = np.linspace(0, 1, bins + 1)[1:-1]
-    return at if how == 'width' else np.unique(np.quantile(p, at))
+    shares = np.linspace(0, 1, bins + 1)[1:-1]
+    return shares if how == 'width' else np.unique(np.quantile(p, shares))
 
 def _binned(y, p, bins, how):
-    "Number of films, sum of labels and sum of probabilities in each bin, and the bin of each film"
-    at = np.searchsorted(_edges(p, bins, how), p)
-    return *[np.bincount(at, o, at.max() + 1) for o in (np.ones(len(p)), y, p)], at
+    "Number of images, sum of labels and sum of probabilities in each bin, and the bin of each image"
+    place = np.searchsorted(_edges(p, bins, how), p)
+    n = np.bincount(place)
+    positives = np.bincount(place, y)
+    total = np.bincount(place, p)
+    return n, positives, total, place
 
 def _wilson(share, n, level=.95):
     "Wilson's interval of a share of n"
     z = ndtri((1 + level)/2)
-    mid, half = share + z**2/(2*n), z*np.sqrt(share*(1-share)/n + z**2/(4*n**2))
-    return (mid - half)/(1 + z**2/n), (mid + half)/(1 + z**2/n)
+    middle = share + z**2/(2*n)
+    half = z*np.sqrt(share*(1-share)/n + z**2/(4*n**2))
+    scale = 1 + z**2/n
+    return (middle - half)/scale, (middle + half)/scale
 
 # %% ../../nbs/api/metrics/12_calibration.ipynb #c03bc9e0
 def _one(y, p, what):
@@ -47,20 +53,20 @@ def _one(y, p, what):
 def reliability(
     y, # Labels 0/1, (N,)
     p, # Probabilities in [0, 1], (N,)
-    bins:int=10, # Number of bins; those without films are left out
-    how:str='mass', # 'mass': as many films in each; 'width': as wide as each other
-    groups=None, # (N,) patient of each film; None if each film is a patient of its own
+    bins:int=10, # Number of bins; those without images are left out
+    how:str='mass', # 'mass': as many images in each; 'width': as wide as each other
+    groups=None, # (N,) patient of each image; None if each image is a patient of its own
 )->pd.DataFrame: # By bin, lowest first: predicted, observed, low, high (95 % interval of observed), films, positives
     "Mean probability beside the share that came true. Raises `PredictionError`"
     y, p = _one(y, p, 'a reliability curve')
     code, _ = patient_codes(groups, len(y))
-    n, positives, total, at = _binned(y, p, bins, how)
-    patients = pd.Series(code).groupby(at).nunique().to_numpy()
-    n, positives, total = n[n > 0], positives[n > 0], total[n > 0]
-    observed = positives/n
+    n, positives, total, place = _binned(y, p, bins, how)
+    some = np.unique(place)
+    patients = pd.Series(code).groupby(place).nunique().to_numpy()
+    observed = positives[some]/n[some]
     low, high = _wilson(observed, patients)
-    return pd.DataFrame(dict(predicted=total/n, observed=observed, low=low, high=high,
-                             films=n.astype(int), positives=positives.astype(int)))
+    out = pd.DataFrame(dict(predicted=total[some]/n[some], observed=observed, low=low, high=high))
+    return out.assign(films=n[some], positives=positives[some].astype(int))
 
 # %% ../../nbs/api/metrics/12_calibration.ipynb #6cd8c49b
 def ece(
@@ -72,8 +78,8 @@ def ece(
     "Expected calibration error"
     y, p = check(y, p, unit=True)
     if y.ndim == 2: return np.array([ece(a, b, bins, how) for a, b in zip(y.T, p.T)])
-    n, pos, total, _ = _binned(y, p, bins, how)
-    return float(abs(pos - total).sum()/n.sum())
+    n, positives, total, _ = _binned(y, p, bins, how)
+    return float(abs(positives - total).sum()/n.sum())
 
 def brier(
     y, # Labels 0/1, (N,) or (N, C)
@@ -88,11 +94,14 @@ def brier_skill(
     p, # Probabilities of the same shape
 )->np.ndarray|float: # A number, or (C,); 1 is perfect, 0 no better than the prevalence; NaN where undefined
     "Share of the prevalence's Brier score that is saved"
-    flat = np.asarray(check(y, y)[0].mean(0), dtype=float)
-    flat = flat*(1-flat)
-    return 1 - np.divide(brier(y, p), flat, out=np.full(flat.shape, np.nan), where=flat > 0)[()]
+    prevalence = check(y, y)[0].mean(0)
+    return 1 - ratio(brier(y, p), prevalence*(1-prevalence))[()]
 
 # %% ../../nbs/api/metrics/12_calibration.ipynb #4dc52591
+def _probabilities(p):
+    "Probabilities without labels, checked"
+    return check(np.zeros(np.shape(p)), p, unit=True)[1]
+
 def ece_baseline(
     p, # Probabilities in [0, 1], (N,) or (N, C)
     bins:int=15, # As for `ece`
@@ -101,9 +110,13 @@ def ece_baseline(
     seed:int=0, # Which draws
 )->pd.DataFrame: # A row for each finding: mean ECE `baseline`, and `high`, above which lie 2.5 % of the draws
     "ECE of a model whose probabilities are exactly right"
-    rng, p = np.random.default_rng(seed), check(np.zeros(np.shape(p)), p, unit=True)[1]
-    draws = np.stack([np.atleast_1d(ece(rng.random(p.shape) < p, p, bins, how)) for _ in range(n)])
-    return pd.DataFrame({'baseline': draws.mean(0), 'high': np.quantile(draws, .975, axis=0)})
+    p = _probabilities(p)
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(n):
+        labels = rng.random(p.shape) < p
+        draws.append(np.atleast_1d(ece(labels, p, bins, how)))
+    return pd.DataFrame({'baseline': np.mean(draws, axis=0), 'high': np.quantile(draws, .975, axis=0)})
 
 # %% ../../nbs/api/metrics/12_calibration.ipynb #8059b64e
 @dataclass
@@ -113,7 +126,7 @@ class Calibration:
     slope: list # C numbers above 0; 1 / temperature
     intercept: list # C numbers
     method: str # 'temperature' or 'platt'
-    n: int # Films that it was fitted on
+    n: int # Images that it was fitted on
     left: list = field(default_factory=list) # Findings that could not be fitted and are left as they are
 
 def _logit(p, least=1e-7): return logit(np.clip(p, least, 1 - least))
@@ -123,11 +136,11 @@ def apply(self:Calibration,
     p, # Probabilities in [0, 1], (N, C), in the order of `findings`
 )->np.ndarray: # Of the same shape
     "Calibrated probabilities; each finding's order is kept"
-    p = np.asarray(p, dtype=float)
-    if p.ndim != 2 or p.shape[1] != len(self.findings):
-        raise PredictionError(f'probabilities of shape {p.shape} for {len(self.findings)} findings; give one column each')
-    p = check(np.zeros(p.shape), p, unit=True)[1]
-    return expit(_logit(p)*np.array(self.slope) + np.array(self.intercept))
+    shape = np.shape(p)
+    if shape[1:] != (len(self.findings),):
+        raise PredictionError(f'probabilities of shape {shape} for {len(self.findings)} findings; '
+                              'give one column each')
+    return expit(_logit(_probabilities(p))*np.array(self.slope) + np.array(self.intercept))
 
 @patch(as_prop=True)
 def temperature(self:Calibration)->np.ndarray: # (C,)
@@ -145,18 +158,21 @@ def log_loss(
 
 def _fit_temperature(y, p):
     "Slope and intercept that all findings share"
-    x, sign = _logit(p), np.where(y, 1, -1)
-    loss = lambda o: -log_expit(sign*x*np.exp(o)).mean()
-    a = float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method='bounded').x))
-    return np.full(p.shape[1], a), np.zeros(p.shape[1])
+    x = np.where(y, 1, -1)*_logit(p)
+    def loss(log_slope): return -log_expit(x*np.exp(log_slope)).mean()
+    best = minimize_scalar(loss, bounds=(-4, 4), method='bounded')
+    return np.exp(best.x), 0.
 
 def _fit_platt(y, p):
     "Slope and intercept of one finding (N,)"
     from sklearn.linear_model import LogisticRegression
-    soft = np.where(y, (y.sum() + 1)/(y.sum() + 2), 1/((~y).sum() + 2))
-    x, label = np.tile(_logit(p), 2)[:, None], np.repeat([1, 0], len(y))
-    m = LogisticRegression(C=np.inf, tol=1e-8, max_iter=500).fit(x, label, sample_weight=np.r_[soft, 1-soft])
-    return float(m.coef_[0, 0]), float(m.intercept_[0])
+    positives, negatives = y.sum(), (~y).sum()
+    soft = np.where(y, (positives + 1)/(positives + 2), 1/(negatives + 2))
+    x = np.tile(_logit(p), 2)[:, None]
+    labels = np.repeat([1, 0], len(y))
+    model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=500)
+    model.fit(x, labels, sample_weight=np.r_[soft, 1-soft])
+    return model.coef_[0, 0], model.intercept_[0]
 
 # %% ../../nbs/api/metrics/12_calibration.ipynb #258c9941
 def fit_calibration(
@@ -173,12 +189,14 @@ def fit_calibration(
     if not mixed.any():
         raise PredictionError('no finding has both positives and negatives and scores that differ; '
                               'calibrate on a larger validation part')
-    a, b = np.ones(len(findings)), np.zeros(len(findings))
-    if method == 'temperature': a[mixed], b[mixed] = _fit_temperature(y[:, mixed], p[:, mixed])
-    else: a[mixed], b[mixed] = np.transpose([_fit_platt(y[:, j], p[:, j]) for j in np.flatnonzero(mixed)])
-    left = ~mixed | (a <= 0)
-    a[left], b[left] = 1, 0
-    return Calibration(list(findings), a.tolist(), b.tolist(), method, len(y), [f for f, o in zip(findings, left) if o])
+    lines = np.tile([1., 0.], (len(findings), 1)) # slope and intercept of each finding
+    if method == 'temperature': lines[mixed] = _fit_temperature(y[:, mixed], p[:, mixed])
+    else: lines[mixed] = [_fit_platt(y[:, j], p[:, j]) for j in np.flatnonzero(mixed)]
+    left = ~mixed | (lines[:, 0] <= 0)
+    lines[left] = [1, 0]
+    slope, intercept = lines.T.tolist()
+    names = [f for f, o in zip(findings, left) if o]
+    return Calibration(list(findings), slope, intercept, method, len(y), names)
 
 # %% ../../nbs/api/metrics/12_calibration.ipynb #99ef9cac
 def calibration_table(
@@ -188,12 +206,11 @@ def calibration_table(
     how:str='mass', # As for `ece`
 )->pd.DataFrame: # By name: the means over the findings of ece, brier, brier_skill and log_loss
     "Calibration of several sets of probabilities, side by side"
-    mean = lambda o: float(np.nanmean(o)) if not np.isnan(o).all() else np.nan
     rows = {}
     for name, p in ps.items():
-        scores = dict(ece=ece(y, p, bins, how), brier=brier(y, p),
-                      brier_skill=brier_skill(y, p), log_loss=log_loss(y, p))
-        rows[name] = {m: mean(np.atleast_1d(o)) for m, o in scores.items()}
+        scores = dict(ece=ece(y, p, bins, how), brier=brier(y, p))
+        scores |= dict(brier_skill=brier_skill(y, p), log_loss=log_loss(y, p))
+        rows[name] = {m: macro(values)['value'] for m, values in scores.items()}
     return pd.DataFrame(rows).T
 
 # %% ../../nbs/api/metrics/12_calibration.ipynb #b779ded4
@@ -214,13 +231,6 @@ def from_dict(cls:Calibration,
     return out
 
 # %% ../../nbs/api/metrics/12_calibration.ipynb #30c473d6
-def _panel(ax, y, p, name, color, bins, how, groups):
-    "One curve with its intervals; returns the largest value in it"
-    r = reliability(y, p, bins, how, groups)
-    ax.vlines(r.predicted, r.low, r.high, color=color, lw=1, alpha=.5)
-    ax.plot(r.predicted, r.observed, 'o-', color=color, ms=3, lw=1, label=name)
-    return max(r.predicted.max(), r.observed.max())
-
 def plot_reliability(
     y, # Labels 0/1, (N, C)
     ps:dict, # Name -> probabilities, (N, C)
@@ -228,7 +238,7 @@ def plot_reliability(
     show:list=None, # Which findings; all if not given
     bins:int=8, # As for `reliability`
     how:str='mass', # As for `reliability`
-    groups=None, # (N,) patient of each film
+    groups=None, # (N,) patient of each image
     cols:int=4, # Panels a row
 )->Figure: # One panel a finding
     "Reliability curves of each finding"
@@ -236,19 +246,29 @@ def plot_reliability(
     if miss := [o for o in show if o not in findings]:
         raise PredictionError(f'no predictions for {", ".join(miss)}; there are {", ".join(findings)}')
     cols = min(cols, len(show))
-    fig = Figure(figsize=(2*cols, 2.1*-(-len(show)//cols) + .3), layout='constrained', dpi=80)
-    axs = fig.subplots(-(-len(show)//cols), cols, squeeze=False).ravel()
-    for ax, f in zip(axs, show): _finding(ax, np.asarray(y), ps, list(findings).index(f), f, bins, how, groups)
+    rows = -(-len(show)//cols)
+    fig = Figure(figsize=(2*cols, 2.1*rows + .3), layout='constrained', dpi=80)
+    axs = fig.subplots(rows, cols, squeeze=False).ravel()
+    for ax, f in zip(axs, show):
+        j = list(findings).index(f)
+        of_finding = {name: np.asarray(p)[:, j] for name, p in ps.items()}
+        _finding(ax, np.asarray(y)[:, j], of_finding, f, bins, how, groups)
     for ax in axs[len(show):]: ax.set_visible(False)
     fig.supxlabel('probability', fontsize=8)
     fig.supylabel('share with the finding', fontsize=8)
-    fig.legend(*axs[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc='outside upper right', ncols=len(ps))
+    lines = axs[0].get_legend_handles_labels()
+    fig.legend(*lines, frameon=False, fontsize=8, loc='outside upper right', ncols=len(ps))
     return fig
 
-def _finding(ax, y, ps, j, title, bins, how, groups):
+def _finding(ax, y, ps, title, bins, how, groups):
     "One panel"
-    largest = [_panel(ax, y[:, j], p[:, j], k, f'C{i}', bins, how, groups) for i, (k, p) in enumerate(ps.items())]
-    top = 1.08*max([*largest, 1e-3])
+    largest = 1e-3
+    for i, (name, p) in enumerate(ps.items()):
+        curve = reliability(y, p, bins, how, groups)
+        ax.vlines(curve.predicted, curve.low, curve.high, color=f'C{i}', lw=1, alpha=.5)
+        ax.plot(curve.predicted, curve.observed, 'o-', color=f'C{i}', ms=3, lw=1, label=name)
+        largest = max(largest, curve.predicted.max(), curve.observed.max())
+    top = 1.08*largest
     ax.plot([0, top], [0, top], color='.7', lw=1, ls='--', zorder=0)
     ax.set(xlim=(0, top), ylim=(0, top), aspect='equal')
     ax.set_title(title.replace('_', ' '), fontsize=8)
@@ -274,23 +294,25 @@ def shift_prior(
     target, # Prevalence where they are used: a number or (C,)
 )->np.ndarray: # Probabilities of the same shape, each finding's order kept
     "Probabilities for another prevalence, by Bayes' rule. Raises `PredictionError`"
-    p = check(np.zeros(np.shape(p)), p, unit=True)[1]
+    p = _probabilities(p)
     source, target = _priors(source, target, p.shape[1] if p.ndim == 2 else 1)
-    yes, no = p*target/source, (1-p)*(1-target)/(1-source)
+    yes = p*target/source
+    no = (1-p)*(1-target)/(1-source)
     return yes/(yes + no)
 
 # %% ../../nbs/api/metrics/12_calibration.ipynb #b5c5d9bf
 def estimate_prior(
-    p, # Calibrated probabilities of unlabelled films, (N, C)
+    p, # Calibrated probabilities of unlabelled images, (N, C)
     source, # Prevalence where they are calibrated: a number or (C,)
     steps:int=1000, # At most so many iterations
     tol:float=1e-6, # Stop where no prevalence moves further than this
 )->np.ndarray: # (C,) prevalence
-    "Prevalence among unlabelled films, by expectation maximisation (Saerens et al., 2002)"
-    p = check(np.zeros(np.shape(p)), p, unit=True)[1]
+    "Prevalence among unlabelled images, by expectation maximisation (Saerens et al., 2002)"
+    p = _probabilities(p)
     if p.ndim != 2: raise PredictionError('give probabilities (N, C); for one finding p[:, None]')
     now = _priors(source, .5, p.shape[1])[0]
     for _ in range(steps):
-        last, now = now, shift_prior(p, source, now.clip(1e-9, 1 - 1e-9)).mean(0)
+        last = now
+        now = shift_prior(p, source, last.clip(1e-9, 1 - 1e-9)).mean(0)
         if abs(now - last).max() < tol: break
     return now

@@ -12,6 +12,7 @@ import numpy as np, pandas as pd
 from .bootstrap import by_patient
 from .operating import threshold_array
 from .predictions import check_columns, patient_codes
+from .ranking import ratio
 from .thresholds import ThresholdError, best_cut, cuts, threshold_row
 
 # %% ../../nbs/api/metrics/11_guarantees.ipynb #86f16876
@@ -26,9 +27,10 @@ def _image_p(wins, trials, target):
 def _patient_p(wins, trials, target, level, code, cap):
     "P-value of 'the share of wins is at most target' if only patients are independent: 1 / the capital of a bet"
     patients = code.max() + 1
-    n, won = by_patient(code, patients, trials), by_patient(code, patients, wins)
+    n = by_patient(code, patients, trials)
+    won = by_patient(code, patients, wins)
     w = np.minimum(n, np.inf if cap is None else cap)
-    share = np.divide(won, n, out=np.zeros_like(n), where=n > 0)
+    share = np.nan_to_num(ratio(won, n))
     x = w*share - w*target
     best = np.sqrt(2*np.log(1/level)/(target*(1-target)*(w**2).sum(0)))
     stake = np.minimum(best, .99/(target*w.max(0)))
@@ -92,8 +94,8 @@ def guaranteed_thresholds(
     if cap is not None and not cap >= 1: raise ThresholdError(f'cap must be at least 1 or None, not {cap}')
     code, _ = patient_codes(groups, len(y))
     rows = {}
-    for f, a, s, goal in zip(findings, y.T, p.T, targets):
-        best, reason = _prove(a, s, code, metric, goal, 1 - confidence, cap)
-        rows[f] = threshold_row(best, a, f'{metric} >= {goal:g} promised', promised=goal, confidence=confidence,
-                                certified=not reason, reason=reason)
+    for finding, labels, scores, goal in zip(findings, y.T, p.T, targets):
+        best, reason = _prove(labels, scores, code, metric, goal, 1 - confidence, cap)
+        more = dict(promised=goal, confidence=confidence, certified=not reason, reason=reason)
+        rows[finding] = threshold_row(best, labels, f'{metric} >= {goal:g} promised', **more)
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('finding')

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from ..core import CxrError, write_json
-from .operating import threshold_array
+from .operating import Confusion, threshold_array
 from .predictions import check, check_columns
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #d8173d68
@@ -24,7 +24,8 @@ class ThresholdError(CxrError):
 
 def _midway(v):
     "Thresholds around ascending scores v: `p >= t[i]` calls v[i] and above; the last calls none of them"
-    below, above = np.r_[0, v], np.r_[v, np.inf]
+    below = np.r_[0, v]
+    above = np.r_[v, np.inf]
     t = below + (above - below)/2
     t[-1] = v[-1] + (1 - v[-1])/2 if v[-1] < 1 else np.inf
     return np.where(t > below, t, above), below, above  # neighbours may have no number between them
@@ -56,17 +57,16 @@ def cuts(
     y, p = check(y, p, unit=True)
     if not 0 <= (lo or 0) <= (1 if hi is None else hi) <= 1:
         raise ThresholdError(f'no threshold lies between lo={lo} and hi={hi}; give 0 <= lo <= hi <= 1')
-    low = np.sort(p)
-    first = np.flatnonzero(np.r_[True, low[1:] > low[:-1]]) # where each different score begins
-    if grid is None: t, i = _reachable(low[first], -np.inf if lo is None else lo, 1. if hi is None else hi)
-    else: t, i = _on_grid(low[first], grid, lo or 0, 1 if hi is None else hi)
-    tp = np.r_[y.sum() - np.searchsorted(np.sort(p[y]), low[first]), 0][i]
+    scores, first = np.unique(np.sort(p), return_index=True) # where each different score begins
+    hi = 1. if hi is None else hi
+    if grid is None: t, i = _reachable(scores, -np.inf if lo is None else lo, hi)
+    else: t, i = _on_grid(scores, grid, lo or 0, hi)
+    missed = np.searchsorted(np.sort(p[y]), scores)
+    tp = np.r_[y.sum() - missed, 0][i]
     fp = np.r_[len(p) - first, 0][i] - tp
-    fn, tn = y.sum() - tp, (~y).sum() - fp
-    with np.errstate(invalid='ignore'):
-        rates = dict(precision=tp/(tp+fp), recall=tp/(tp+fn), specificity=tn/(tn+fp), f1=2*tp/(2*tp+fp+fn))
-    if not y.any(): rates['f1'] = np.full(len(t), np.nan)
-    return pd.DataFrame(dict(threshold=t, tp=tp, fp=fp, fn=fn, tn=tn, **rates), copy=False)
+    counts = Confusion(tp, fp, y.sum() - tp, (~y).sum() - fp)
+    rates = {name: getattr(counts, name) for name in ('precision', 'recall', 'specificity', 'f1')}
+    return pd.DataFrame(dict(threshold=t, **vars(counts), **rates), copy=False)
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #2eb59abf
 def best_cut(
@@ -110,7 +110,8 @@ def threshold_row(
     **more, # Further columns
 )->dict: # Of `COLUMNS` and these
     "A row of a table of thresholds"
-    return {o: best.get(o, np.nan) for o in COLUMNS[:5]} | dict(positives=int(np.sum(y)), method=method) | more
+    reached = {o: best.get(o, np.nan) for o in COLUMNS[:5]}
+    return dict(reached, positives=int(np.sum(y)), method=method, **more)
 
 def fit_thresholds(
     y, # Labels 0/1 of the validation part, (N, C)
@@ -130,16 +131,17 @@ def fit_thresholds(
     y, p = check_columns(y, p, findings)
     said = f'{method} >= {target:g}' if aimed else method
     rows = {}
-    for f, a, s in zip(findings, y.T, p.T):
-        best = METHODS[method](cuts(a, s, lo, hi, grid), target) if 0 < a.sum() < len(a) else {}
-        rows[f] = threshold_row(best, a, said)
+    for finding, labels, scores in zip(findings, y.T, p.T):
+        best = {}
+        if 0 < labels.sum() < len(labels): best = METHODS[method](cuts(labels, scores, lo, hi, grid), target)
+        rows[finding] = threshold_row(best, labels, said)
     return pd.DataFrame.from_dict(rows, orient='index', columns=COLUMNS).rename_axis('finding')
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #671bdacb
 def _demands(asked, step, floor):
     "The precisions to try, from the one asked for down to the floor"
-    n = int(np.ceil(max(asked - floor, 0)/step - 1e-9))
-    return [max(asked - i*step, floor) for i in range(n+1)]
+    steps = int(np.ceil(max(asked - floor, 0)/step - 1e-9))
+    return [max(asked - i*step, floor) for i in range(steps + 1)]
 
 def _relaxed(k, demands, min_f1):
     "Best cut under the first demand that yields `min_f1`, else under the last; with the demand and the steps taken"
@@ -166,11 +168,13 @@ def find_optimal_thresholds_with_dynamic_adjustment(
         raise ThresholdError('min_precision and floor must lie in [0, 1], step above 0')
     y, p = check_columns(y, p, findings)
     rows = {}
-    for f, a, s, want in zip(findings, y.T, p.T, asked):
+    for finding, labels, scores, want in zip(findings, y.T, p.T, asked):
         best, settled, steps = {}, np.nan, 0
-        if 0 < a.sum() < len(a):
-            best, settled, steps = _relaxed(cuts(a, s, lo, hi), _demands(want, step, floor), min_f1)
-        rows[f] = threshold_row(best, a, 'f1 under precision', asked=want, settled=settled, steps=steps)
+        if 0 < labels.sum() < len(labels):
+            k = cuts(labels, scores, lo, hi)
+            best, settled, steps = _relaxed(k, _demands(want, step, floor), min_f1)
+        more = dict(asked=want, settled=settled, steps=steps)
+        rows[finding] = threshold_row(best, labels, 'f1 under precision', **more)
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('finding')
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #6c01ea3b
@@ -179,7 +183,8 @@ def apply_thresholds(
     t, # A number, (C,) numbers, or a table as of `fit_thresholds`, whose rows are in the order of the columns
 )->np.ndarray: # bool, (N, C); never True where the threshold is NaN
     "Positive predictions"
-    t = t['threshold'].to_numpy(dtype=float) if isinstance(t, pd.DataFrame) else np.asarray(t, dtype=float)
+    if isinstance(t, pd.DataFrame): t = t['threshold']
+    t = np.asarray(t, dtype=float)
     p = np.asarray(p, dtype=float)
     if p.ndim != 2 or (t.ndim and t.shape != p.shape[1:]):
         raise ThresholdError(f'{t.size} thresholds for probabilities of shape {p.shape}; give one a column')
@@ -228,10 +233,9 @@ def load_thresholds(
     "Thresholds from a file. Raises `ThresholdError` if they are of other findings than the model's"
     got = _read(path)
     findings = list(got if findings is None else findings)
-    miss, odd = sorted(set(findings) - set(got)), sorted(set(got) - set(findings))
     said = []
-    if miss: said.append(f'no threshold for {", ".join(miss)}')
-    if odd: said.append(f'one for {", ".join(odd)}, which the model lacks')
+    if miss := sorted(set(findings) - set(got)): said.append(f'no threshold for {", ".join(miss)}')
+    if odd := sorted(set(got) - set(findings)): said.append(f'one for {", ".join(odd)}, which the model lacks')
     if said: raise ThresholdError(f'{path}: {"; ".join(said)}; take the file of this model, or fit thresholds again')
     df = pd.DataFrame.from_dict(got, orient='index').loc[findings].rename_axis('finding')
     return df.assign(threshold=df.threshold.astype(float))
