@@ -74,14 +74,21 @@ def read_rows(
     path, # A CSV file, plain or gzipped
     text=(), # Columns whose cells are text even where they look like numbers, such as patient 007
 )->pd.DataFrame: # Its rows
-    "pandas' own reading, which takes rows with more cells than the header for something else, made strict. Raises `ValueError`"
+    "pandas' own reading, made strict: a row with more cells than the header raises `ValueError`"
     head = pd.read_csv(path, nrows=0, index_col=False).columns
+    as_text = {o: str for o in head if str(o).strip() in text}
     with warnings.catch_warnings():
         warnings.simplefilter('error', pd.errors.ParserWarning)
-        try: df = pd.read_csv(path, low_memory=False, index_col=False, dtype={o: str for o in head if str(o).strip() in text})
-        except pd.errors.ParserWarning: raise ValueError('a row has more cells than the header; is there a comma in a text, or at the end of lines?') from None
-    if df.shape[1] == 1 and (sep := next((o for o in ';\t' if o in str(df.columns[0])), None)): raise ValueError(f'its columns are separated by {sep!r}')
+        try: df = pd.read_csv(path, low_memory=False, index_col=False, dtype=as_text)
+        except pd.errors.ParserWarning:
+            raise ValueError('a row has more cells than the header; '
+                             'is there a comma in a text, or at the end of lines?') from None
+    if len(head) == 1:
+        for sep in ';\t':
+            if sep in str(head[0]): raise ValueError(f'its columns are separated by {sep!r}')
     return df
+
+def _quoted(names, most=12): return ', '.join(map(repr, list(names)[:most]))
 
 def read_csv(
     path, # A CSV file, plain or gzipped
@@ -96,7 +103,8 @@ def read_csv(
         raise LabelError(f'{path}: cannot be read as a CSV ({str(e).splitlines()[0]}); save it as comma-separated UTF-8') from None
     df.columns = [str(o).strip() for o in df.columns]
     if miss := [o for o in needed if o not in df.columns]:
-        raise LabelError(f'{path}: column {miss[0]!r} is missing; needed are {", ".join(map(repr, needed))}, there are {", ".join(map(repr, df.columns[:12]))}')
+        raise LabelError(f'{path}: column {miss[0]!r} is missing; needed are {_quoted(needed, None)}, '
+                         f'there are {_quoted(df.columns)}')
     if df.empty: raise LabelError(f'{path}: has no rows; is the download complete?')
     return df
 
@@ -121,10 +129,12 @@ def _table(image, patient, y, findings, age=np.nan, sex='', view='', follow_up=0
 
 def _patient_ids(s, where):
     "Who the patients are: whole numbers where all are written as such, else the names as they stand there, `007` included"
-    if s.isna().any(): raise LabelError(f'{where}: {int(s.isna().sum())} rows have no patient; fill them in, or the split could leak')
+    gaps = int(s.isna().sum())
+    if gaps: raise LabelError(f'{where}: {gaps} rows have no patient; fill them in, or the split could leak')
     if pd.api.types.is_float_dtype(s) and (s % 1 == 0).all(): s = s.astype(int) # a column that once had a gap
     names = s.astype(str).str.strip()
-    return names.astype(int).to_numpy() if names.str.fullmatch(r'0|[1-9]\d{0,17}').all() else names.to_numpy(dtype=object)
+    if names.str.fullmatch(r'0|[1-9]\d{0,17}').all(): return names.astype(int).to_numpy()
+    return names.to_numpy(dtype=object)
 
 # %% ../nbs/api/02_labels.ipynb #80e607e6
 def read_nih(
@@ -146,7 +156,8 @@ def xrv_data(
 )->Path: # Where it lies
     "Path of a data file of the installed torchxrayvision. Raises `LabelError` if the package is absent"
     spec = find_spec('torchxrayvision')
-    if spec is None: raise LabelError(f'{name}: comes with torchxrayvision, which is not installed; run `pip install torchxrayvision`')
+    if spec is None:
+        raise LabelError(f'{name}: comes with torchxrayvision, which is not installed; run `pip install torchxrayvision`')
     return Path(spec.origin).parent/'data'/name
 
 @lru_cache(maxsize=2)
@@ -299,7 +310,7 @@ def find_column(
     "The column of a kind. Raises `LabelError` if the one that was named is not there"
     if said is None: return next((o for o in USUAL_COLUMNS[kind] if o in head), None)
     if said in head: return said
-    raise LabelError(f'{where}: column {said!r} is missing; there are {", ".join(map(repr, list(head)[:12]))}')
+    raise LabelError(f'{where}: column {said!r} is missing; there are {_quoted(head)}')
 
 # %% ../nbs/api/02_labels.ipynb #5f06bd5a
 def read_table(
@@ -313,10 +324,12 @@ def read_table(
     findings:list=None, # Which findings; all that occur if not given
     sep:str=None, # What separates two names in the label text; `|`, `;` or `,`, whichever occurs first, if not given
 )->pd.DataFrame: # Image table
-    "The image table of any CSV; columns that are not named are found by their usual names. Raises `LabelError` naming the file and the mend"
+    "The image table of any CSV; columns not named are found by their usual names. Raises `LabelError` with the mend"
     head = list(read_csv(path).columns)
     cols = {k: find_column(head, k, v, path) for k, v in dict(image=image, patient=patient, age=age, sex=sex, view=view).items()}
-    if not cols['image']: raise LabelError(f'{path}: no column is called {USUAL_COLUMNS["image"][0]!r} or alike; say which one has the file names, by --image-col (image=...). There are {", ".join(map(repr, head[:12]))}')
+    if not cols['image']:
+        raise LabelError(f"{path}: no column is called 'image' or alike; say which one has the file names, "
+                         f'by --image-col (image=...). There are {_quoted(head)}')
     df = read_csv(path, text={cols['image'], cols['patient']} - {None})
     y, findings = _label_matrix(df, labels, findings, sep, [o for o in cols.values() if o], path)
     get = lambda kind, none: df[cols[kind]].to_numpy() if cols[kind] else none
@@ -326,16 +339,20 @@ def read_table(
 
 def _label_matrix(df, labels, findings, sep, taken, where):
     "0/1 matrix and names of findings, from label text or from a column a finding"
+    text = None
     if isinstance(labels, str) or labels is None: text = find_column(df.columns, 'labels', labels, where)
-    else: text = None
-    if text and df[text].dropna().astype(str).isin(['0', '1']).all(): text, labels = None, [text] # one finding, as a column of 0 and 1
+    if text and df[text].dropna().astype(str).isin(['0', '1']).all(): # one finding, as a column of 0 and 1
+        labels = [text]
+        text = None
     if text:
         sep = sep or _separator(df[text])
         names = findings or _names(df[text], sep)
         if not names: raise LabelError(f'{where}: column {text!r} names no finding; is it the label column?')
         return multi_hot(df[text], names, known=_names(df[text], sep), sep=sep, where=str(where)), list(names)
     names = list(labels or findings or _flags(df, taken))
-    if not names: raise LabelError(f'{where}: no labels; name the column with label text by --label-col (labels=...), or give a 0/1 column for each finding')
+    if not names:
+        raise LabelError(f'{where}: no labels; name the column with label text by --label-col (labels=...), '
+                         'or give a 0/1 column for each finding')
     names = [find_column(df.columns, 'labels', o, where) for o in names]
     return _zero_one(df[names], where), names
 
