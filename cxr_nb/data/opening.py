@@ -8,10 +8,9 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/opening.html.md"""
 __all__ = ['open_data', 'run_data']
 
 # %% ../../nbs/api/data/11_opening.ipynb #7b5fbbcd
-import json
 from pathlib import Path
 
-from ..core import CxrError
+from ..core import CxrError, read_json
 from .indiana import indiana_folder, load_indiana
 from .sources import ChestData, label_file, load_data, load_nih
 
@@ -31,19 +30,17 @@ def run_data(
     run # A run folder
 )->ChestData: # The data that it was trained on, where they were
     "The data of a run, by its `data.json`. Raises `CxrError` if they have moved"
-    where, config = (_read_json(Path(run)/o) for o in ('data.json', 'config.json'))
-    if not config: raise CxrError(f'{run}: no config.json there; is this the folder that cxr-train wrote with --out?')
+    config = read_json(Path(run)/'config.json', 'give the folder that cxr-train wrote with --out, or train again')
+    where = read_json(Path(run)/'data.json', 'restore it, or give the folder of the images as --data', default={})
     root = where.get('root')
-    if not root or not Path(root).is_dir(): raise CxrError(f'{run}: its images are not where they were; give their folder as --data')
+    if not root or not Path(root).is_dir():
+        raise CxrError(f'{run}: its images are not where they were; give their folder as --data')
     if indiana_folder(root): return load_indiana(root)
     home = label_file(root)
     csv = where.get('csv', home) # a run of version 0.1.0 does not say
     if not csv: raise CxrError(f'{run}: its table was made in Python; give it again, as in open_run(path, data)')
-    if not Path(csv).is_file(): raise CxrError(f'{run}: its label file is not where it was; give it as --csv-path, with --img-root')
-    if home and home.resolve() == Path(csv).resolve(): return load_nih(root, config.get('findings'))
-    return load_data(csv_path=csv, img_root=root, findings=config.get('findings'), columns=where.get('columns'))
-
-def _read_json(file):
-    "What a JSON file holds; nothing if it is not there"
-    try: return json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError as e: raise CxrError(f'{file}: not valid JSON ({e}); train again or restore it') from None
+    if not Path(csv).is_file():
+        raise CxrError(f'{run}: its label file is not where it was; give it as --csv-path, with --img-root')
+    findings = config.get('findings')
+    if home and home.resolve() == Path(csv).resolve(): return load_nih(root, findings)
+    return load_data(csv_path=csv, img_root=root, findings=findings, columns=where.get('columns'))
