@@ -1,4 +1,4 @@
-"""What every module stands on: errors that name the mend, files that are written whole, and one maker at a time for what several processes share.
+"""What every module stands on: errors that name the mend, files that are written whole, and one maker at a time.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/core.html.md"""
 
@@ -53,13 +53,13 @@ def text_sha256(
 
 # %% ../nbs/api/00_core.ipynb #a8820536
 def cache_home()->Path: # A folder, which need not be there yet
-    "Where phantoms, image caches and other files of this package's own are kept: `CXR_CACHE`, else the user's cache folder"
+    "Where phantoms, image caches and other files of this package are kept: `CXR_CACHE`, else the user's cache folder"
     return Path(os.environ.get('CXR_CACHE') or xdg_cache_home()/'cxr_nb')
 
 def lock_path(
     path # A file or folder
 )->Path: # The hidden file beside it that stands for its lock; it stays there, empty
-    "Where the lock of a file or folder lies: beside it, or in the user's cache folder where nothing can be written beside it"
+    "Where the lock of a file or folder lies: beside it, or in the user's cache folder if its own cannot be written to"
     path = Path(path).resolve()
     near = next(o for o in path.parents if o.is_dir())
     if os.access(near, os.W_OK): return path.with_name(f'.{path.name}.lock')
@@ -192,7 +192,8 @@ def read_json(
         if default is not None: return default
         raise error(f'{path}: no such file; {mend}') from None
     except OSError as e: raise error(f'{path}: cannot be read ({e.strerror}); {mend}') from None
-    except (ValueError, RecursionError) as e: raise error(f'{path}: is not valid JSON ({str(e)[:80]}); {mend}') from None
+    except (ValueError, RecursionError) as e:
+        raise error(f'{path}: is not valid JSON ({str(e)[:80]}); {mend}') from None
     if not isinstance(record, dict): raise error(f'{path}: must hold one JSON object; {mend}')
     return record
 
@@ -237,7 +238,9 @@ def record_from(
     "The record with these values. Raises an error that names a field which does not exist, or one that is missing"
     names = [o.name for o in fields(cls)]
     known = ', '.join(names)
-    if not isinstance(values, dict): raise error(f'{what}: is {values!r}, and must be an object with the fields {known}')
-    if odd := sorted(set(values) - set(names)): raise error(f'{what} has no {odd[0]!r}; it has {known}')
+    if not isinstance(values, dict):
+        raise error(f'{what}: is {values!r}, and must be an object with the fields {known}')
+    unknown = sorted(set(values) - set(names))
+    if unknown: raise error(f'{what} has no {unknown[0]!r}; it has {known}')
     try: return cls(**values)
     except TypeError as e: raise error(f'{what}: {str(e).split("__init__() ")[-1]}') from None

@@ -57,7 +57,8 @@ def can_resume(
 )->bool: # Is it a run of stages, whose configuration can be read?
     "Can the run in a folder be gone on with?"
     config = _config(path)
-    return isinstance((config.get('recipe') or {}).get('stages'), list) and 'fusion' not in config and 'vit' not in config
+    stages = (config.get('recipe') or {}).get('stages')
+    return isinstance(stages, list) and 'fusion' not in config and 'vit' not in config
 
 def clear_run(
     path # A run folder

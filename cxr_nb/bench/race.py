@@ -147,9 +147,13 @@ def bench_table(
 )->pd.DataFrame: # Text, by name: ours, peer, unit, ratio, spread, bar, holds, runs
     "Rows to be read"
     holds = {True: 'yes', False: 'NO', None: '–'}
-    lines = [dict(row=o.name, ours=_short(o.ours), peer=_short(o.peer), unit=o.unit, ratio=_short(o.ratio),
-                  spread=_spread_text(o), bar=_bar_text(o), holds=holds[o.holds], runs=o.runs) for o in rows]
-    return pd.DataFrame(lines).set_index('row')
+    table = pd.DataFrame([asdict(row) for row in rows])
+    for name in ('ours', 'peer', 'ratio'): table[name] = [_short(getattr(row, name)) for row in rows]
+    table['spread'] = [_spread_text(row) for row in rows]
+    table['bar'] = [_bar_text(row) for row in rows]
+    table['holds'] = [holds[row.holds] for row in rows]
+    shown = ['ours', 'peer', 'unit', 'ratio', 'spread', 'bar', 'holds', 'runs']
+    return table.set_index('name')[shown].rename_axis('row')
 
 # %% ../../nbs/api/bench/01_race.ipynb #eef41d3e
 def write_bench(

@@ -38,7 +38,8 @@ def parser(
     "The parser of a command"
     p = anno_parser(f, prog=f.__name__.replace('_', '-'))
     lines = '\n'.join('  ' + o.strip() for o in examples.strip().splitlines())
-    p.epilog = '\n\n'.join(filter(None, [f'examples:\n{lines}', notes, 'Research and education only, never clinical use.']))
+    parts = [f'examples:\n{lines}', notes, 'Research and education only, never clinical use.']
+    p.epilog = '\n\n'.join(filter(None, parts))
     p._optionals.title = 'options'
     class Formatter(p.formatter_class, argparse.RawDescriptionHelpFormatter): pass
     p.formatter_class = Formatter
@@ -49,20 +50,26 @@ def command(
     examples:str, # Shown below the options of `--help`, one a line
     notes:Callable=None, # Gives more to be shown there
     goes_on:str=None, # Flag with which an interrupted command goes on; '' if it does so by itself, None if it does not
-)->Callable: # Takes the function; what it returns takes the arguments as typed (those of the shell if None) and gives the exit code
-    "Decorator: a function becomes a shell command that ends with an exit code"
+)->Callable: # Takes the function; what it returns takes the arguments as typed and gives the exit code
+    "Decorator: a function becomes a shell command that ends with an exit code; without arguments it takes the shell's"
     def deco(f):
         @wraps(f)
         def main(argv=None):
             argv = hyphenate(sys.argv[1:] if argv is None else argv)
             asked = notes and {'-h', '--help'} & set(argv)
             args = vars(parser(f, examples, notes() if asked else '').parse_args(argv))
-            listed = [k for k, o in signature(f).parameters.items() if o.kind is o.VAR_POSITIONAL]
-            words = sum((args[k] for k in listed), [])
-            options = {k: args[k] for k in signature(f).parameters if k not in listed}
+            words, options = _words_and_options(f, args)
             return _run(f, _how_to_go_on(f, argv, goes_on), *words, **options)
         return main
     return deco
+
+def _words_and_options(f, args):
+    "What a function takes by position, and what by name"
+    words, options = [], {}
+    for name, parameter in signature(f).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL: words += args[name]
+        else: options[name] = args[name]
+    return words, options
 
 def _how_to_go_on(f, argv, flag):
     "What to say of an interrupted command"
@@ -147,8 +154,8 @@ def run_folder(
     run # As typed
 )->Path: # The folder
     "The run folder, which most commands need"
-    if not run: raise CxrError('--run is missing; give the folder that cxr-train or cxr-demo wrote, as in: --run runs/demo')
-    return Path(run)
+    if run: return Path(run)
+    raise CxrError('--run is missing; give the folder that cxr-train or cxr-demo wrote, as in: --run runs/demo')
 
 def say_data(
     d # `ChestData`
@@ -176,11 +183,14 @@ def say_scores(
     for name in ('val', 'test'):
         if name in out: say(f'{name}: {_score_line(out[name])}')
     if 'test' not in out:
-        say('note: there is no test part; weights and thresholds were chosen on these validation images, so the figures are too kind')
+        say('note: there is no test part; weights and thresholds were chosen on these validation images, '
+            'so the figures are too kind')
 
 def _score_line(part):
     "Macro AUROC of a part, or why there is none"
     a = part['macro']['auroc']
     if a['value'] is None: return f'no finding has both positive and negative images among {part["n"]:,}'
-    spread = 'no interval: too few patients' if a.get('low') is None else f'95 % interval {a["low"]:.3f} to {a["high"]:.3f}'
-    return f'macro AUROC {a["value"]:.3f} ({spread}) over {a["n_findings"]} findings, {part["n"]:,} images of {part["patients"]:,} patients'
+    spread = 'no interval: too few patients'
+    if a.get('low') is not None: spread = f'95 % interval {a["low"]:.3f} to {a["high"]:.3f}'
+    images = f'{part["n"]:,} images of {part["patients"]:,} patients'
+    return f'macro AUROC {a["value"]:.3f} ({spread}) over {a["n_findings"]} findings, {images}'

@@ -38,32 +38,32 @@ def typed_options(
             cxr-train --csv-path mine.csv --img-root images --patient-col person --findings Mass,Effusion --out runs/mine
             torchrun --nproc_per_node=2 -m cxr_nb.cli train --data /path/to/nih --out runs/both''', goes_on='--resume')
 def cxr_train(
-    data:str=None, # Folder in the NIH layout (of the Indiana collection for --recipe indiana); else CXR_DATA, Kaggle's mount, else phantom images
+    data:str=None, # Folder in the NIH layout, or of the Indiana set; else CXR_DATA, Kaggle's mount, phantom images
     csv_path:str=None, # Label file of your own: a row an image
     img_root:str=None, # Folder of its images
     image_col:str=None, # Its column with file names; found by its usual names if not given
     patient_col:str=None, # Its column with patients; without one every image counts as a patient of its own
-    label_col:str=None, # Its column with label text, such as Mass;Effusion; found by its usual names if not given; without one, each column of only 0 and 1 is a finding
-    findings:str=None, # Which findings, with commas between them; 14 or 13 for the sets of the release; those of the recipe or table if not given
+    label_col:str=None, # Its column with label text; if not given the usual names, else each column of 0 and 1
+    findings:str=None, # Findings with commas between, or 14 or 13 of the release; the recipe's or table's if not given
     out:str='runs/train', # The run folder
-    recipe:str='staged', # staged (frozen head, whole network, slower), single, fusion (with age, sex and view), indiana (35 classes in folds), strong, or a .json file; other options override it
+    recipe:str='staged', # staged, single, fusion (with age, sex, view), indiana (35 classes), strong, or a .json file
     fast:bool=False, # A tiny network of the same kind, an epoch a stage: does it work at all?
     arch:str=None, # Any timm model; that of the recipe if not given
-    weights:str=None, # imagenet from timm's hub, a file, a folder or hf-hub:NAME of open_clip, or none; those of the recipe if not given
+    weights:str=None, # imagenet, none, a file, a folder or hf-hub:NAME of open_clip; the recipe's if not given
     size:int=None, # Side of the network's input in pixels; 224 if not given
     epochs:int=None, # Epochs of each stage
     batch_size:int=None, # Batch size of stages that train more than the head
     lr:float=None, # Learning rate of the first stage, the others keep their ratio to it
     loss:str=None, # bce, class_weight, pos_weight or focal
     weighted:bool=False, # Draw images with rare findings more often
-    split:str=None, # official, random or folds, all by patient; official for images of the release and where the official lists lie beside the label file, else random, if the recipe does not say
+    split:str=None, # official, random or folds, by patient; the recipe's if not given, or official where there is one
     val:float=None, # Share of patients for validation
     test:float=None, # Share of patients for test in a random split; 0 judges on validation, too kindly
     folds:int=None, # Of a cross-validation
     train_subset:int=None, # Images to train on, class balance kept; all if not given
     val_subset:int=None, # Images to validate on; all if not given
     seed:int=None, # Of split, weights, order and augmentation; 0 if not given
-    precision:str=None, # float32, bfloat16, float16, or auto: 16 bits on graphics cards that are fast in them, float32 on a processor; auto if not given
+    precision:str=None, # float32, bfloat16, float16, or auto: 16 bits on cards that are fast in them; auto if not given
     compile:bool=False, # Compile the network first; takes minutes, pays in long runs
     set:str=None, # Any other field of the recipe, as in --set "width=64 hide=0.2"
     resume:bool=False, # Go on with the run that was broken off in --out; give the same options
@@ -78,13 +78,15 @@ def cxr_train(
     there = _check_folders(recipe, data, csv_path, img_root)
     from cxr_nb.training.distributed import best_device, leave
     from cxr_nb.training.recipes import make_recipe
-    r = make_recipe(recipe, epochs, lr, batch_size, fast, arch=arch, weights=weights, size=size, loss=loss, weighted=weighted or None,
-                    split=split, val=val, test=test, folds=folds, train_subset=train_subset, val_subset=val_subset, seed=seed,
-                    findings=names, precision=precision, compile=compile or None, **typed_options(set))
+    r = make_recipe(recipe, epochs, lr, batch_size, fast, arch=arch, weights=weights, size=size, loss=loss,
+                    weighted=weighted or None, split=split, val=val, test=test, folds=folds,
+                    train_subset=train_subset, val_subset=val_subset, seed=seed, findings=names,
+                    precision=precision, compile=compile or None, **typed_options(set))
     _check_start(r, out, resume, overwrite)
     best_device(device) # meets the other processes, if there are any
     if not there: _check_weights(r, out, resume) # before images are drawn or fetched
-    d = _training_data(recipe, data, csv_path, img_root, names or r.findings, download, named_columns(image_col, patient_col, label_col))
+    columns = named_columns(image_col, patient_col, label_col)
+    d = _training_data(recipe, data, csv_path, img_root, names or r.findings, download, columns)
     _check_weights(r, out, resume)
     _train_and_say(d, r, out, cache=cache, device=device, resume=resume, overwrite=overwrite, every=save_every)
     leave()
@@ -101,11 +103,14 @@ def _train_and_say(
     from cxr_nb.training.engine import train
     ended = []
     train_it = cross_validate if recipe.split.kind == 'folds' else train
-    run = train_it(data, recipe, out, on_stage=_say_stage, on_end=lambda run: ended.append(finish(run)), say=say, **kwargs)
+    def end(run): ended.append(finish(run))
+    run = train_it(data, recipe, out, on_stage=_say_stage, on_end=end, say=say, **kwargs)
     if not ended: _say_already(run)
     return run
 
-def _is_indiana(recipe): return str(recipe) == 'indiana'
+def _is_indiana(recipe):
+    "Is this the recipe for data of another layout?"
+    return str(recipe) == 'indiana'
 
 def _training_data(recipe, data, csv_path, img_root, findings, download, columns):
     "The data that options name; the first process makes or fetches them"
@@ -118,7 +123,8 @@ def _training_data(recipe, data, csv_path, img_root, findings, download, columns
     return say_data(d)
 
 def _check_folders(recipe, data, csv_path, img_root):
-    "Refuse folders and files that are not there before anything large is imported; are data there, or must they be made or fetched?"
+    """Refuse folders and files that are not there before anything large is imported;
+    are data there, or must they be made or fetched?"""
     from cxr_nb.data.sources import find_root
     for flag, path in (('--csv-path', csv_path), ('--img-root', img_root)):
         if path and not Path(path).exists(): raise CxrError(f'{path}: no such file or folder ({flag})')
@@ -188,8 +194,9 @@ def say_localisation(
 ):
     "One line about the pointing game"
     a = scores.loc['All']
-    say(f'pointing game: peak in the box on {a.hit:.2f} of {int(a.films)} boxed findings on {part} images ({a.low:.2f} to {a.high:.2f}), '
-        f'a location prior that sees no image {a.prior:.2f} ({a.prior_low:.2f} to {a.prior_high:.2f}), random weights {a.random:.2f}')
+    say(f'pointing game: peak in the box on {a.hit:.2f} of {int(a.films)} boxed findings on {part} images '
+        f'({a.low:.2f} to {a.high:.2f}), a location prior that sees no image {a.prior:.2f} '
+        f'({a.prior_low:.2f} to {a.prior_high:.2f}), random weights {a.random:.2f}')
 
 # %% ../../nbs/api/commands/03_train.ipynb #b2719840
 DEMO_NET = dict(layers=(1, 1, 2, 0), channels=(32, 64, 128, 128), stem_width=16) # of timm's resnet10t
@@ -207,8 +214,8 @@ def demo_recipes(
     usual = staged(arch=arch, size=size, seed=seed, kwargs=DEMO_NET if arch == 'resnet10t' else {})
     mild = Augment(degrees=4, shift=.03, scale=.06, brightness=.06, contrast=.12)
     first = Stage('pretrain', epochs, 5e-3, bs=16, bn='train', schedule='one_cycle')
-    pretrain = staged(arch=arch, size=size, seed=seed, kwargs=usual.net.kwargs, stages=[first], weights='none', split='random', val=.1,
-                      test=0., augment=mild)
+    pretrain = staged(arch=arch, size=size, seed=seed, kwargs=usual.net.kwargs, stages=[first], weights='none',
+                      split='random', val=.1, test=0., augment=mild)
     return pretrain, usual
 
 # %% ../../nbs/api/commands/03_train.ipynb #7f128a72
@@ -223,7 +230,7 @@ def cxr_demo(
     size:int=128, # Side of the images in pixels
     arch:str='resnet10t', # Any timm model
     seed:int=0, # Of everything
-    overwrite:bool=False, # Delete the demo in --out and begin anew; if not given, it is resumed, or its scores are shown if it is finished
+    overwrite:bool=False, # Delete the demo in --out and begin anew; else it is resumed, or its scores are shown
     device:str=None, # cpu, cuda, mps; the best there is if not given
 ):
     "Everything on phantom images, from labels to report, without network or data."
@@ -232,7 +239,8 @@ def cxr_demo(
     from cxr_nb.training.engine import train
     check_arch(arch)
     if not (n_images > 0 and 32 <= size <= 1024):
-        raise CxrError(f'--n-images {n_images}, --size {size}: give at least one image, and a side of 32 to 1024 pixels')
+        raise CxrError(f'--n-images {n_images}, --size {size}: '
+                       'give at least one image, and a side of 32 to 1024 pixels')
     out = Path(out)
     first, recipe = demo_recipes(arch, size, pretrain_epochs, seed)
     other = phantom_data(pretrain_images, size, seed + 1, enrich=1., first_patient=150_001)

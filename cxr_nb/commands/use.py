@@ -34,7 +34,7 @@ def cxr_eval(
     img_root:str=None, # Folder of the images of other data
     image_col:str=None, # Column of that label file with file names; found by its usual names if not given
     patient_col:str=None, # Its column with patients
-    label_col:str=None, # Its column with label text; found by its usual names if not given; without one, each column of only 0 and 1 is a finding
+    label_col:str=None, # Its column with label text; if not given the usual names, else each column of 0 and 1
     names:str=None, # For --predictions: what its columns are called, as in --names "filename=image,p_eff=Effusion"
     weights:str=None, # Other weights of the same architecture
     subset:int=0, # Judge on about so many test images, class balance kept; 0 for all
@@ -45,16 +45,22 @@ def cxr_eval(
     if not (run or predictions):
         raise CxrError('--run or --predictions is missing; give a run folder, as in: --run runs/demo, or a file, '
                        'as in: --predictions theirs.csv --labels nih')
-    if predictions: return _eval_file(predictions, labels, Path(out or Path('results')/Path(predictions).stem), _renamed(names))
+    if predictions:
+        folder = Path(out or Path('results')/Path(predictions).stem)
+        return _eval_file(predictions, labels, folder, _renamed(names))
     d = _other_data(run, data, csv_path, img_root, columns_of(run, csv_path, image_col, patient_col, label_col))
     _eval_run(run, d, weights, subset, out, device)
 
 def _renamed(text):
     "Their column to our name, as typed"
-    pairs = [o.split('=') for o in (text or '').split(',') if o.strip()]
-    if any(len(o) != 2 or not all(map(str.strip, o)) for o in pairs):
-        raise CxrError(f'--names {text}: give pairs such as filename=image,p_eff=Effusion')
-    return {a.strip(): b.strip() for a, b in pairs}
+    names = {}
+    for pair in (text or '').split(','):
+        if not pair.strip(): continue
+        theirs, equals, ours = (word.strip() for word in pair.partition('='))
+        if not (theirs and ours) or '=' in ours:
+            raise CxrError(f'--names {text}: give pairs such as filename=image,p_eff=Effusion')
+        names[theirs] = ours
+    return names
 
 # %% ../../nbs/api/commands/04_use.ipynb #dbc66810
 def _run_config(run):
@@ -169,22 +175,25 @@ def cxr_predict(
     *files:str, # Image files (PNG, JPEG, DICOM) and folders
     run:str=None, # The run folder
     out:str='predictions.csv', # Where the table goes: .csv or .json
-    table:str=None, # For a network that is told age, sex and view: a CSV with image and these columns; what is not in it is unknown
+    table:str=None, # For a network that is told age, sex and view: a CSV with image and these; what it lacks is unknown
     header:bool=False, # For such a network: take age, sex and view from DICOM headers where the table has none
     force:bool=False, # Predict images that look turned, inverted or not like a chest, with a warning
-    calibrated:bool=False, # Calibrated probabilities, with thresholds moved alike; the calls are the same
+    calibrated:bool=False, # Calibrated probabilities, with thresholds moved alike; the same predictions are positive
     device:str='cpu', # cpu, cuda, mps
     batch_size:int=16, # Images at a time
 )->int: # Exit code
-    "Probabilities, calls and No Finding of image files, a row a file. Exit code: 0 all predicted, 3 some with a warning, 1 some refused, 2 none predicted."
+    """Probabilities, positive predictions and No Finding of image files, a row a file.
+    Exit code: 0 all predicted, 3 some with a warning, 1 some refused, 2 none predicted."""
     import time
     from cxr_nb.deploy.predict import load_classifier, predict_files, read_known, write_rows
-    if Path(out).suffix.lower() not in ('.csv', '.json'): raise CxrError(f'{out}: give a name that ends with .csv or .json')
+    if Path(out).suffix.lower() not in ('.csv', '.json'):
+        raise CxrError(f'{out}: give a name that ends with .csv or .json')
     if not files: raise CxrError('no files given; name image files or folders, as in: cxr-predict --run RUN image.png')
     _say_unfinished(run)
     clf, began = load_classifier(run_folder(run), device), time.perf_counter()
     known = read_known(table) if table else None
-    df = predict_files(clf, files, batch_size, progress=True, force=force, calibrated=calibrated, known=known, header=header)
+    df = predict_files(clf, files, batch_size, progress=True, force=force, calibrated=calibrated,
+                       known=known, header=header)
     write_rows(df, out)
     n = df.status.value_counts().reindex(['ok', 'warning', 'refused'], fill_value=0)
     rate = len(df)/(time.perf_counter() - began)
@@ -224,7 +233,8 @@ def cxr_export(
     "A trained run as one ONNX file, gray bytes in and probabilities out, or to the Hugging Face hub."
     folder = run_folder(run)
     if not (out or push):
-        raise CxrError('--out or --push is missing; give a file, as in: --out model.onnx, or a name, as in: --push OWNER/NAME')
+        raise CxrError('--out or --push is missing; give a file, as in: --out model.onnx, '
+                       'or a name, as in: --push OWNER/NAME')
     from cxr_nb.deploy.export import export_onnx, push_to_hub
     if out: _say_exported(export_onnx(folder, out))
     if push:
@@ -275,7 +285,8 @@ def cxr_app(
     alone = threading.current_thread() is threading.main_thread()
     if alone: signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)) # uploads that were not read yet go with the page
     if not (Path(run)/'config.json').is_file():
-        raise CxrError(f'{run}: no trained run there; run cxr-demo first, or give the folder that cxr-train wrote as --run')
+        raise CxrError(f'{run}: no trained run there; run cxr-demo first, '
+                       'or give the folder that cxr-train wrote as --run')
     page, url = open_page(run, host, port, max_mb, device, block=False, browser=browser)
     say(f'page: {url} (research and education only; end it with Ctrl-C)')
     page.block_thread()

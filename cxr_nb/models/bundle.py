@@ -54,12 +54,15 @@ def save_bundle(
     path, # Folder, made if needed
     **config # More for config.json: anything that JSON can hold
 )->Path: # The folder
-    "Write `model.safetensors` and `config.json`, with the fingerprint of the weights in it; a kill leaves the old pair or the new one"
+    """Write `model.safetensors` and `config.json`, with the fingerprint of the weights in it;
+    a kill leaves the old pair or the new one"""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    weights, part = _write_part(model, path/'model.safetensors'), path/'config.json.part'
-    me = dict(arch=model.arch, findings=model.findings, size=model.size, library='cxr_nb', weights_sha256=file_sha256(weights))
-    part.write_text(json.dumps({**config, **me, **_described(model)}, indent=1, allow_nan=False))
+    weights = _write_part(model, path/'model.safetensors')
+    part = path/'config.json.part'
+    me = dict(arch=model.arch, findings=model.findings, size=model.size, library='cxr_nb',
+              weights_sha256=file_sha256(weights))
+    part.write_text(json.dumps(config | me | _described(model), indent=1, allow_nan=False))
     weights.replace(path/'model.safetensors')
     part.replace(path/'config.json')
     return path
@@ -89,7 +92,8 @@ def net_of(
     net = Net.from_dict(cfg['net'])
     if (net.arch, net.size) != (plain.arch, plain.size) or 'model_kwargs' in cfg and net.kwargs != plain.kwargs:
         raise ModelError("'net' is of another architecture, size or other options than the rest of the file")
-    if net.findings != plain.findings: raise ModelError("'net' has other findings than the rest of the file, or has them in another order")
+    if net.findings != plain.findings:
+        raise ModelError("'net' has other findings than the rest of the file, or has them in another order")
     return net
 
 def check_config(
@@ -149,17 +153,18 @@ def _interrupted(file, sha):
 def read_config(
     path # Folder of a bundle or run
 )->dict: # What config.json says
-    "The configuration of a bundle. Raises `ModelError` if there is none, or if the weights beside it are not those that it names"
-    file, weights = Path(path)/'config.json', Path(path)/'model.safetensors'
+    "The configuration of a bundle. Raises `ModelError` if there is none, or if the weights are not those that it names"
+    file = Path(path)/'config.json'
+    weights = Path(path)/'model.safetensors'
     sha = file_sha256(weights) if weights.is_file() else None
     cfg = _interrupted(file, sha) or _parsed(file)
     said = cfg.get('weights_sha256')
     if sha and said is None:
-        raise ModelError(f'{file}: names no fingerprint of its weights (weights_sha256), so nobody can tell whether they belong together; '
-                         'restore the file')
+        raise ModelError(f'{file}: names no fingerprint of its weights (weights_sha256), so nobody can tell whether '
+                         'they belong together; restore the file')
     if sha and said != sha:
-        raise ModelError(f'{weights}: the weights are not those that its config.json names (SHA-256 {sha[:12]} here, {str(said)[:12]} there), '
-                         'so they do not belong together; restore both files')
+        raise ModelError(f'{weights}: the weights are not those that its config.json names (SHA-256 {sha[:12]} here, '
+                         f'{str(said)[:12]} there), so they do not belong together; restore both files')
     return cfg
 
 # %% ../../nbs/api/models/05_bundle.ipynb #dbad3a85
@@ -184,13 +189,14 @@ def _within(budget):
     "Networks are counted while they are built"
     hooks = nn.modules.module
     with ExitStack() as stack:
-        for handle in (hooks.register_module_parameter_registration_hook(budget.count),
-                       hooks.register_module_buffer_registration_hook(budget.count), hooks.register_module_forward_hook(budget.look)):
-            stack.callback(handle.remove)
+        handles = [hooks.register_module_parameter_registration_hook(budget.count),
+                   hooks.register_module_buffer_registration_hook(budget.count),
+                   hooks.register_module_forward_hook(budget.look)]
+        for handle in handles: stack.callback(handle.remove)
         yield
 
 def _room(weights):
-    "How many tensors and numbers a network for these weights may have; some networks make a layer, and another in its place"
+    "How many tensors and numbers a network for these weights may have; some make a layer, and another in its place"
     if not Path(weights).is_file(): raise ModelError(f'{weights}: no such weight file')
     try:
         with safe_open(weights, 'pt') as f: sizes = [math.prod(f.get_slice(k).get_shape()) for k in f.keys()]
@@ -202,7 +208,8 @@ def bounded(
     make, # Makes a network, without arguments
     weights # Its `.safetensors` file
 )->nn.Module: # The network, its weights not yet loaded
-    "A network no larger than its weight file, stopped before it takes memory. Raises `ModelError` if it is larger, or cannot be made"
+    """A network no larger than its weight file, stopped before it takes memory.
+    Raises `ModelError` if it is larger, or cannot be made"""
     room = _room(weights)
     for device in ('meta', 'cpu'):
         try:
@@ -221,30 +228,43 @@ def _said(path):
     with safe_open(path, 'pt') as f: said = f.metadata() or {}
     try:
         if 'model' in said: named = json.loads(said['model'])
-        else: named = {k: json.loads(o) if k == 'findings' else o for k, o in said.items() if k in ('arch', 'findings')} # older
+        else: named = _older_names(said)
     except ValueError: raise ModelError(f'{path}: what it says of itself cannot be read; refused') from None
     return named if isinstance(named, dict) else {}
+
+def _older_names(said):
+    "Architecture and findings as older versions wrote them, each under a key of its own"
+    named = {k: said[k] for k in ('arch', 'findings') if k in said}
+    if 'findings' in named: named['findings'] = json.loads(named['findings'])
+    return named
 
 def _refuse_findings(path, there, here):
     "Raise `ModelError` if weights are of other findings, or of the same in another order"
     if there == here: return
-    at = next((i for i, pair in enumerate(zip(there, here)) if pair[0] != pair[1]), None)
-    what = f'{len(there)} there and {len(here)} here' if at is None else f'output {at + 1} is {there[at]!r} there and {here[at]!r} here'
+    what = f'{len(there)} there and {len(here)} here'
+    for i, (theirs, ours) in enumerate(zip(there, here), 1):
+        if theirs == ours: continue
+        what = f'output {i} is {theirs!r} there and {ours!r} here'
+        break
     raise ModelError(f'{path}: its findings are others, or in another order: {what}; its outputs would get wrong names')
 
 def load_weights(
     model:ChestModel, # Changed in place
     path # Weights of the same network, as of `save_weights`
 )->ChestModel: # The same model
-    "Weights of a whole model. Raises `ModelError` if they are of another architecture, or of other findings, or of the same in another order"
-    tensors, said = read_weights(path), _said(path)
+    """Weights of a whole model. Raises `ModelError` if they are of another architecture, or of other findings,
+    or of the same in another order"""
+    tensors = read_weights(path)
+    said = _said(path)
     arch = said.get('arch', model.arch)
-    if arch != model.arch: raise ModelError(f'{path}: holds weights of {arch}, not of {model.arch}; give those of the same architecture')
+    if arch != model.arch:
+        raise ModelError(f'{path}: holds weights of {arch}, not of {model.arch}; give those of the same architecture')
     _refuse_findings(path, said.get('findings', model.findings), model.findings)
     try: model.load_state_dict(tensors)
     except RuntimeError as e:
         why = str(e).splitlines()[-1].strip()[:100]
-        raise ModelError(f'{path}: does not fit {model.arch} with {len(model.findings)} findings ({why}); is it of another architecture?') from None
+        raise ModelError(f'{path}: does not fit {model.arch} with {len(model.findings)} findings ({why}); '
+                         'is it of another architecture?') from None
     return model
 
 def load_bundle(
@@ -255,11 +275,14 @@ def load_bundle(
     if any(o in cfg for o in OTHER_KINDS):
         raise ModelError(f'{path}: was written by an older version; cxr-check --convert {path} makes it one of today')
     try: model = load_weights(bounded(lambda: ChestModel(net_of(cfg)), weights), weights)
-    except ModelError as e: raise ModelError(f'{path}: weights and configuration do not belong together ({e})') from None
+    except ModelError as e:
+        raise ModelError(f'{path}: weights and configuration do not belong together ({e})') from None
     return model.eval(), cfg
 
 # %% ../../nbs/api/models/05_bundle.ipynb #b81e72a6
-RENAMED = {'fusion': {'pyramid.': 'neck.pyramid.', 'image.': 'neck.image.', 'rows.': 'tabular.'}, 'vit': {'proj.': 'neck.proj.'}}
+RENAMED = { # Beginnings of names of tensors, by kind: in older versions, and today
+    'fusion': {'pyramid.': 'neck.pyramid.', 'image.': 'neck.image.', 'rows.': 'tabular.'},
+    'vit': {'proj.': 'neck.proj.'}}
 
 def _older_net(cfg, kind):
     "The network of an older configuration"
@@ -272,13 +295,14 @@ def _older_net(cfg, kind):
 
 def _renamed(name, names):
     "The name of a tensor of today"
-    old = next((o for o in names if name.startswith(o)), '')
-    return names.get(old, '') + name.removeprefix(old)
+    for old, new in names.items():
+        if name.startswith(old): return new + name.removeprefix(old)
+    return name
 
 def convert_bundle(
     path # Folder of a bundle or run
 )->Path: # The folder
-    "Make a bundle of an older version one of today; one of today stays as it is. Raises `ModelError` if it cannot be opened"
+    "Make a bundle of an older version one of today, which stays as it is. Raises `ModelError` if it cannot be opened"
     cfg, weights = read_config(path), Path(path)/'model.safetensors'
     kind = next((o for o in OTHER_KINDS if o in cfg), None)
     if kind is None and 'net' in cfg: return Path(path)

@@ -1,4 +1,4 @@
-"""What stands between a backbone and its answers: a pooled row, a feature pyramid or a token, and the head that reads it.
+"""What stands between a backbone and its answers: a pooled row, a feature pyramid or a token, and the head over it.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/models/necks.html.md"""
 
@@ -45,7 +45,8 @@ class Maps(nn.Module):
         except ModelError: raise
         except Exception as e:
             said = type(e).__name__
-            raise ModelError(f'{arch}: gives no {levels} feature maps ({said}); choose another backbone, such as densenet121') from None
+            raise ModelError(f'{arch}: gives no {levels} feature maps ({said}); '
+                             'choose another backbone, such as densenet121') from None
         self.channels = self.net.feature_info.channels()
         self.channels_last = str(getattr(self.net, 'output_fmt', 'NCHW')).endswith('NHWC')
     def forward(self, img):

@@ -26,34 +26,53 @@ from .necks import (NECKS, Token, backbone_blocks, make_head, make_neck, pooled_
                                  tokens_before)
 
 # %% ../../nbs/api/models/04_nets.ipynb #0812c2af
-_NO_OPTION = re.compile('pretrained|checkpoint|cache_dir|state_dict|url|file|^(img_size|in_chans|num_classes|features_only|feature_cls'
-                        '|arch|size|findings|device|dtype|scriptable|exportable|no_jit|self)$')
+_NO_OPTION = re.compile('pretrained|checkpoint|cache_dir|state_dict|url|file|^(img_size|in_chans|num_classes'
+                        '|features_only|feature_cls|arch|size|findings|device|dtype|scriptable|exportable|no_jit'
+                        '|self)$')
 
 def option_refused(
     value, # Options of a network, or a part of them
     deep:int=0, # How deep that part is nested
 )->str: # '' for one that is let in
     "Why an option of a network is not let in"
-    if isinstance(value, (dict, list, tuple)):
-        if deep >= 4: return 'is nested deeper than 4'
-        if len(value) > 1000: return 'is too long'
-        keys, parts = ([*value], [*value.values()]) if isinstance(value, dict) else ([], value)
-        odd = [f'{str(k)[:40]!r} is no option that may be set' for k in keys if not _is_option(k)]
-        return next(filter(None, [*odd, *(option_refused(o, deep + 1) for o in parts)]), '')
+    if isinstance(value, (dict, list, tuple)): return _group_refused(value, deep)
     if isinstance(value, str):
         fine = re.fullmatch(r'[\w.+-]{0,64}', value)
         return '' if fine else f'holds {value[:40]!r}; a word must not be a path or an address'
-    if value is None or isinstance(value, (int, float)) and math.isfinite(value) and abs(value) <= 10_000: return ''
+    if value is None: return ''
+    if isinstance(value, (int, float)) and math.isfinite(value) and abs(value) <= 10_000: return ''
     return f'holds {str(value)[:40]}; numbers may be at most 10,000'
 
-def _is_option(name): return isinstance(name, str) and name.isidentifier() and not _NO_OPTION.search(name)
+def _group_refused(values, deep):
+    "The same of an object or a list"
+    if deep >= 4: return 'is nested deeper than 4'
+    if len(values) > 1000: return 'is too long'
+    if isinstance(values, dict):
+        for name in values:
+            if not _is_option(name): return f'{str(name)[:40]!r} is no option that may be set'
+        values = values.values()
+    for value in values:
+        why = option_refused(value, deep + 1)
+        if why: return why
+    return ''
+
+def _is_option(name):
+    "May an option of timm's have that name?"
+    return isinstance(name, str) and name.isidentifier() and not _NO_OPTION.search(name)
 
 # %% ../../nbs/api/models/04_nets.ipynb #c56e94cc
-def _is_whole(value): return type(value) is int
-def _are_names(value):
-    "Names that can stand in a file, each once?"
-    fine = all(isinstance(o, str) and 0 < len(o) <= 200 and o.isprintable() for o in value)
-    return fine and 1 <= len(value) <= 1000 and len(set(value)) == len(value)
+def _is_whole(value):
+    "Is this a whole number? True is none"
+    return type(value) is int
+
+def _are_names(values):
+    "Are these names that can stand in a file, each once?"
+    fine = all(isinstance(o, str) and 0 < len(o) <= 200 and o.isprintable() for o in values)
+    return fine and 1 <= len(values) <= 1000 and len(set(values)) == len(values)
+
+def _are_widths(values):
+    "Are these widths of layers?"
+    return len(values) <= 10 and all(_is_whole(o) and 1 <= o <= 10_000 for o in values)
 
 NET_RULES = dict(
     arch=(lambda v: isinstance(v, str) and v, 'the name of a timm model'),
@@ -61,7 +80,7 @@ NET_RULES = dict(
     size=(lambda v: _is_whole(v) and 16 <= v <= 2048, 'a whole number, 16 to 2048 pixels'),
     neck=(lambda v: v in NECKS, ' or '.join(NECKS)),
     width=(lambda v: _is_whole(v) and 0 <= v <= 10_000, 'a whole number, 0 to 10,000'),
-    hidden=(lambda v: len(v) <= 10 and all(_is_whole(o) and 1 <= o <= 10_000 for o in v), 'up to 10 widths, each 1 to 10,000'),
+    hidden=(_are_widths, 'up to 10 widths, each 1 to 10,000'),
     tabular=(lambda v: isinstance(v, tuple), 'a list of columns'),
     dropout=(lambda v: 0 <= v < 1, '0 or more, and below 1'),
     kwargs=(lambda v: isinstance(v, dict), 'an object, as in {"drop_path_rate": 0.1}'))
@@ -81,7 +100,8 @@ class Net:
 
     def __post_init__(self):
         for name in ('findings', 'hidden', 'tabular'): # JSON has no tuples
-            if isinstance(getattr(self, name), list): object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            if isinstance(value, list): object.__setattr__(self, name, tuple(value))
         check_fields(self, NET_RULES, 'the network', ModelError)
         check_arch(self.arch)
         check_columns(self.tabular)
@@ -99,13 +119,15 @@ class Net:
 
 # %% ../../nbs/api/models/04_nets.ipynb #382afaa0
 class ChestModel(nn.Module):
-    "Backbone, neck and head: float (B, 1, S, S), normalised, and maybe a tabular row (B, 2k), to one logit a finding (B, C)"
+    "Backbone, neck and head: normalised images (B, 1, S, S), and maybe tabular rows (B, 2k), to logits (B, C)"
     def __init__(self,
         net:Net # What to build
     ):
         super().__init__()
-        if net.findings is None: raise ModelError('the network: its findings are not known yet; name them, as in Net(findings=...)')
-        self.net, self.trainable = net, -1
+        if net.findings is None:
+            raise ModelError('the network: its findings are not known yet; name them, as in Net(findings=...)')
+        self.net = net
+        self.trainable = -1
         self.backbone, self.neck = make_neck(net.neck, net.arch, net.size, net.width, **net.kwargs)
         self.tabular = TabularBranch(net.tabular) if net.tabular else None
         n = self.neck.width + (self.tabular.width if net.tabular else 0)
@@ -150,7 +172,8 @@ class ChestModel(nn.Module):
     def _refuse_cut(self, trainable):
         "Raise `ModelError` if this network cannot be cut there"
         if self.net.neck != 'token' or trainable < 0:
-            raise ModelError(f'{self.arch}: nothing can be kept before its last {trainable} blocks; that needs neck="token" and a number of blocks')
+            raise ModelError(f'{self.arch}: nothing can be kept before its last {trainable} blocks; '
+                             'that needs neck="token" and a number of blocks')
         _refuse_blocks(self, trainable)
 
 def _refuse_blocks(model, trainable):
@@ -168,13 +191,16 @@ def set_trainable(
     "Say which parameters learn (`requires_grad`). Raises `ModelError` for a number of blocks that there is not"
     _refuse_blocks(model, trainable)
     if trainable == 0 and getattr(model.neck, 'filled', None) is False:
-        raise ModelError(f'{model.arch}: its weights had no projection, and one that is random and frozen would spoil the rest; choose width=0')
+        raise ModelError(f'{model.arch}: its weights had no projection, and one that is random and frozen would spoil '
+                         'the rest; choose width=0')
     model.requires_grad_(trainable == -1)
     model.trainable = trainable
     if trainable == -1: return model
-    new = [model.head, model.tabular] + [model.neck]*(trainable > 0 or not isinstance(model.neck, Token))
-    for module in filter(None, new): module.requires_grad_(True)
-    for block in backbone_blocks(model.backbone)[-trainable:] if trainable else []:
+    model.head.requires_grad_(True)
+    if model.tabular is not None: model.tabular.requires_grad_(True)
+    if trainable > 0 or not isinstance(model.neck, Token): model.neck.requires_grad_(True)
+    if trainable == 0: return model
+    for block in backbone_blocks(model.backbone)[-trainable:]:
         for p in block: p.requires_grad_(True)
     return model
 
@@ -182,9 +208,13 @@ def count_parameters(
     model:ChestModel # On any device, `meta` included
 )->dict: # total, trainable, head
     "How many parameters there are, and how many learn"
-    count = lambda params: sum(p.numel() for p in params)
-    return dict(total=count(model.parameters()), trainable=count(p for p in model.parameters() if p.requires_grad),
-                head=count(model.head.parameters()))
+    weights = list(model.parameters())
+    learning = [p for p in weights if p.requires_grad]
+    return dict(total=_numbers(weights), trainable=_numbers(learning), head=_numbers(model.head.parameters()))
+
+def _numbers(weights):
+    "How many numbers there are in some tensors"
+    return sum(p.numel() for p in weights)
 
 # %% ../../nbs/api/models/04_nets.ipynb #99a5eb27
 def splitter(

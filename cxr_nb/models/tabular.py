@@ -23,20 +23,23 @@ def check_columns(
     "The names, if a network may be given them. Raises `ModelError` on the follow-up number and on any other name"
     columns = list(columns)
     if 'follow_up' in columns:
-        raise ModelError('follow_up counts how often a patient came back, so it leaks what was found before; leave it out')
+        raise ModelError('follow_up counts how often a patient came back, so it leaks what was found before; '
+                         'leave it out')
     for name in columns:
-        if name not in COLUMNS: raise ModelError(f'{name!r} is no input of this network; choose from {", ".join(COLUMNS)}')
+        if name in COLUMNS: continue
+        raise ModelError(f'{name!r} is no input of this network; choose from {", ".join(COLUMNS)}')
     if len(set(columns)) < len(columns): raise ModelError(f'{", ".join(columns)}: name each column once')
     return columns
 
 def tabular(
     table:pd.DataFrame, # Image table
     columns=COLUMNS, # Which of these
-)->np.ndarray: # float32 (N, 2k): k values (years; male 1, female 0; AP 1, PA 0), then k marks, 1 where known; 0 and 0 where not
-    "The rows of images as numbers. Raises `ModelError` on a column that leaks, is not known here, or is not in the table"
+)->np.ndarray: # float32 (N, 2k): k values (years; male 1, AP 1), then k marks; both are 0 where nothing is known
+    "The rows of images as numbers. Raises `ModelError` on a column that leaks, is unknown here, or is not in the table"
     for name in check_columns(columns):
-        if name not in table:
-            raise ModelError(f'the table has no column {name!r}; leave it out, as in {[o for o in columns if o in table]}')
+        if name in table: continue
+        there = [o for o in columns if o in table]
+        raise ModelError(f'the table has no column {name!r}; leave it out, as in {there}')
     values = np.full((len(table), len(columns)), np.nan)
     for i, name in enumerate(columns): values[:, i] = _numbers(table[name], CODES.get(name))
     known = (values >= 0) & (values <= 120)

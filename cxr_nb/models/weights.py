@@ -1,4 +1,4 @@
-"""Networks of timm by name, and pretrained weights for them: from the hub, from a file, from a CLIP model, without pickle.
+"""Networks of timm by name, and pretrained weights for them from the hub, a file or a CLIP model, without pickle.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/models/weights.html.md"""
 
@@ -110,7 +110,8 @@ def check_reachable(
     host = urlsplit(constants.ENDPOINT if cfg.hf_hub_id else cfg.url).hostname
     try: socket.create_connection((host, 443), seconds).close()
     except OSError:
-        raise ModelError(f'ImageNet weights of {arch} cannot be downloaded: {host} is not reached; {OTHER_WEIGHTS}') from None
+        raise ModelError(f'ImageNet weights of {arch} cannot be downloaded: {host} is not reached; '
+                         f'{OTHER_WEIGHTS}') from None
 
 def _from_timm(net):
     "State dict of timm's own weights, and mean and spread of the channels that they expect"
@@ -167,7 +168,8 @@ def _from_folder(path, arch):
     if name is None: raise ModelError(f'{path}: its image tower is not of timm; choose another model')
     if name != arch: raise ModelError(f'{path}: its image tower is {name}, not {arch}; choose arch={name!r}')
     if vision.get('timm_pool', '') not in ('', 'token') or vision.get('timm_proj', 'linear') != 'linear':
-        raise ModelError(f'{path}: its embedding is not a linear projection of the first token, as here; choose another model')
+        raise ModelError(f'{path}: its embedding is not a linear projection of the first token, as here; '
+                         'choose another model')
     file = next((path/o for o in OPEN_CLIP_FILES if (path/o).is_file()), None)
     if file is None: raise ModelError(f'{path}: no weights there; one of {", ".join(OPEN_CLIP_FILES)} is needed')
     pre = cfg.get('preprocess_cfg', {})
@@ -222,7 +224,7 @@ def load_backbone(
     model:nn.Module, # A `ChestModel`, changed in place
     weights, # 'imagenet' for timm's hub, a file, a folder in open_clip's layout, or 'hf-hub:...'
 )->nn.Module: # The same model
-    "Pretrained weights for backbone and projection; the head stays. Raises `ModelError` if they cannot be had, or do not fit"
+    "Pretrained weights for backbone and projection; the head stays. Raises `ModelError` if there are none that fit"
     net = model.net
     tensors, mean, std = _source(net, weights)
     trunk = _without(tensors, 'visual.trunk.', 'backbone.') or tensors
@@ -264,8 +266,8 @@ def _fill(model, trunk, weights):
         found, _ = _matched(model.backbone, trunk)
     if missing:
         names = ', '.join(missing[:3]) + (f' and {len(missing) - 3} more' if len(missing) > 3 else '')
-        raise ModelError(f'{weights}: does not fill {len(missing)} of the {len(found)} tensors of {model.net.arch} ({names}); '
-                         'is it of another architecture?')
+        raise ModelError(f'{weights}: does not fill {len(missing)} of the {len(found)} tensors of {model.net.arch} '
+                         f'({names}); is it of another architecture?')
     model.backbone.load_state_dict(found)
 
 def _fill_projection(neck, projection):

@@ -22,7 +22,6 @@ from fastai.optimizer import OptimWrapper
 from tqdm.auto import tqdm
 
 # %% ../../nbs/api/training/06_callbacks.ipynb #c35767c8
-from ..core import CxrError
 from ..data.batches import gathered, rank_world
 from ..metrics.ranking import auroc, average_precision, macro
 from ..metrics.operating import confusion
@@ -75,7 +74,8 @@ def precision_callbacks(
     device, # A torch device
 )->list: # Callbacks
     "What a `Learner` needs for a precision. Raises `TrainError` for one that there is not, or not on this device"
-    if precision not in PRECISIONS: raise TrainError(f'{precision!r} is no precision; choose one of {", ".join(PRECISIONS)}')
+    if precision not in PRECISIONS:
+        raise TrainError(f'{precision!r} is no precision; choose one of {", ".join(PRECISIONS)}')
     device = torch.device(device)
     if precision == 'auto': precision = best_precision(device)
     if precision == 'float16' and device.type != 'cuda':
@@ -131,12 +131,12 @@ def scores_at_thresholds(
     cuts = find_optimal_thresholds_with_dynamic_adjustment(y, p, findings, min_precision, min_f1)
     c = confusion(y, p, cuts.threshold.to_numpy())
     means = {k: macro(v)['value'] for k, v in dict(precision=c.precision, recall=c.recall, macro_f1=c.f1).items()}
-    return dict(precision=means['precision'], recall=means['recall'], f1=float(c.micro().f1[0]), macro_f1=means['macro_f1'],
-                **ranking_scores(p, y))
+    return dict(precision=means['precision'], recall=means['recall'], f1=float(c.micro().f1[0]),
+                macro_f1=means['macro_f1'], **ranking_scores(p, y))
 
 # %% ../../nbs/api/training/06_callbacks.ipynb #2156624f
 class Scores(Metric):
-    "Scores of all validation predictions of an epoch, those of other processes included; its value is the one that is watched"
+    "Scores of all validation predictions of an epoch, of all processes; its value is the one that is watched"
     def __init__(self,
         f:Callable=ranking_scores, # Of probabilities and labels, both (n, C); gives scores by name
         watched:str='auroc', # Which of them is the value
@@ -206,7 +206,8 @@ class KeepBest(Callback):
     def keep(self):
         self.state = {k: v.detach().clone() for k, v in changing(unwrap(self.learn.model)).items()}
         if self.with_optimiser:
-            self.optimiser = {k.removeprefix('opt.'): v.detach().clone() for k, v in optimiser_state(self.opt.opt).items()}
+            state = optimiser_state(self.opt.opt)
+            self.optimiser = {k.removeprefix('opt.'): v.detach().clone() for k, v in state.items()}
         if self.path: save_weights(unwrap(self.learn.model), self.path/'best.safetensors')
     def before_fit(self): self.keep()
     def after_epoch(self):
@@ -265,7 +266,7 @@ class Together(Callback):
 
 # %% ../../nbs/api/training/06_callbacks.ipynb #5d029845
 class Plateau(ReduceLROnPlateau):
-    "fastai's `ReduceLROnPlateau` on the validation loss: the learning rate takes a factor when it has not fallen for some epochs"
+    "fastai's `ReduceLROnPlateau`: the learning rate takes a factor when the validation loss does not fall any more"
     saved = ('best', 'wait')
     def __init__(self, patience, factor): super().__init__('valid_loss', patience=patience, factor=1/factor)
     def after_epoch(self):
@@ -326,7 +327,8 @@ class History(Callback):
         scores = _epoch_scores(self.learn)
         more = dict(grad_norm=self.learn.clip_gradients.mean_norm) if hasattr(self.learn, 'clip_gradients') else {}
         seconds = round(time.perf_counter() - self.began, 2)
-        self.rows.append(dict(stage=self.stage.name, epoch=self.epoch + 1, **scores, lr=self.at_lr, **more, seconds=seconds))
+        row = dict(stage=self.stage.name, epoch=self.epoch + 1, **scores, lr=self.at_lr, **more, seconds=seconds)
+        self.rows.append(row)
         watched = self.learn.metrics[0].watched
         self.bar.set_postfix({watched: f'{scores[watched]:.3f}', 'loss': f'{scores["valid_loss"]:.4f}'})
         if self.after_row: self.after_row(self.rows)

@@ -69,7 +69,7 @@ def step_memory(
     with PeakMemory() as mem:
         model = _network(arch, size, device).train()
         weights = list(model.parameters())
-        averages = [torch.empty_like(weight) for weight in weights for _ in range(2)]
+        averages = [torch.empty_like(weight) for weight in weights for _ in range(2)] # kept, as an optimiser would
         model(torch.zeros(bs, 1, size, size, device=device)).square().mean().backward()
         update = [torch.empty_like(max(weights, key=torch.numel)) for _ in range(2)] # what it takes for the largest
     return mem.peak

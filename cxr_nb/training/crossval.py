@@ -1,4 +1,4 @@
-"""The engine once a fold, into ordinary run folders; a search over budgets of epochs; and one network, judged once on images that were held out.
+"""The engine once a fold, into ordinary run folders; a search over epochs; and one network, judged on held-out images.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/training/crossval.html.md"""
 
@@ -11,7 +11,6 @@ __all__ = ['SET_SCORES', 'check_folds', 'names_of_folds', 'train_fold', 'best_ep
 # %% ../../nbs/api/training/12_crossval.ipynb #c451548c
 import json, shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pandas as pd
@@ -22,17 +21,18 @@ from ..data.indiana import indiana_split
 from ..data.sources import ChestData
 from ..data.splits import check_split
 from ..metrics.predictions import align
-from ..metrics.ranking import auroc
-from ..metrics.ranking import macro
+from ..metrics.ranking import auroc, macro
 from ..metrics.multilabel import multilabel_scores
 from ..metrics.evaluation import write_metrics
 from ..metrics.thresholds import fit_thresholds
-from ..runs import clear_run, holds_run, run_lock, unfinished
+from ..runs import clear_run, holds_run, run_lock
 from .distributed import best_device, is_main, main_alone
 from .engine import run_stage
-from .judging import choose_thresholds, judge, judged, predictions_of, write_predictions
+from .judging import choose_thresholds, judge, predictions_of, write_predictions
 from .recipe import Recipe, TrainError
-from .run import Run, config_of, fold_parts, history_of, save_run, start_run, with_findings
+from .folder import config_of, history_of, without
+from .parts import fold_parts, with_findings
+from .run import Run, save_run, start_run
 from .state import disk_room, read_state
 
 # %% ../../nbs/api/training/12_crossval.ipynb #b5ad7fca
@@ -41,10 +41,12 @@ def check_folds(
     split:pd.Series, # 'test' or 'fold0', 'fold1' ... by image
 )->pd.Series: # The same
     "The split, if it can be cross-validated. Raises `TrainError` if it cannot"
-    if split.isna().any(): raise TrainError(f'the split has no part for {split.index[split.isna()][0]}; name one, or leave the image out')
+    for image in split.index[split.isna()]:
+        raise TrainError(f'the split has no part for {image}; name one, or leave the image out')
     folds = names_of_folds(split)
-    if odd := [o for o in folds if not str(o).startswith('fold')]:
-        raise TrainError(f'the split has a part {odd[0]!r}; name its parts test, fold0, fold1 ...')
+    for name in folds:
+        if str(name).startswith('fold'): continue
+        raise TrainError(f'the split has a part {name!r}; name its parts test, fold0, fold1 ...')
     if len(folds) < 2: raise TrainError(f'{len(folds)} folds cannot be cross-validated; split into two or more')
     if not (split == 'test').any(): raise TrainError('the split holds no test images out; give some the part "test"')
     return check_split(data.table, split)
@@ -68,13 +70,15 @@ def train_fold(
     **kwargs # For `start_run`: cache, device, progress
 )->Run: # The run of that fold, its stages ended
     "Train with one fold for validation; go on if that was broken off, and only open it if it has ended"
-    run = start_run(data, recipe, Path(path)/fold, resume=True, split=fold_parts(split, fold), kept=Path(path)/'kept', say=str, **kwargs)
+    path, parts = Path(path), fold_parts(split, fold)
+    run = start_run(data, recipe, path/fold, resume=True, split=parts, kept=path/'kept', say=str, **kwargs)
     for stage in run.recipe.stages:
         if stage.name in run.done: continue
         run_stage(run, stage, True, every, cbs=cbs, loss=loss)
         if on_stage and is_main(): on_stage(run, stage)
-    if not any(o[run.recipe.monitor] == o[run.recipe.monitor] for o in run.history):
-        raise TrainError(f'{fold}: no finding has both positives and negatives there; make fewer folds, or take more images')
+    if pd.DataFrame(run.history)[recipe.monitor].isna().all():
+        raise TrainError(f'{fold}: no finding has both positives and negatives there; '
+                         'make fewer folds, or take more images')
     return run
 
 # %% ../../nbs/api/training/12_crossval.ipynb #9fcc166c
@@ -84,7 +88,11 @@ def best_epochs(
     monitor:str='auroc', # The watched score
 )->dict: # Budget to epoch
     "The epoch with the best score within each budget, the first of equals"
-    return {int(b): int(history.epoch[history[monitor][history.epoch <= b].idxmax()]) for b in budgets}
+    best = {}
+    for budget in budgets:
+        scores = history[monitor][history.epoch <= budget]
+        best[int(budget)] = int(history.epoch[scores.idxmax()])
+    return best
 
 def fold_histories(
     path # Folder of a cross-validation
@@ -92,8 +100,12 @@ def fold_histories(
     "How each fold went"
     folders = sorted(o for o in Path(path).glob('fold*') if holds_run(o))
     if not folders: raise TrainError(f'{path}: holds no folds; run the cross-validation first')
-    histories = {o.name: pd.DataFrame(history_of(o)) for o in folders}
-    return {k: h[h.stage == h.stage.iloc[-1]].reset_index(drop=True) for k, h in histories.items()}
+    return {folder.name: _last_stage(history_of(folder)) for folder in folders}
+
+def _last_stage(history):
+    "The epochs of the last stage"
+    h = pd.DataFrame(history)
+    return h[h.stage == h.stage.iloc[-1]].reset_index(drop=True)
 
 def budgets_of(
     recipe:Recipe # Its budgets, or its last stage
@@ -104,16 +116,19 @@ def budgets_of(
 def epoch_search(
     path, # Folder of a cross-validation, all folds trained
     recipe:Recipe=None, # That of the cross-validation; read from the folder if not given
-)->pd.DataFrame: # By budget: mean and sd of the folds' best score, each fold's, and how many stopped before the budget's end
+)->pd.DataFrame: # By budget: mean and sd of the folds' best score, each fold's, and how many stopped before its end
     "Every budget in every fold, from one run of each"
     recipe = recipe or Recipe.from_dict(config_of(path)['recipe'])
     each = fold_histories(path)
     rows = {}
-    for b in budgets_of(recipe): rows[b] = {k: h[recipe.monitor][h.epoch <= b].max() for k, h in each.items()}
-    t = pd.DataFrame(rows).T.rename_axis('epochs')
-    stopped = [sum(len(h) < b for h in each.values()) for b in t.index]
-    scores = t[list(each)]
-    return pd.concat([scores.mean(axis=1).rename('mean'), scores.std(axis=1).rename('sd'), scores], axis=1).assign(stopped=stopped)
+    for budget in budgets_of(recipe):
+        rows[budget] = {fold: h[recipe.monitor][h.epoch <= budget].max() for fold, h in each.items()}
+    scores = pd.DataFrame.from_dict(rows, orient='index').rename_axis('epochs')
+    stopped = [sum(len(h) < budget for h in each.values()) for budget in scores.index]
+    search = scores.assign(stopped=stopped)
+    search.insert(0, 'mean', scores.mean(axis=1))
+    search.insert(1, 'sd', scores.std(axis=1))
+    return search
 
 def best_budget(
     search:pd.DataFrame # As of `epoch_search`
@@ -129,9 +144,7 @@ def _load_budget(
     budget:int, # Number of epochs
 )->int: # The epoch
     "The network of a fold as it was best within a budget"
-    h = pd.DataFrame(run.history)
-    last = h[h.stage == h.stage.iloc[-1]].reset_index(drop=True)
-    epoch = best_epochs(last, [budget], run.recipe.monitor)[budget]
+    epoch = best_epochs(_last_stage(run.history), [budget], run.recipe.monitor)[budget]
     file = run.path/'checkpoints'/f'epoch_{epoch:03d}.safetensors'
     if file.is_file(): run.model.load_state_dict(read_state(file)[0], strict=False)
     elif run.recipe.budgets: raise TrainError(f'{file}: that epoch was not kept; train the fold again')
@@ -144,8 +157,8 @@ def out_of_fold(
     "Every image that is not for testing, judged by the network that did not see it"
     return pd.read_csv(Path(path)/'results'/'tables'/'out_of_fold.csv')
 
-SET_SCORES = dict(label_accuracy='label-wise accuracy', jaccard='Jaccard of an image', jaccard_c='Jaccard of a class', auroc='macro AUROC',
-                  f1='macro F1', map='mAP')
+SET_SCORES = dict(label_accuracy='label-wise accuracy', jaccard='Jaccard of an image', jaccard_c='Jaccard of a class',
+                  auroc='macro AUROC', f1='macro F1', map='mAP')
 
 def set_scores(
     y, # Labels 0/1, (N, C)
@@ -199,17 +212,19 @@ def cross_validate(
     recipe = with_findings(recipe, data)
     if split is None: split = indiana_split(data.table, recipe.seed, recipe.split.test, recipe.split.folds)
     split = check_folds(data, split)
-    fold_options = {k: kwargs.pop(k) for k in ('every', 'cbs', 'loss') if k in kwargs}
+    own = without(kwargs, 'every', 'cbs', 'loss')
     with run_lock(path, is_main()), disk_room(path):
         if overwrite: main_alone(lambda: _clear_folds(path))
-        if resume and 'chosen' in config_of(path): run = _start_finished(data, recipe, path, split, **kwargs)
-        else: run = start_run(data, recipe, path, resume=resume, overwrite=overwrite, split=fold_parts(split, 'fold0'), say=say, **kwargs)
+        if resume and 'chosen' in config_of(path): run = _start_finished(data, recipe, path, split, **own)
+        else:
+            first = fold_parts(split, 'fold0')
+            run = start_run(data, recipe, path, resume=resume, overwrite=overwrite, split=first, say=say, **own)
         if _finished(path):
             if is_main(): say(f'{path}: this run is finished; nothing is left to do')
             return run
         folds = {}
         for name in tqdm(names_of_folds(split), desc='folds', disable=not run.progress):
-            folds[name] = train_fold(data, recipe, path, split, name, on_stage, **fold_options, **kwargs)
+            folds[name] = train_fold(data, recipe, path, split, name, on_stage, **kwargs)
         _choose_member(run, folds, split)
         _judge_member(run, n_boot)
         if on_end and is_main(): on_end(run)
@@ -253,7 +268,10 @@ def _choose_member(
     parts = {k: _predicted(o, budget) for k, o in folds.items()}
     member = folds[best]
     run.model.load_state_dict(member.model.state_dict())
-    run.split, run.history, run.recipe, run.left_out = member.split, list(member.history), member.recipe, member.left_out
+    run.split = member.split
+    run.history = list(member.history)
+    run.recipe = member.recipe
+    run.left_out = member.left_out
     run.chosen = dict(budget=budget, fold=best, epoch=parts[best]['epoch'])
     save_run(run)
     if not is_main(): return
@@ -275,9 +293,12 @@ def _judge_member(run, n_boot):
     out = judge(run, n_boot)
     write_predictions(run, 'train')
     if not is_main(): return
-    t = choose_thresholds(run).threshold.to_numpy()
-    held, pooled = align(None, out_of_fold(run.path).drop(columns='fold')), predictions_of(run, 'test')
-    sets = {'train': (predictions_of(run, 'train'), t), 'val': (held, _pooled_thresholds([held])), 'test': (pooled, t),
-            'test at 0.5': (pooled, np.full(len(t), .5))}
-    sets = {k: set_scores(a.y, a.p, cuts).to_dict('index') for k, (a, cuts) in sets.items()}
+    own = choose_thresholds(run).threshold.to_numpy()
+    held = align(None, out_of_fold(run.path).drop(columns='fold'))
+    test = predictions_of(run, 'test')
+    def scores(judged, cuts): return set_scores(judged.y, judged.p, cuts).to_dict('index')
+    sets = {'train': scores(predictions_of(run, 'train'), own),
+            'val': scores(held, _pooled_thresholds([held])),
+            'test': scores(test, own),
+            'test at 0.5': scores(test, np.full(len(own), .5))}
     write_metrics(run.path/'metrics.json', **out, sets=sets, sweep=run.chosen)

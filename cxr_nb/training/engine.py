@@ -24,24 +24,22 @@ from fastai.learner import Learner
 
 # %% ../../nbs/api/training/10_engine.ipynb #f5fb5ada
 from ..core import write_json
-from ..data.batches import Batches, FeatureBatches, to_device, rank_world, sample_weights
+from ..data.batches import FeatureBatches, rank_world, sample_weights, to_device
 from ..data.sources import ChestData
 from ..models.bundle import save_weights
 from ..models.nets import probabilities, set_trainable, splitter
 from ..models.weights import read_weights
 from ..runs import holds_run, run_lock
-from .callbacks import (ClipGradients, Clock, Compiled, EarlyStop, FixBatchNorm, History, KeepBest, KeepBudgets,
-                                       Mixed, Plateau, Scores, SmoothLoss, Together, ValidLoss, fused_adamw,
+from .callbacks import (ClipGradients, Clock, Compiled, EarlyStop, FixBatchNorm, History, KeepBest,
+                                       KeepBudgets, Plateau, Scores, SmoothLoss, Together, ValidLoss, fused_adamw,
                                        precision_callbacks, ranking_scores, scores_at_thresholds)
 from .distributed import best_device, broadcast, is_main
 from .frozen import BestHeads, Heads, HeadsLoss, can_keep, fold, keep_stem, kept_batches, kept_features
-
-# %% ../../nbs/api/training/10_engine.ipynb #41f24adc
 from .judging import judge, judged
 from .losses import make_loss
 from .recipe import Recipe, Stage, TrainError
-from .run import (Run, config_of, history_of, open_run, read_checkpoint, refuse_other_run, restore,
-                                 resume_position, run_config, stage_files, start_run, what_it_is_of, write_log)
+from .folder import config_of, history_of, read_checkpoint, refuse_other_run, resume_position, what_it_is_of
+from .run import Run, open_run, restore, run_config, stage_files, start_run, write_log
 from .state import (LateLearner, SaveState, StateFile, disk_room, prefixed, read_state, refuse_other,
                                    set_optimiser_state, write_state)
 
@@ -61,7 +59,8 @@ def _epoch_metric(
 )->Scores: # A metric for `Learner`
     "The scores that are written down after an epoch"
     if recipe.monitor != 'macro_f1' and recipe.thresholds != 'dynamic': return Scores(ranking_scores, recipe.monitor)
-    f = partial(scores_at_thresholds, findings=recipe.findings, min_precision=recipe.min_precision, min_f1=recipe.min_f1)
+    f = partial(scores_at_thresholds, findings=recipe.findings,
+                min_precision=recipe.min_precision, min_f1=recipe.min_f1)
     return Scores(f, recipe.monitor)
 
 def stage_seed(
@@ -151,7 +150,8 @@ def net_learner(
     dls = _training_batches(run, stage)
     wd = 0. if stage.frozen else stage.wd
     learn = LateLearner(dls, run.model, stage_loss(run, stage, loss), opt_func=partial(fused_adamw, wd=wd),
-                        metrics=[_epoch_metric(run.recipe)], splitter=splitter, cbs=[*cbs, *stage_callbacks(run, stage)], **kwargs)
+                        metrics=[_epoch_metric(run.recipe)], splitter=splitter,
+                        cbs=[*cbs, *stage_callbacks(run, stage)], **kwargs)
     learn.recorder.smooth_loss = SmoothLoss()
     learn.recorder.loss = ValidLoss()
     return learn
@@ -182,7 +182,8 @@ def _keeper(run, stage, state):
     fresh = not state and not run.recipe.budgets # a search of epochs compares epochs, not the start
     start = score_now(run) if fresh else -1.
     chain = any(o.go_on for o in run.recipe.stages)
-    return KeepBest(start if start == start else -1., run.path/'checkpoints' if is_main() else None, with_optimiser=chain)
+    folder = run.path/'checkpoints' if is_main() else None
+    return KeepBest(-1. if np.isnan(start) else start, folder, with_optimiser=chain)
 
 def _train_net(run, stage, file, state=None, cbs=(), loss=None):
     "Train all that learns in a stage; its history"
@@ -231,7 +232,7 @@ def run_stage(
     cbs=(), # More callbacks for fastai's `Learner`, such as loggers
     loss:Callable=None, # Any function of logits and labels, (n, C) both, instead of the recipe's loss
 )->Run: # The same run, its folder up to date
-    "Run one stage and leave the best state of it in the run folder. Raises `TrainError` if memory runs out, `ResumeError` if the disk is full or another stage was left"
+    "Run one stage, keep its best state. Raises `TrainError` (no memory) or `ResumeError` (no disk, another stage left)"
     bs, fits = (64, lambda: 0) if stage.frozen else (stage.bs, None)
     with run_lock(run.path, is_main()), disk_room(run.path), within_memory(run.recipe.arch, run.recipe.size, bs, fits):
         if resume and _ended_before(run, stage): return run
@@ -282,7 +283,7 @@ def _state_file(run, stage, resume, every):
     return file, state
 
 def _boundary(run, file, begins=None, **info):
-    "The state before a stage, or after one: the network and the history; where a part of it is frozen, a copy that states within the stage need"
+    "The state before a stage, or after one: network and history; a copy of what is frozen, which states within it need"
     if not is_main(): return
     file.forget_rows()
     file.write(prefixed('model', run.model.state_dict()), **info)
@@ -384,8 +385,9 @@ def train_many(
     device=None, # 'cpu' or 'cuda'; the best there is if not given
     **kwargs # Other options of `cxr-train`, such as `cache`
 )->Run: # Trained and judged
-    "`train` in several processes of this machine. Raises `TrainError` with what the first of them said last if it fails"
-    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}', '-m', 'cxr_nb.cli', 'train']
+    "`train` in several processes here. Raises `TrainError` with what the first of them said last if it fails"
+    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}',
+           '-m', 'cxr_nb.cli', 'train']
     with tempfile.TemporaryDirectory() as tmp:
         file = write_json(Path(tmp)/'recipe.json', recipe.to_dict())
         options = dict(data=root, out=path, recipe=file, device=device, **kwargs)

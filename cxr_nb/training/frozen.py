@@ -1,4 +1,4 @@
-"""What lies before the first layer that learns is computed once: heads learn on features, a transformer's last blocks on tokens.
+"""What lies before the first layer that learns is computed once: heads learn on features, last blocks on tokens.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/training/frozen.html.md"""
 
@@ -9,7 +9,6 @@ __all__ = ['fold', 'kept_features', 'Heads', 'HeadsLoss', 'BestHeads', 'can_keep
 
 # %% ../../nbs/api/training/08_frozen.ipynb #f6cfe3c5
 import hashlib, json, os, shutil, time
-from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback, CancelValidException
@@ -17,15 +16,12 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/api/training/08_frozen.ipynb #2bdeec6d
 from ..core import one_at_a_time, write_json
-from ..data.augment import Augment
-from ..data.batches import Batches, FeatureBatches, to_device, rank_world, sample_weights
+from ..data.batches import Batches, rank_world
 from ..data.splits import fingerprint
-from ..models.nets import features
-from ..models.nets import over_batches
+from ..models.nets import features, over_batches
 from ..models.tabular import tabular
-from .callbacks import Scores, ranking_scores
-from .distributed import is_main, main_first
-from .losses import make_loss
+from .callbacks import Scores
+from .distributed import main_first
 from .recipe import Stage, TrainError
 from .run import Run
 from .state import Pass, StateFile
@@ -46,7 +42,7 @@ def fold(
     return linear
 
 def _features(run, name, file):
-    "Features of a part; of a long pass those that an earlier try has left in the folder are taken, and what comes is left there"
+    "Features of a part; of a long pass those that an earlier try has left are taken, and what comes is left too"
     batches = run.batches(name)
     if file is None or rank_world()[1] > 1: return features(run.model, batches, run.progress)
     before = Pass(file.folder/f'{name}.f32', run.model.head[-1].in_features, batches.bs, file.every)
@@ -59,7 +55,7 @@ def _features(run, name, file):
 def kept_features(
     run:Run, # Any run
     file:StateFile=None, # Where a long pass leaves what it has, if it shall
-)->tuple: # Training and validation features, standardised, on the device; and the mean and spread of the training features
+)->tuple: # Training and validation features, standardised, on the device; mean and spread of the training features
     "Features of both parts, computed once"
     train, valid = (torch.from_numpy(_features(run, o, file)).to(run.device) for o in ('train', 'val'))
     mean = train.mean(0)
@@ -68,7 +64,7 @@ def kept_features(
 
 # %% ../../nbs/api/training/08_frozen.ipynb #6ce066cc
 class Heads(torch.nn.Module):
-    "Linear heads side by side on the same features, one a strength of L2; they begin at the prevalences, with weights of zero"
+    "Linear heads on the same features, one a strength of L2; they begin at the prevalences, with weights of zero"
     def __init__(self,
         head:torch.nn.Module, # A head to be like: dropout and linear layer
         l2, # Strengths, K of them
@@ -164,13 +160,14 @@ def stem_shape(
 )->tuple: # (T, D), or (F,) if the head alone learns
     "What the frozen part makes of one image"
     size = run.recipe.size
-    with torch.no_grad(): return tuple(run.model.eval().stem(torch.zeros(1, 1, size, size, device=run.device), trainable).shape[1:])
+    img = torch.zeros(1, 1, size, size, device=run.device)
+    with torch.no_grad(): return tuple(run.model.eval().stem(img, trainable).shape[1:])
 
 def keep_stem(
     run:Run, # Any run; its network has its frozen part marked
     trainable:int, # As of `Stage`
 )->np.ndarray: # float16 (N, ...), memory-mapped: a row an image of `run.split`, in its order
-    "What the frozen part makes of all images: from the disk, or computed now. Raises `TrainError` if the disk is too full"
+    "What the frozen part makes of all images: from the disk, or made now. Raises `TrainError` if the disk is too full"
     folder = run.kept or run.path/'resume'
     shape = [len(run.split), *stem_shape(run, trainable)]
     images = fingerprint(pd.Series('', run.split.index)) # whatever part they are in
@@ -190,23 +187,33 @@ def _kept(run, trainable, file, said):
 def _make_stem(run, trainable, file, said):
     "Compute what is kept into its file, which gets its name when it is whole"
     file.parent.mkdir(parents=True, exist_ok=True)
-    need, free = 2*int(np.prod(said['shape'])), shutil.disk_usage(file.parent).free
-    if need > free:
-        raise TrainError(f'{file.parent}: {need/1e9:.1f} GB are needed for what the frozen part makes of the images, and {free/1e9:.1f} are free; '
-                         'free some, or train the head alone (trainable=0)')
+    _refuse_full_disk(file.parent, 2*int(np.prod(said['shape'])))
     part = file.with_suffix('.part.npy')
     out = np.lib.format.open_memmap(part, mode='w+', dtype=np.float16, shape=tuple(said['shape']))
-    batches = run.batches_of(run.data.table.loc[run.split.index], world=(0, 1)) # all of them, in this process
     at = 0
-    with torch.inference_mode():
-        for x, *_ in tqdm(batches, desc='tokens', unit='batch', leave=False, disable=not run.progress):
-            rows = run.model.eval().stem(x, trainable).half().cpu().numpy()
-            if not np.isfinite(rows).all(): raise TrainError('a kept output is beyond float16; train the whole network, or take other weights')
-            out[at:at + len(rows)] = rows
-            at += len(rows)
+    for rows in _stems(run, trainable):
+        out[at:at + len(rows)] = rows
+        at += len(rows)
     out.flush()
     os.replace(part, file)
     write_json(file.with_suffix('.json'), said)
+
+def _refuse_full_disk(folder, need):
+    "Raise `TrainError` if fewer bytes are free there"
+    free = shutil.disk_usage(folder).free
+    if need <= free: return
+    raise TrainError(f'{folder}: {need/1e9:.1f} GB are needed for what the frozen part makes of the images, '
+                     f'and {free/1e9:.1f} are free; free some, or train the head alone (trainable=0)')
+
+@torch.inference_mode()
+def _stems(run, trainable):
+    "What the frozen part makes of all images, a batch at a time, in this process"
+    batches = run.batches_of(run.data.table.loc[run.split.index], world=(0, 1))
+    for x, *_ in tqdm(batches, desc='tokens', unit='batch', leave=False, disable=not run.progress):
+        rows = run.model.eval().stem(x, trainable).half().cpu().numpy()
+        if not np.isfinite(rows).all():
+            raise TrainError('a kept output is beyond float16; train the whole network, or take other weights')
+        yield rows
 
 # %% ../../nbs/api/training/08_frozen.ipynb #a638a4aa
 class _KeptBatches(Batches):

@@ -62,7 +62,7 @@ LOSS_RULES = dict(
 class Loss:
     "Which loss, and how much each finding counts in it"
     name: str = 'bce' # One of `LOSSES`
-    rule: str = None # How weights follow from counts; 'inverse' for class weights and 'ratio' for pos_weight if not given
+    rule: str = None # How weights follow from counts; else 'inverse' for class weights and 'ratio' for pos_weight
     cap: float = None # Largest weight by rule; that of `CAPS` if not given
     gamma: float = 2. # Of the focal loss
     alpha: float = .25 # Of the focal loss
@@ -72,7 +72,7 @@ class Loss:
 
 # %% ../../nbs/api/training/01_losses.ipynb #cf9c396b
 class WeightedBCE(nn.Module):
-    "Binary cross-entropy over logits and labels (B, C) with a weight a finding and a weight for its positives; averaged"
+    "Mean binary cross-entropy over logits and labels (B, C), with a weight a finding and a weight for its positives"
     def __init__(self, weight=None, pos_weight=None):
         super().__init__()
         self.register_buffer('weight', weight)

@@ -77,7 +77,8 @@ class Stage:
     l2: tuple = (.01, .03, .1, .3, 1., 3.) # Linear head alone: strengths to try, on standardised features
 
     def __post_init__(self):
-        if isinstance(self.loss, dict): object.__setattr__(self, 'loss', record_from(Loss, self.loss, 'a loss', TrainError))
+        if isinstance(self.loss, dict):
+            object.__setattr__(self, 'loss', record_from(Loss, self.loss, 'a loss', TrainError))
         if isinstance(self.l2, list): object.__setattr__(self, 'l2', tuple(self.l2)) # JSON has no tuples
         check_fields(self, STAGE_RULES, f'stage {self.name!r}', TrainError)
 
@@ -96,7 +97,7 @@ MONITORS = ('auroc', 'ap', 'macro_f1')
 @dataclass(frozen=True)
 class Split:
     "Who trains, who chooses and who judges; always by patient"
-    kind: str = 'auto' # 'official', 'random' or 'folds'; 'auto' is official for images of the release or with official lists, else random
+    kind: str = 'auto' # 'official', 'random', 'folds'; 'auto': official for the release or with its lists, else random
     val: float = .2 # Share of patients for validation
     test: float = .2 # Share of patients for test; the official split has its own
     folds: int = 5 # Of a cross-validation
@@ -112,8 +113,9 @@ RECIPE_RULES = dict(
     net=(lambda v: isinstance(v, Net), 'a Net'), split=(lambda v: isinstance(v, Split), 'a Split'),
     loss=(lambda v: isinstance(v, Loss), 'a Loss'),
     augment=(lambda v: v is None or isinstance(v, Augment), 'an Augment or None'),
-    weights=(lambda v: v is None or isinstance(v, (str, Path)), "'imagenet', 'none', a file, a folder or a name of the hub"),
-    weighted=YES_NO, hide=PART, monitor=one_of(*MONITORS), thresholds=one_of('f1', 'dynamic'), min_precision=PART, min_f1=PART,
+    weights=(lambda v: v is None or isinstance(v, str), "'imagenet', 'none', a file, a folder or a name of the hub"),
+    weighted=YES_NO, hide=PART, monitor=one_of(*MONITORS), thresholds=one_of('f1', 'dynamic'),
+    min_precision=PART, min_f1=PART,
     budgets=(lambda v: all(is_whole(o) and o >= 1 for o in v), 'numbers of epochs'), precision=one_of(*PRECISIONS),
     compile=YES_NO, train_subset=COUNT, val_subset=COUNT, seed=COUNT)
 
@@ -125,7 +127,7 @@ class Recipe:
     split: Split = field(default_factory=Split) # Who trains, who chooses, who judges
     loss: Loss = field(default_factory=Loss) # What is made small
     augment: Augment = field(default_factory=Augment) # Random changes of training images, or None
-    weights: str = 'imagenet' # To begin with: 'imagenet' from timm's hub, a file, a folder or a name of the hub, or 'none'
+    weights: str = 'imagenet' # To begin with: 'imagenet' from timm's hub, a file, a folder, a name of the hub, 'none'
     weighted: bool = False # Draw images with rare findings more often?
     hide: float = .1 # Chance of each tabular value to be hidden in training
     monitor: str = 'auroc' # Validation score by which the best epoch is kept: 'auroc', 'ap' or 'macro_f1'
@@ -142,6 +144,7 @@ class Recipe:
     def __post_init__(self):
         object.__setattr__(self, 'stages', tuple(self.stages))
         object.__setattr__(self, 'budgets', tuple(sorted(self.budgets)))
+        if isinstance(self.weights, Path): object.__setattr__(self, 'weights', str(self.weights)) # JSON has no paths
         check_fields(self, RECIPE_RULES, 'the recipe', TrainError)
         names = [o.name for o in self.stages]
         if not names: raise TrainError('the recipe: there is no stage')
@@ -172,34 +175,49 @@ def change(
     **options # Fields of the recipe, or of its network, split or loss
 )->Recipe: # With these choices
     "The recipe with other choices. Raises `TrainError` on a name that there is not, or a value that makes no sense"
-    parts = {o: {} for o in INNER}
-    own = {}
-    for name, value in options.items():
-        place = _place(name)
-        if name in BARE and isinstance(value, str): parts[name][BARE[name]] = value
-        elif name in INNER and isinstance(value, dict): parts[name] |= value
-        elif place: parts[place][name] = value
-        else: own[name] = value
-    for place, values in parts.items():
-        if values: own[place] = _varied(own.get(place, getattr(recipe, place)), values, f'the {place}')
-    if isinstance(own.get('augment'), dict): own['augment'] = record_from(Augment, own['augment'], 'augmentation', TrainError)
+    own, inner = _sorted(options)
+    for place, values in inner.items():
+        if not values: continue
+        record = own.get(place, getattr(recipe, place))
+        own[place] = _varied(record, values, f'the {place}')
+    if isinstance(own.get('augment'), dict):
+        own['augment'] = record_from(Augment, own['augment'], 'augmentation', TrainError)
     if 'stages' in own: own['stages'] = _stages(own['stages'])
     return _varied(recipe, own, 'a recipe')
 
+def _sorted(options):
+    "Options of the recipe itself, and those of its inner records"
+    own = {}
+    inner = {place: {} for place in INNER}
+    for name, value in options.items():
+        place = _place(name)
+        if name in BARE and isinstance(value, str): inner[name][BARE[name]] = value
+        elif name in INNER and isinstance(value, dict): inner[name] |= value
+        elif place: inner[place][name] = value
+        else: own[name] = value
+    return own, inner
+
 def _place(name):
     "Which inner record has that field; None for a field of the recipe itself"
-    if name in {o.name for o in fields(Recipe)}: return None
-    return next((k for k, cls in INNER.items() if name != 'name' and name in {o.name for o in fields(cls)}), None)
+    if name == 'name' or name in _fields(Recipe): return None
+    for place, cls in INNER.items():
+        if name in _fields(cls): return place
+
+def _fields(record):
+    "The names of its fields"
+    return [field.name for field in fields(record)]
 
 def _varied(record, values, what):
     "A record with other values"
-    known = [o.name for o in fields(record)]
-    if odd := [o for o in values if o not in known]: raise TrainError(f'{what} has no {odd[0]!r}; it has {", ".join(known)}')
+    known = _fields(record)
+    for name in values:
+        if name not in known: raise TrainError(f'{what} has no {name!r}; it has {", ".join(known)}')
     return replace(record, **values)
 
 def _stages(values):
     "Records of stages, from JSON where they are not yet"
-    if not isinstance(values, (list, tuple)): raise TrainError(f'the recipe: stages is {values!r}, and must be a list')
+    if not isinstance(values, (list, tuple)):
+        raise TrainError(f'the recipe: stages is {values!r}, and must be a list')
     return [o if isinstance(o, Stage) else record_from(Stage, o, 'a stage', TrainError) for o in values]
 
 # %% ../../nbs/api/training/02_recipe.ipynb #4be72041

@@ -1,4 +1,4 @@
-"""The named recipes: three stages, one stage, fusion with age, sex and view, 35 classes in five folds, and a strong one.
+"""The named recipes: three stages, one stage, fusion with age, sex and view, 35 classes in folds, and a strong one.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/training/recipes.html.md"""
 
@@ -17,7 +17,7 @@ from ..data.indiana import INDIANA
 from ..models.nets import Net
 from ..models.weights import BIOMEDCLIP
 from .losses import Loss
-from .recipe import STAGED, Recipe, Split, Stage, TrainError, change, read_recipe
+from .recipe import STAGED, Recipe, Split, Stage, change, read_recipe
 
 # %% ../../nbs/api/training/03_recipes.ipynb #497aa6f6
 def staged(
@@ -107,14 +107,20 @@ def tiny(
     **options # Choices that shall stay, as for `change`
 )->Recipe: # The same stages on a tiny network with random weights
     "A recipe to try whether everything works; its scores mean nothing"
-    small = change(recipe, **{**TINY[recipe.net.neck], 'weights': 'none', 'budgets': recipe.budgets and (1, 2), **options})
-    stages = [replace(o, epochs=2 if recipe.budgets else 1, bs=min(o.bs, 16), repeats=1, lr=max(o.lr, 1e-4)) for o in small.stages]
-    return replace(small, stages=stages)
+    searched = bool(recipe.budgets)
+    small = dict(weights='none', budgets=(1, 2) if searched else ()) | TINY[recipe.net.neck]
+    recipe = change(recipe, **small | options)
+    epochs = 2 if searched else 1
+    stages = []
+    for stage in recipe.stages:
+        stages.append(replace(stage, epochs=epochs, bs=min(stage.bs, 16), repeats=1, lr=max(stage.lr, 1e-4)))
+    return replace(recipe, stages=stages)
 
 # %% ../../nbs/api/training/03_recipes.ipynb #8d0e3b7d
 OLDER_NAMES = dict(model_kwargs='kwargs', aug='augment') # Fields that were renamed
-OLDER_FIELDS = ('weights loss weighted hide precision compile split val test train_subset val_subset seed min_precision min_f1 '
-                'rule cap alpha gamma budgets augment').split() # Those that are taken over
+OLDER_FIELDS = ( # Those that are taken over
+    'weights loss weighted hide precision compile split val test train_subset val_subset seed '
+    'min_precision min_f1 rule cap alpha gamma budgets augment').split()
 
 def older_recipe(
     values:dict, # `recipe` in a configuration of version 0.1.0
@@ -129,12 +135,16 @@ def older_recipe(
     else:
         base = fusion() if 'columns' in values else staged()
         own['stages'] = [_older_stage(o) for o in values['stages']]
-    if own.get('augment'): own['augment'] = {k: v for k, v in own['augment'].items() if k in Augment.__dataclass_fields__}
+    if own.get('augment'): own['augment'] = _known(own['augment'], Augment)
     return replace(change(base, **own), net=net)
+
+def _known(values, cls):
+    "Those values that a record has a field for today"
+    return {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
 
 def _older_stage(values):
     "One stage of version 0.1.0"
-    new = {k: v for k, v in values.items() if k in Stage.__dataclass_fields__}
+    new = _known(values, Stage)
     by_hand = values.get('by_hand')
     if by_hand: new['loss'] = replace(LOG_WEIGHTS, by_hand=by_hand)
     return Stage(**new, trainable=0 if values.get('freeze') else -1)
@@ -142,5 +152,5 @@ def _older_stage(values):
 def _older_folds(values):
     "The one stage of a cross-validation of version 0.1.0"
     same = {k: values[k] for k in ('lr', 'wd', 'bs', 'factor', 'clip')}
-    return Stage('last_blocks', max(values['budgets']), trainable=values['blocks'], schedule='plateau', patience=values['plateau'],
-                 early_stop=values['patience'], **same)
+    return Stage('last_blocks', max(values['budgets']), trainable=values['blocks'], schedule='plateau',
+                 patience=values['plateau'], early_stop=values['patience'], **same)

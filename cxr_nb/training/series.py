@@ -18,10 +18,12 @@ from ..runs import clear_run, run_lock, unfinished
 from .distributed import best_device, is_main
 from .engine import run_stage
 from .judging import judge
-from .recipe import STAGED, Recipe, TrainError, change
+from .recipe import STAGED, Recipe, TrainError
 from .recipes import staged
-from .run import (Run, config_of, history_of, labels_fingerprint, new_run, open_run, plain_recipe,
-                                 refuse_other_run, start_run, start_weights, with_findings, without)
+from .folder import (config_of, history_of, labels_fingerprint, plain_recipe, refuse_other_run,
+                                    start_weights)
+from .parts import with_findings
+from .run import Run, new_run, open_run, start_run
 from .state import ResumeError, StateFile
 
 # %% ../../nbs/api/training/11_series.ipynb #b016a843
@@ -33,11 +35,14 @@ def series_recipe(
 )->Recipe: # MobileNetV2 at 224; a small network from random weights in a quick run
     "The recipe of the numbered notebooks; `CXR_WEIGHTS` may name a file with ImageNet weights"
     usual = dict(weights=os.environ.get('CXR_WEIGHTS', 'imagenet'), train_subset=SAMPLE)
-    if fast(): usual = dict(arch='mobilenetv2_050', size=64, weights='none', stages=[replace(s, epochs=1) for s in STAGED])
-    return staged(**{**usual, **options})
+    if fast():
+        short = [replace(stage, epochs=1) for stage in STAGED]
+        usual = dict(arch='mobilenetv2_050', size=64, weights='none', stages=short)
+    return staged(**usual | options)
 
 def runs_home()->Path: # A folder
-    "Where the notebooks keep their runs: `runs` at the top of a checkout, else in the current folder; a temporary folder in a quick run"
+    """Where the notebooks keep their runs: `runs` at the top of a checkout, else in the current folder;
+    a temporary folder in a quick run"""
     if fast(): return Path(tempfile.mkdtemp())
     return Path('../runs' if Path('../pyproject.toml').is_file() else 'runs')
 
@@ -49,9 +54,11 @@ def _config_of(path, data, recipe):
     config = config_of(path)
     if not config: return None
     findings = config['findings']
-    if config['data'] != data.name: raise TrainError(f'{path}: was trained on {config["data"]}, not on {data.name}; {MOVE}')
-    if miss := [o for o in findings if o not in data.table]:
-        raise TrainError(f'{path}: was trained on a table with {miss[0]}, which this one lacks; {MOVE}')
+    if config['data'] != data.name:
+        raise TrainError(f'{path}: was trained on {config["data"]}, not on {data.name}; {MOVE}')
+    for name in findings:
+        if name in data.table: continue
+        raise TrainError(f'{path}: was trained on a table with {name}, which this one lacks; {MOVE}')
     if config['labels'] != labels_fingerprint(data.table, findings):
         raise TrainError(f'{path}: was trained on {data.name} with other labels; {MOVE}')
     if recipe: refuse_other_recipe(path, config, with_findings(recipe, data))
@@ -64,12 +71,15 @@ def refuse_other_recipe(
 ):
     "Raise `TrainError` with the first field in which the run in a folder is another than the one that is asked for"
     left_out = config.get('left_out', []) # asked for as well, but nothing was there to learn them from
-    now = plain_recipe(recipe)
-    asked = config['recipe']['net']['findings'] if recipe.findings is None else [o for o in recipe.findings if o not in left_out]
-    now['net'] = now['net'] | dict(findings=asked)
+    if recipe.findings is None: findings = config['recipe']['net']['findings']
+    else: findings = [name for name in recipe.findings if name not in left_out]
+    asked = plain_recipe(recipe)
+    asked['net']['findings'] = findings
     was = {k: config[k] for k in ('recipe', 'start_weights') if k in config}
-    try: refuse_other_run(path, was, dict(recipe=now, **start_weights(recipe)))
-    except ResumeError as e: raise TrainError(str(e).split('; give')[0] + f'; {MOVE}') from None
+    try: refuse_other_run(path, was, dict(recipe=asked, **start_weights(recipe)))
+    except ResumeError as e:
+        said = str(e).split('; give')[0]
+        raise TrainError(f'{said}; {MOVE}') from None
 
 def copy_run(
     run:Run, # Any run
@@ -84,20 +94,25 @@ def copy_run(
 # %% ../../nbs/api/training/11_series.ipynb #6bbd7254
 def _recipe_of(config, data):
     "The recipe of a run, with the place of its weights, which its configuration does not say"
-    recipe, weights = Recipe.from_dict(config['recipe']), series_recipe(data).weights
-    return replace(recipe, weights=weights) if Path(str(weights)).name == recipe.weights else recipe
+    recipe = Recipe.from_dict(config['recipe'])
+    usual = series_recipe(data).weights
+    return replace(recipe, weights=usual) if Path(str(usual)).name == recipe.weights else recipe
 
 def _stages_there(path, config):
     "Stages that were begun in a run folder: those that have ended, and one in whose midst it was left"
+    stages = list(config['stages_done'])
     state = StateFile(path).read()
-    now = (state[1].get('stage') or {}).get('name') if state else None
-    return [*config['stages_done'], *([now] if now else [])]
+    stage = state and state[1].get('stage')
+    if stage: stages.append(stage['name'])
+    return stages
 
 def _went_on(path, earlier, data, recipe, progress):
     "The run in a folder as it was when its earlier stages had ended"
     run = new_run(data, with_findings(recipe, data), path, None, best_device(), progress, bool(earlier))
-    if earlier: run.model.load_state_dict(read_weights(path/'checkpoints'/f'{earlier[-1]}.safetensors'))
-    run.history = [o for o in history_of(path) if o['stage'] in earlier]
+    if earlier:
+        weights = path/'checkpoints'/f'{earlier[-1]}.safetensors'
+        run.model.load_state_dict(read_weights(weights))
+    run.history = [row for row in history_of(path) if row['stage'] in earlier]
     return run
 
 def _from_earlier(path, name, data, recipe, progress):
@@ -114,22 +129,28 @@ def run_before(
     progress:bool=True, # Show progress bars?
     path=None, # Its folder; that of its name in `home` if not given
 )->Run: # Ready for that stage, in a folder of its own
-    "The run as it was before a stage. Earlier stages that are missing are trained now; what was done of the stage itself stays in the folder, for `run_stage(..., resume=True)`"
+    """The run as it was before a stage. Earlier stages that are missing are trained now; what was done of the stage
+    itself stays in the folder, for `run_stage(..., resume=True)`"""
     path = Path(path or Path(home or runs_home())/name)
     with run_lock(path, is_main()):
         config = _config_of(path, data, recipe)
-        known = recipe or (_recipe_of(config, data) if config else series_recipe(data))
-        names = [o.name for o in known.stages]
+        if recipe: known = recipe
+        elif config: known = _recipe_of(config, data)
+        else: known = series_recipe(data)
+        names = [stage.name for stage in known.stages]
         earlier = names[:names.index(name)]
         if config and name in _stages_there(path, config): return _went_on(path, earlier, data, known, progress)
         run = _from_earlier(path, earlier[-1], data, recipe, progress) if earlier else None
-        if run is None: run = start_run(data, known, path, progress=progress, resume=bool(config), overwrite=not config)
+        there = bool(config)
+        if run is None: run = start_run(data, known, path, progress=progress, resume=there, overwrite=not there)
         return _catch_up(run, earlier)
 
 def _catch_up(run, names):
     "Train the stages that are still to do, and say so first"
-    todo = [o for o in run.recipe.stages if o.name in names and o.name not in run.done]
-    if todo and is_main(): print(f'{run.path}: training {", ".join(o.name for o in todo)} now; next time this is already done')
+    todo = [stage for stage in run.recipe.stages if stage.name in names and stage.name not in run.done]
+    if todo and is_main():
+        said = ', '.join(stage.name for stage in todo)
+        print(f'{run.path}: training {said} now; next time this is already done')
     for stage in todo: run_stage(run, stage, resume=True)
     return run
 
@@ -140,7 +161,8 @@ def series_run(
     recipe:Recipe=None, # If not given: that of the run which is found, else that of the series
     progress:bool=True, # Show progress bars?
 )->Run: # After the last stage, judged
-    "The run that the last stage left, opened; or trained and judged now. Raises `TrainError` if it is of other data, or not of that recipe"
+    """The run that the last stage left, opened; or trained and judged now.
+    Raises `TrainError` if it is of other data, or not of that recipe"""
     last = (recipe or series_recipe(data)).stages[-1].name
     path = Path(home or runs_home())/last
     with run_lock(path, is_main()):

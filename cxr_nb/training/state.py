@@ -1,4 +1,4 @@
-"""The state of a fit in one file, written whole or not at all, so that a killed run goes on and ends as if nothing had happened.
+"""The state of a fit in one file, written whole or not at all: a killed run goes on as if nothing had happened.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/training/state.html.md"""
 
@@ -36,7 +36,9 @@ def _sync(path):
 def _crc(tensors, info):
     "A checksum of all that is in a state"
     crc = zlib.crc32(info.encode())
-    for k in sorted(tensors): crc = zlib.crc32(tensors[k].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(k.encode(), crc))
+    for k in sorted(tensors):
+        raw = tensors[k].reshape(-1).view(torch.uint8).numpy()
+        crc = zlib.crc32(raw, zlib.crc32(k.encode(), crc))
     return crc
 
 def write_state(
@@ -65,17 +67,20 @@ def read_state(
     path = Path(path)
     if not path.is_file(): return None
     try:
-        raw = path.read_bytes() # once: `safe_open` reads names and numbers apart, and the file may be replaced in between
+        raw = path.read_bytes() # once: `safe_open` reads twice, and the file may be replaced in between
         tensors, said = load(raw), json.loads(raw[8:8 + int.from_bytes(raw[:8], 'little')])['__metadata__']
         if int(said['crc']) != _crc(tensors, said['info']): raise ValueError('another checksum')
         return tensors, json.loads(said['info'])
     except (SafetensorError, KeyError, ValueError, OSError) as e:
-        raise ResumeError(f'{path}: is no whole training state ({type(e).__name__}); delete it, and the run goes on from its last stage') from None
+        said = type(e).__name__
+        raise ResumeError(f'{path}: is no whole training state ({said}); '
+                          'delete it, and the run goes on from its last stage') from None
 
 # %% ../../nbs/api/training/04_state.ipynb #8ad6759a
 def _full(e):
     "Does this error say that there is no room?"
-    said = any(o in str(e) for o in ('No space left', 'File too large', 'quota exceeded', 'StorageFull', 'FileTooLarge'))
+    words = 'No space left', 'File too large', 'quota exceeded', 'StorageFull', 'FileTooLarge'
+    said = any(o in str(e) for o in words)
     return getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or said
 
 @contextmanager
@@ -86,7 +91,8 @@ def disk_room(
     try: yield
     except (OSError, SafetensorError) as e:
         if not _full(e): raise
-        raise ResumeError(f'{path}: no room is left on the disk; free some, then go on with --resume (resume=True in a notebook): what was saved last is whole') from None
+        raise ResumeError(f'{path}: no room is left on the disk; free some, then go on with --resume '
+                          '(resume=True in a notebook): what was saved last is whole') from None
 
 # %% ../../nbs/api/training/04_state.ipynb #b5a10b28
 def _show(x):
@@ -96,7 +102,8 @@ def _show(x):
 
 def _keyed(x):
     "A list of named records as a dictionary; anything else as it is"
-    return {o['name']: o for o in x} if isinstance(x, list) and x and all(isinstance(o, dict) and 'name' in o for o in x) else x
+    named = isinstance(x, list) and x and all(isinstance(o, dict) and 'name' in o for o in x)
+    return {o['name']: o for o in x} if named else x
 
 def differences(
     was:dict, # Nested, plain JSON
@@ -140,7 +147,8 @@ def set_random_state(
 ):
     "Every generator of random numbers as it was"
     torch.set_rng_state(tensors['random.cpu'])
-    if 'random.cuda' in tensors and torch.device(device).type == 'cuda': torch.cuda.set_rng_state(tensors['random.cuda'], device)
+    if 'random.cuda' in tensors and torch.device(device).type == 'cuda':
+        torch.cuda.set_rng_state(tensors['random.cuda'], device)
     if 'random.mps' in tensors and torch.device(device).type == 'mps': torch.mps.set_rng_state(tensors['random.mps'])
     name, keys, *rest = info['numpy']
     np.random.set_state((name, np.array(keys, np.uint32), *rest))
@@ -165,7 +173,8 @@ def set_optimiser_state(
         if not name.startswith('opt.'): continue
         i, key = name.split('.')[1:]
         p, group = params[int(i)]
-        opt.state[p][key] = torch.empty_like(p).copy_(v) if key != 'step' else v.clone().to(p.device if group.get('fused') else 'cpu')
+        if key != 'step': opt.state[p][key] = torch.empty_like(p).copy_(v)
+        else: opt.state[p][key] = v.clone().to(p.device if group.get('fused') else 'cpu')
 
 # %% ../../nbs/api/training/04_state.ipynb #4516d638
 class StateFile:
@@ -205,7 +214,8 @@ class Pass:
         if self.path.is_file(): os.truncate(self.path, self.batches*bs*width*4)
     def rows(self):
         "What earlier tries have left, float32 (n, width)"
-        return np.fromfile(self.path, np.float32).reshape(-1, self.width) if self.batches else np.zeros((0, self.width), np.float32)
+        if not self.batches: return np.zeros((0, self.width), np.float32)
+        return np.fromfile(self.path, np.float32).reshape(-1, self.width)
     def add(self, x):
         "A batch more; written with those before it when it is time. Gives `x` back"
         if self.every is None: return x
@@ -263,14 +273,14 @@ def below(
 
 # %% ../../nbs/api/training/04_state.ipynb #3844afe3
 class SaveState(Callback):
-    "Saves all that a fit needs to go on, after each epoch and whenever the interval is over; and goes on from such a state"
+    "Saves all that a fit needs, after each epoch and whenever the interval is over; and goes on from such a state"
     order = 80
     def __init__(self,
         file:StateFile, # Where; nothing is saved if None
         keep, # The callback that holds the best state: `state` and `optimiser` (name to tensor), `keep()`
         history, # The callback that has a row an epoch: `rows`, `bar`
         state:tuple=None, # Tensors and info to go on from, as of `StateFile.read`
-        valid:bool=True, # During validation too? Then a `Scores` metric and `ValidLoss` are needed, and one process alone
+        valid:bool=True, # During validation too? That needs a `Scores` metric, `ValidLoss` and one process alone
     ):
         self.file = file
         self.keeper = keep
