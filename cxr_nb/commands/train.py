@@ -35,7 +35,7 @@ def typed_options(
             cxr-train --data /path/to/nih --out runs/single --recipe single --epochs 8 --lr 1e-4
             cxr-train --data /path/to/nih --out runs/fusion --recipe fusion
             cxr-train --data /path/to/indiana --out runs/indiana --recipe indiana
-            cxr-train --csv-path mine.csv --img-root images --patient-col person --findings Mass,Effusion --out runs/mine
+            cxr-train --csv-path mine.csv --img-root images --patient-col person --findings Mass,Edema --out runs/mine
             torchrun --nproc_per_node=2 -m cxr_nb.cli train --data /path/to/nih --out runs/both''', goes_on='--resume')
 def cxr_train(
     data:str=None, # Folder in the NIH layout, or of the Indiana set; else CXR_DATA, Kaggle's mount, phantom images

@@ -58,7 +58,8 @@ def make_backbone(
     "A timm network that gives a row of features an image. Raises `ModelError` if timm cannot make it for that size"
     try:
         network = timm_network(arch, size, **kwargs)
-        with torch.no_grad(): width = network.eval()(torch.zeros(1, 1, size, size)).shape[-1]
+        img = torch.zeros(1, 1, size, size) # some networks refuse a size only when they see it
+        with torch.no_grad(): width = network.eval()(img).shape[-1]
         return network.train(), width
     except ModelError: raise
     except Exception as e: raise ModelError(_why_not(arch, size, e)) from e
