@@ -33,6 +33,7 @@ CALLS = { # What is called first, where it is not the first function of the modu
     'metrics.compare': 'compare(y, p, q, findings, patients)', 'metrics.thresholds': 'fit_thresholds(y, p, findings)',
     'metrics.audit': "audit_file('theirs.csv')",
     'training.losses': "Loss('focal')", 'training.recipe': 'change(recipe, size=320)', 'training.recipes': 'fusion()',
+    'training.parts': 'make_split(table, recipe)', 'training.folder': "config_of('runs/first')",
     'training.run': "open_run('runs/first')", 'training.engine': "train(data, staged(), 'runs/first')", 'training.judging': 'judge(run)',
     'training.crossval': "cross_validate(data, indiana(), 'runs/indiana')", 'training.state': "read_state(file)",
     'training.backbones': 'compare_backbones(data, recipe, archs)', 'training.costs': "cost('resnet18')",

@@ -8,9 +8,6 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/commands/prepare.html.md"""
 __all__ = ['cxr_prepare', 'cxr_check']
 
 # %% ../../nbs/api/commands/02_prepare.ipynb #d9ece221
-from pathlib import Path
-
-from ..core import CxrError
 from .parsing import check_workers, columns_of, command, named_columns, say, say_data, say_skipped
 
 # %% ../../nbs/api/commands/02_prepare.ipynb #25ccfbea
@@ -24,14 +21,15 @@ def cxr_prepare(
     img_root:str=None, # Folder of its images
     image_col:str=None, # Its column with file names; found by its usual names if not given
     patient_col:str=None, # Its column with patients
-    label_col:str=None, # Its column with label text; found by its usual names if not given; without one, each column of only 0 and 1 is a finding
+    label_col:str=None, # Its column with label text; if not given the usual names, else each column of 0 and 1
     out:str=None, # Folder of the cache; in the user's cache folder if not given
     size:int=256, # Side of the resized images in pixels
     summary:str=None, # Text file for a summary of the label table
     workers:int=None, # Threads; one a core if not given
     download:bool=False, # Download the release from Kaggle if it is nowhere (45 GB)
 ):
-    "Read every image once and keep it small, gray and square; name those that cannot be used, and those that look turned or inverted."
+    """Read every image once and keep it small, gray and square; name those that cannot be used,
+    and those that look turned or inverted."""
     from cxr_nb.core import cache_home
     from cxr_nb.data.sources import load_data
     from cxr_nb.data.cache import prepare
@@ -69,7 +67,7 @@ def cxr_check(
     data:str=None, # Folder in the NIH layout; else that of the run, CXR_DATA, Kaggle's mount, phantom images
     csv_path:str=None, # Label file, if it does not lie in that folder
     img_root:str=None, # Folder of the images, if another
-    image_col:str=None, # Column of a label file of your own with file names; those that a run knows, or the usual names, if not given
+    image_col:str=None, # Column of a label file of your own with file names; the run's, or usual names, if not given
     patient_col:str=None, # Its column with patients
     label_col:str=None, # Its column with label text
     run:str=None, # A run folder to be checked as well
@@ -78,7 +76,8 @@ def cxr_check(
     workers:int=None, # Threads; a few a core if not given
     convert:str=None, # A run or bundle of version 0.1.0, to be rewritten for this version; nothing is checked
 )->int: # Exit code
-    "Prove what a run relies on: release, split, boxes, files and their duplicates. Exit code: 0 nothing is violated, 1 something is, 2 it could not be checked."
+    """Prove what a run relies on: release, split, boxes, files and their duplicates.
+    Exit code: 0 nothing is violated, 1 something is, 2 it could not be checked."""
     if convert: return _convert(convert)
     from cxr_nb.data.checks import check_data
     from cxr_nb.data.verdicts import checks_text, report_form, write_checks
