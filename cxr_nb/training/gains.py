@@ -42,10 +42,13 @@ def gains(
     a, b = predictions_of(fused, part), predictions_of(image, part)
     if a.images != b.images or a.findings != b.findings:
         raise CxrError('the two runs judged different images or findings; give both the same data, split and seed')
-    if metric not in ('auroc', 'ap'): raise CxrError(f'{metric!r} depends on thresholds, and the regression has none; choose auroc or ap')
+    if metric not in ('auroc', 'ap'):
+        raise CxrError(f'{metric!r} depends on thresholds, and the regression has none; choose auroc or ap')
     table = metadata_probabilities(fused.part('train'), fused.part(part), a.findings)
-    pairs = {'fused against image': (b.p, a.p), 'fused against table': (table, a.p), 'image against table': (table, b.p)}
-    return {k: compare(a.y, *o, a.findings, a.patients, metric=metric, **kwargs) for k, o in pairs.items()}
+    def against(base, new): return compare(a.y, base, new, a.findings, a.patients, metric=metric, **kwargs)
+    return {'fused against image': against(b.p, a.p),
+            'fused against table': against(table, a.p),
+            'image against table': against(table, b.p)}
 
 def gain_table(
     found:dict # As of `gains`

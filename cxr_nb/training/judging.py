@@ -1,4 +1,4 @@
-"""Predictions of validation and test, thresholds fitted on validation, every score with its interval by patient, and the baselines.
+"""Predictions, thresholds fitted on validation, every score with its interval by patient, and the baselines.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/training/judging.html.md"""
 
@@ -20,7 +20,6 @@ from ..metrics.audit import audit, audit_baselines
 from ..metrics.calibration import fit_calibration
 from ..metrics.predictions import PredictionError, align
 from ..metrics.ranking import auroc
-from ..metrics.compare import compare
 from ..metrics.evaluation import evaluate, to_metrics, write_metrics
 from ..metrics.thresholds import fit_thresholds, load_thresholds, save_thresholds
 from ..metrics.thresholds import find_optimal_thresholds_with_dynamic_adjustment
@@ -31,8 +30,9 @@ from ..models.weights import read_weights
 from ..runs import run_lock
 from .callbacks import macro_auroc
 from .distributed import broadcast, is_main
+from .folder import config_of, labels_fingerprint
 from .recipe import TrainError
-from .run import Run, config_of, labels_fingerprint, run_config
+from .run import Run, run_config
 
 # %% ../../nbs/api/training/09_judging.ipynb #18a078c9
 def val_auroc(
@@ -52,7 +52,8 @@ def write_predictions(
     p = pd.DataFrame(p, index=table.index, columns=findings).astype(np.float64)
     columns = [table[['patient']], p.add_prefix('prob_'), table[findings].add_prefix('true_')]
     df = pd.concat(columns, axis=1).rename_axis('image').reset_index()
-    if is_main(): df.to_csv(run.path/f'predictions_{name}.csv', index=False, float_format='%.9g') # all that float32 holds: rounding would make ties
+    nine_digits = '%.9g' # all that float32 holds: rounding would make ties
+    if is_main(): df.to_csv(run.path/f'predictions_{name}.csv', index=False, float_format=nine_digits)
     return df
 
 def predictions_of(
@@ -66,24 +67,28 @@ def choose_thresholds(
     run:Run, # Any run with predictions of validation
     lo:float=.05, # Lower end of the published range
     hi:float=.40, # Upper end of it
-)->pd.DataFrame: # By finding: threshold and what it reaches; with the rule 'f1' also `limited`, the best one within the range
+)->pd.DataFrame: # By finding: threshold and what it reaches; by the rule 'f1' also `limited`, the best within the range
     "Thresholds on validation by the recipe's rule, written to `thresholds.json`"
-    a, recipe = predictions_of(run, 'val'), run.recipe
+    val = predictions_of(run, 'val')
+    known = val.y, val.p, val.findings
+    recipe = run.recipe
     if recipe.thresholds == 'dynamic':
-        t = find_optimal_thresholds_with_dynamic_adjustment(a.y, a.p, a.findings, recipe.min_precision, recipe.min_f1)
+        chosen = find_optimal_thresholds_with_dynamic_adjustment(*known, recipe.min_precision, recipe.min_f1)
     else:
-        inside = fit_thresholds(a.y, a.p, a.findings, lo=lo, hi=hi)
-        t = fit_thresholds(a.y, a.p, a.findings).assign(limited=inside.threshold, limited_f1=inside.f1)
-    save_thresholds(run.path/'thresholds.json', t)
-    return t
+        inside = fit_thresholds(*known, lo=lo, hi=hi)
+        chosen = fit_thresholds(*known).assign(limited=inside.threshold, limited_f1=inside.f1)
+    save_thresholds(run.path/'thresholds.json', chosen)
+    return chosen
 
 def baselines(
     run:Run, # Any run with predictions
     part:str='test', # Judged on
 )->dict: # `shuffled` and `metadata`: macro AUROC; `metadata` also by finding
     "What no image is needed for; `metadata` only where age, sex or view of some image is known"
-    columns = ['patient', *(o for o in ('age', 'sex', 'view') if o in run.data.table), *run.recipe.findings]
-    return audit_baselines(predictions_of(run, part), run.part(part)[columns], run.part('train')[columns], run.recipe.seed)
+    known = [name for name in ('age', 'sex', 'view') if name in run.data.table]
+    columns = ['patient', *known, *run.recipe.findings]
+    judged, train = run.part(part)[columns], run.part('train')[columns]
+    return audit_baselines(predictions_of(run, part), judged, train, run.recipe.seed)
 
 # %% ../../nbs/api/training/09_judging.ipynb #3a5a7ed6
 def judge(
@@ -99,15 +104,18 @@ def judge(
 
 def _judge(run, parts, n_boot):
     "The first process judges what all have predicted"
-    t = choose_thresholds(run)
-    evaluations = {o: evaluate_part(run, o, t.threshold.to_numpy(), n_boot) for o in parts}
+    thresholds = choose_thresholds(run)
+    cuts = thresholds.threshold.to_numpy()
+    evaluations = {name: evaluate_part(run, name, cuts, n_boot) for name in parts}
     more = {}
     if 'test' in parts:
-        val, test = (predictions_of(run, o) for o in ('val', 'test'))
-        more = dict(floors=baselines(run), **audit(val, test, t, run.data.table, n_boot=n_boot, seed=run.recipe.seed))
-    out = write_metrics(run.path/'metrics.json', **evaluations, **more)
-    save_judged(run, {k: out[k]['macro'] for k in evaluations})
-    return out
+        val = predictions_of(run, 'val')
+        test = predictions_of(run, 'test')
+        more = audit(val, test, thresholds, run.data.table, n_boot=n_boot, seed=run.recipe.seed)
+        more = dict(floors=baselines(run)) | more
+    metrics = write_metrics(run.path/'metrics.json', **evaluations, **more)
+    save_judged(run, {name: metrics[name]['macro'] for name in evaluations})
+    return metrics
 
 def evaluate_part(
     run:Run, # Any run with predictions
@@ -127,8 +135,8 @@ def save_judged(
     "The bundle of a judged run: with thresholds, calibration and scores"
     thresholds = json.loads((run.path/'thresholds.json').read_text())['findings']
     files = {o: file_sha256(run.path/f'predictions_{o}.csv') for o in metrics}
-    save_bundle(run.model, run.path, **run_config(run), thresholds=thresholds, calibration=_calibration(run), metrics=metrics,
-                prediction_files=files, **config)
+    save_bundle(run.model, run.path, **run_config(run), thresholds=thresholds, calibration=_calibration(run),
+                metrics=metrics, prediction_files=files, **config)
 
 def _calibration(run):
     "Platt scaling, fitted on validation; None where nothing can be fitted"
@@ -157,20 +165,26 @@ def judge_images(
     n_boot:int=1000, # Resamples of patients for the intervals
 )->dict: # `{'test': ...}` as in metrics.json, or `{'val': ...}` of a run without test part; nothing is written
     "Judge with the run's thresholds on a subset of its test part, or on other data, of which every image is taken"
-    mine = run.data.table.index.isin(run.split.index)
-    own = mine.all() or _knows_labels(run) # the run may have used only some of its images
-    if mine.any() and not own:
-        raise TrainError(f'{run.data.name}: {mine.sum():,} of {len(mine):,} images have names of images that this run knows; '
-                         'give only its own images, or only others')
+    own = _has_own_images(run)
     table = run.part(run.judged) if own else run.data.table.loc[run.cache.usable]
     table = subset(table, n_images, run.recipe.seed)
     if not len(table): raise TrainError(f'{run.path}: has no images to judge on')
-    at = [i for i, o in enumerate(run.recipe.findings) if o in table] # other data may lack some
-    findings = [run.recipe.findings[i] for i in at]
+    known = run.recipe.findings
+    at = [i for i, name in enumerate(known) if name in table] # other data may lack some
+    findings = [known[i] for i in at]
     p = probabilities(run.model, run.batches_of(table), run.progress)[:, at]
-    limits = load_thresholds(run.path/'thresholds.json', run.recipe.findings).threshold.to_numpy()[at]
-    found = evaluate(table[findings].to_numpy(), p, findings, table.patient.to_numpy(), limits, n_boot, run.recipe.seed)
+    limits = load_thresholds(run.path/'thresholds.json', known).threshold.to_numpy()[at]
+    y = table[findings].to_numpy()
+    found = evaluate(y, p, findings, table.patient.to_numpy(), limits, n_boot, run.recipe.seed)
     return {run.judged if own else 'test': to_metrics(found)}
+
+def _has_own_images(run):
+    "Are these the images of the run, or others? Raises `TrainError` if they are both"
+    mine = run.data.table.index.isin(run.split.index)
+    if mine.all() or _knows_labels(run): return True # the run may have used only some of its images
+    if not mine.any(): return False
+    raise TrainError(f'{run.data.name}: {mine.sum():,} of {len(mine):,} images have names of images that this run '
+                     'knows; give only its own images, or only others')
 
 def write_tables(
     run:Run, # Whose folder is used if no other is given
@@ -181,15 +195,24 @@ def write_tables(
     out = Path(out or run.path/'results'/'tables')
     out.mkdir(parents=True, exist_ok=True)
     write_metrics(out/'metrics.json', **metrics)
-    name = next(o for o in ('test', 'val') if o in metrics)
-    m = metrics[name]
-    rows = {f: {'positives': o['positives'], **_five(o)} for f, o in m['findings'].items()} | {'macro mean': _five(m['macro'])}
-    kind = 'test images' if name == 'test' else 'validation images, on which thresholds were chosen too'
-    table = pd.DataFrame(rows).T.astype(float).round(3).to_string(na_rep='-')
-    (out/'metrics.txt').write_text(f'{m["n"]} {kind}, of {m["patients"]} patients\n\n{table}\n')
+    tested = 'test' in metrics
+    part = metrics['test' if tested else 'val']
+    kind = 'test images' if tested else 'validation images, on which thresholds were chosen too'
+    text = _score_table(part).round(3).to_string(na_rep='-')
+    (out/'metrics.txt').write_text(f'{part["n"]} {kind}, of {part["patients"]} patients\n\n{text}\n')
     return out
 
-def _five(scores): return {k: scores[k]['value'] for k in ('auroc', 'ap', 'f1', 'precision', 'recall')}
+def _score_table(part):
+    "Positives and five scores of each finding of a part, and the macro means"
+    rows = {}
+    for finding, scores in part['findings'].items():
+        rows[finding] = dict(positives=scores['positives'], **_five(scores))
+    rows['macro mean'] = _five(part['macro'])
+    return pd.DataFrame.from_dict(rows, orient='index').astype(float)
+
+def _five(scores):
+    "The values of five scores"
+    return {name: scores[name]['value'] for name in ('auroc', 'ap', 'f1', 'precision', 'recall')}
 
 # %% ../../nbs/api/training/09_judging.ipynb #efba85a6
 def stage_scores(
