@@ -203,7 +203,7 @@ def test_help_shows_defaults_and_one_spelling(run):
         flags = re.findall(r'(?<![\w-])--[a-zA-Z][\w-]*', said)
         assert flags and not [o for o in flags if '_' in o and o != '--nproc_per_node'], name
     said = ' '.join(run('cxr-train', '--help').stdout.split())
-    for text in ('224 if not given', 'that of the recipe if not given', '0 if not given', 'staged (frozen head, whole network, slower)'): assert text in said, text
+    for text in ('224 if not given', 'that of the recipe if not given', '0 if not given', 'staged (three stages)'): assert text in said, text
 
 def test_notebooks_alone_say_how_to_get_on_without_a_network():
     "Both the variable for the notebooks and the argument in Python stand in the message"

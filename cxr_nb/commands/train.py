@@ -46,7 +46,7 @@ def cxr_train(
     label_col:str=None, # Its column with label text; if not given the usual names, else each column of 0 and 1
     findings:str=None, # Findings with commas between, or 14 or 13 of the release; the recipe's or table's if not given
     out:str='runs/train', # The run folder
-    recipe:str='staged', # staged, single, fusion (with age, sex, view), indiana (35 classes), strong, or a .json file
+    recipe:str='staged', # staged (three stages), single, fusion (age, sex, view), indiana (35 classes), strong, .json
     fast:bool=False, # A tiny network of the same kind, an epoch a stage: does it work at all?
     arch:str=None, # Any timm model; that of the recipe if not given
     weights:str=None, # imagenet, none, a file, a folder or hf-hub:NAME of open_clip; the recipe's if not given

@@ -57,7 +57,7 @@ def metadata_features(
         if name == 'age': features += [table['age'], ((table['age'].astype(float) - 45)/20)**2]
     return np.stack([o.to_numpy(dtype=float) for o in features], axis=1)
 
-def metadata_model():
+def metadata_model()->object: # With `fit` and `predict_proba`
     "A classifier of scikit-learn: impute, scale, regress"
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression
