@@ -16,8 +16,8 @@ from .commands.use import cxr_app, cxr_bench, cxr_eval, cxr_export, cxr_gradcam,
 
 # %% ../nbs/api/09_cli.ipynb #7cef5ad4
 COMMANDS = dict(
-    demo=cxr_demo, prepare=cxr_prepare, check=cxr_check, train=cxr_train, eval=cxr_eval, gradcam=cxr_gradcam, predict=cxr_predict,
-    export=cxr_export, bench=cxr_bench, app=cxr_app)
+    demo=cxr_demo, prepare=cxr_prepare, check=cxr_check, train=cxr_train, eval=cxr_eval, gradcam=cxr_gradcam,
+    predict=cxr_predict, export=cxr_export, bench=cxr_bench, app=cxr_app)
 
 if __name__ == '__main__' and __package__ == 'cxr_nb':
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:

@@ -100,7 +100,8 @@ def read_csv(
     if not path.is_file(): raise LabelError(f'{path}: no such file; give the path of the CSV')
     try: df = read_rows(path, text)
     except (ValueError, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as e:
-        raise LabelError(f'{path}: cannot be read as a CSV ({str(e).splitlines()[0]}); save it as comma-separated UTF-8') from None
+        why = str(e).splitlines()[0]
+        raise LabelError(f'{path}: cannot be read as a CSV ({why}); save it as comma-separated UTF-8') from None
     df.columns = [str(o).strip() for o in df.columns]
     if miss := [o for o in needed if o not in df.columns]:
         raise LabelError(f'{path}: column {miss[0]!r} is missing; needed are {_quoted(needed, None)}, '
@@ -122,13 +123,14 @@ def _table(image, patient, y, findings, age=np.nan, sex='', view='', follow_up=0
     df = pd.DataFrame(dict(patient=np.asarray(patient), age=age, sex=sex, view=view, follow_up=follow_up),
                       index=image_names(image))
     if (dup := df.index[df.index.duplicated()]).size:
-        raise LabelError(f'{where}: {dup[0]} stands there {df.index.value_counts()[dup[0]]} times; keep one row an image')
+        times = df.index.value_counts()[dup[0]]
+        raise LabelError(f'{where}: {dup[0]} stands there {times} times; keep one row an image')
     for c in ('sex', 'view'): df[c] = df[c].fillna('').astype(str).str.strip().str.upper()
     df['sex'] = df.sex.replace({'FEMALE': 'F', 'MALE': 'M'})
     return pd.concat([df, pd.DataFrame(y, index=df.index, columns=findings)], axis=1)
 
 def _patient_ids(s, where):
-    "Who the patients are: whole numbers where all are written as such, else the names as they stand there, `007` included"
+    "Who the patients are: whole numbers where all are written as such, else the names as they stand, `007` included"
     gaps = int(s.isna().sum())
     if gaps: raise LabelError(f'{where}: {gaps} rows have no patient; fill them in, or the split could leak')
     if pd.api.types.is_float_dtype(s) and (s % 1 == 0).all(): s = s.astype(int) # a column that once had a gap
@@ -147,8 +149,11 @@ def read_nih(
     get = lambda c, default: df[c] if c in df else pd.Series(default, index=df.index)
     age = get('Patient Age', np.nan).map(parse_age)
     follow_up = pd.to_numeric(get('Follow-up #', 0), errors='coerce').fillna(0).astype(int)
-    return _table(df['Image Index'], _patient_ids(df['Patient ID'], path), y, findings, age.to_numpy(), get('Patient Gender', '').to_numpy(),
-                  get('View Position', '').to_numpy(), follow_up.to_numpy(), where=path)
+    patient = _patient_ids(df['Patient ID'], path)
+    sex = get('Patient Gender', '')
+    view = get('View Position', '')
+    return _table(df['Image Index'], patient, y, findings, age.to_numpy(), sex.to_numpy(), view.to_numpy(),
+                  follow_up.to_numpy(), where=path)
 
 # %% ../nbs/api/02_labels.ipynb #eb6ce2bb
 def xrv_data(
@@ -157,7 +162,8 @@ def xrv_data(
     "Path of a data file of the installed torchxrayvision. Raises `LabelError` if the package is absent"
     spec = find_spec('torchxrayvision')
     if spec is None:
-        raise LabelError(f'{name}: comes with torchxrayvision, which is not installed; run `pip install torchxrayvision`')
+        raise LabelError(f'{name}: comes with torchxrayvision, which is not installed; '
+                         'run `pip install torchxrayvision`')
     return Path(spec.origin).parent/'data'/name
 
 @lru_cache(maxsize=2)
@@ -326,7 +332,8 @@ def read_table(
 )->pd.DataFrame: # Image table
     "The image table of any CSV; columns not named are found by their usual names. Raises `LabelError` with the mend"
     head = list(read_csv(path).columns)
-    cols = {k: find_column(head, k, v, path) for k, v in dict(image=image, patient=patient, age=age, sex=sex, view=view).items()}
+    asked = dict(image=image, patient=patient, age=age, sex=sex, view=view)
+    cols = {k: find_column(head, k, v, path) for k, v in asked.items()}
     if not cols['image']:
         raise LabelError(f"{path}: no column is called 'image' or alike; say which one has the file names, "
                          f'by --image-col (image=...). There are {_quoted(head)}')

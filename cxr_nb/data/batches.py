@@ -88,7 +88,8 @@ class Batches:
         self.epoch = 0
         self.start = 0 # number of the batch with which the next pass, and that pass alone, begins
         if train and bs % self.world:
-            raise CxrError(f'batch size {bs} cannot be dealt to {self.world} processes; make it a multiple of {self.world}')
+            raise CxrError(f'batch size {bs} cannot be dealt to {self.world} processes; '
+                           f'make it a multiple of {self.world}')
 
     def __len__(self): return len(self._numbers())
     def to(self, device):

@@ -96,7 +96,8 @@ def _check_run_labels(config, table, split):
     marks = {label_fingerprint(own.assign(patient=0)) for own in (own, own[own.index.isin(split.index)])}
     want = config.get('labels', 'a fingerprint')
     wrong = [] if want in marks else sorted(marks)
-    return found('run: labels as in config.json', wrong, f'{len(table):,} images', want, _DATA + '; its labels were others')
+    mend = _DATA + '; its labels were others'
+    return found('run: labels as in config.json', wrong, f'{len(table):,} images', want, mend)
 
 def _check_run_lists(split, data, random):
     "An official split against the official lists"

@@ -172,7 +172,7 @@ def plot_positives(
 def write_run_figures(
     run:Run # Any judged run
 )->Path: # Their folder
-    "Write `roc.png`, `confusion.png`, `predictions.png`, `classes.png`; after a cross-validation `epoch_search.png` too"
+    "Write `roc.png`, `confusion.png`, `predictions.png`, `classes.png`; after folds `epoch_search.png` too"
     preds = align(None, run.path/f'predictions_{run.judged}.csv')
     thresholds = load_thresholds(run.path/'thresholds.json', preds.findings)
     scores = read_json(run.path/'metrics.json')[run.judged]['findings']

@@ -45,7 +45,7 @@ CYCLES = (
 def fusion(
     **options # For `change`
 )->Recipe: # DenseNet-121 + FPN, with age, sex and view
-    "The published recipe of fusion; `tabular=()` leaves the image alone"
+    "The published recipe of fusion, without its crop and blur; `tabular=()` leaves the image alone"
     net = Net('densenet121', neck='fpn', width=128, hidden=(128,), tabular=('age', 'sex', 'view'), dropout=.2)
     mild = Augment(degrees=5, shift=.03, scale=.05, brightness=0., contrast=0.)
     base = Recipe(net=net, stages=CYCLES, split=Split('random', val=.08), loss=LOG_WEIGHTS, augment=mild,

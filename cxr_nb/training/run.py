@@ -30,13 +30,13 @@ from ..models.bundle import convert_bundle, load_bundle, save_bundle, save_weigh
 from ..models.nets import ChestModel, make_model
 from ..models.tabular import tabular
 from ..models.weights import check_arch, read_weights
-from ..runs import RUN_FILES, RunError, clear_run, refuse_overwriting, refuse_resuming, run_lock
+from ..runs import RUN_FILES, RunError, clear_run, refuse_older, refuse_overwriting, refuse_resuming, run_lock
 from .callbacks import precision_callbacks
 from .distributed import best_device, is_main, main_alone, main_first
 from .folder import (checkpoint_here, history_of, labels_fingerprint, plain_recipe, read_checkpoint,
                                     refuse_other_run, start_weights, without)
 from .parts import kind_of_split, learnable, make_split, remarks_on, with_findings
-from .recipe import Recipe, TrainError, change
+from .recipe import Recipe, change
 from .recipes import older_recipe
 from .state import below
 
@@ -294,8 +294,7 @@ def open_run(
     path, device = Path(path), best_device(device)
     progress = progress and is_main()
     model, config = load_bundle(path)
-    if 'net' not in config['recipe']:
-        raise TrainError(f'{path}: was written by an older version; cxr-check --convert {path} makes it one of today')
+    refuse_older(path)
     recipe = Recipe.from_dict(config['recipe'])
     home = None
     if data is None:
