@@ -298,7 +298,7 @@ class ClipGradients(Callback):
         self.steps += 1
     def after_train(self):
         self.mean_norm = float(self.norms)/max(self.steps, 1)
-        self.norms, self.steps = 0., 0
+    def after_epoch(self): self.norms, self.steps = 0., 0 # not before: a state from validation needs them
 
 # %% ../../nbs/api/training/06_callbacks.ipynb #b2361c63
 class History(Callback):
