@@ -1,4 +1,4 @@
-"""Who is in train, validation and test: by patient, official or stratified, with proof that nothing leaks.
+"""Train, validation and test by patient, checked for leaks; here `split_kind` decides where the official split applies.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/data/splits.html.md"""
 
@@ -9,11 +9,10 @@ __all__ = ['LeakError', 'check_split', 'patient_counts', 'pick_patients', 'offic
            'split_table', 'subset', 'fingerprint', 'Page', 'eda_summary']
 
 # %% ../../nbs/api/data/03_splits.ipynb #ee63a913
-import hashlib
-
 import numpy as np, pandas as pd
-from ..core import CxrError
-from ..labels import *
+from ..core import CxrError, text_sha256
+from ..labels import NO_FINDING, class_weights, findings_of, from_release, label_counts, label_summary, no_finding
+from ..labels import official_test_patients
 
 # %% ../../nbs/api/data/03_splits.ipynb #52e3dd5d
 class LeakError(CxrError):
@@ -23,38 +22,48 @@ def check_split(
     df:pd.DataFrame, # Image table
     split:pd.Series, # Part of each image, by image
 )->pd.Series: # The split itself, if it is sound
-    "Raises `LeakError` if a patient is in two parts or an image in none"
-    if split.index.has_duplicates or not split.index.isin(df.index).all(): raise LeakError('the split names an image twice, or one that is not in the table')
-    parts = split.groupby(df.patient.reindex(split.index)).nunique()
-    if (parts > 1).any():
-        who = parts.index[parts > 1]
-        raise LeakError(f'{len(who)} patients are in more than one part (the first is {who[0]}); split by patient, not by image')
+    "Raises `LeakError` if a patient is in two parts, or an image twice or not in the table"
+    if split.index.has_duplicates or not split.index.isin(df.index).all():
+        raise LeakError('the split names an image twice, or one that is not in the table; make it from this table')
+    n_parts = split.groupby(df.patient.reindex(split.index)).nunique()
+    leaks = n_parts.index[n_parts > 1]
+    if len(leaks):
+        raise LeakError(f'{len(leaks)} patients are in more than one part (the first is {leaks[0]}); '
+                        'split by patient, not by image')
     return split
 
 # %% ../../nbs/api/data/03_splits.ipynb #9444327b
 def patient_counts(
     df:pd.DataFrame # Image table
-)->pd.DataFrame: # A row a patient: films, films with no finding, AP films, films with each finding
+)->pd.DataFrame: # A row a patient: `films` (images), `none` (without a finding), `ap`, and images with each finding
     "What each patient adds to a part"
-    f = findings_of(df)
-    cols = df[f].astype(np.int32).assign(films=1, none=no_finding(df).astype(np.int32), ap=df['view'].eq('AP').astype(np.int32))
-    return cols.groupby(df.patient)[['films', 'none', 'ap', *f]].sum()
+    per_image = pd.DataFrame({'films': 1, 'none': no_finding(df), 'ap': df['view'].eq('AP')}, index=df.index)
+    counted = pd.concat([per_image, df[findings_of(df)]], axis=1).astype(np.int32)
+    return counted.groupby(df.patient).sum()
 
 # %% ../../nbs/api/data/03_splits.ipynb #310527e6
 def _distance(sums, target):
-    "Sum of squared relative errors; (..., K) against (K,)"
-    return (((sums - target) / np.maximum(target, 1))**2).sum(-1)
+    "Sum of squared relative errors of sums (..., K) against their target (K,)"
+    errors = (sums - target)/np.maximum(target, 1)
+    return (errors**2).sum(-1)
 
-def _exchange(m, chosen, target, rng, tries=2000):
-    "One exchange of a chosen for an unchosen patient; True if it brought the sums nearer to the target"
-    inn, out = np.flatnonzero(chosen), np.flatnonzero(~chosen)
-    if not len(inn) or not len(out): return False
-    inn, out = (rng.choice(o, min(tries, len(o)), replace=False) for o in (inn, out))
-    s = m[chosen].sum(0)
-    i = inn[_distance(s - m[inn], target).argmin()] if rng.random() < .5 else rng.choice(inn)
-    near = _distance(s - m[i] + m[out], target)
-    if near.min() >= _distance(s, target) - 1e-12: return False
-    chosen[i], chosen[out[near.argmin()]] = False, True
+def _some(rng, numbers, most=2000):
+    "At most so many of the numbers, drawn at random"
+    return rng.choice(numbers, min(most, len(numbers)), replace=False)
+
+def _exchange(counts, chosen, target, rng):
+    "Exchange a chosen for an unchosen patient, in place; True if that brought the sums nearer to their target"
+    if chosen.all() or not chosen.any(): return False
+    inside = _some(rng, np.flatnonzero(chosen))
+    outside = _some(rng, np.flatnonzero(~chosen))
+    sums = counts[chosen].sum(0)
+    if rng.random() < .5: leaving = inside[_distance(sums - counts[inside], target).argmin()]
+    else: leaving = rng.choice(inside)
+    distances = _distance(sums - counts[leaving] + counts[outside], target)
+    if distances.min() >= _distance(sums, target) - 1e-12: return False
+    coming = outside[distances.argmin()]
+    chosen[leaving] = False
+    chosen[coming] = True
     return True
 
 # %% ../../nbs/api/data/03_splits.ipynb #394f4354
@@ -64,23 +73,29 @@ def pick_patients(
     seed:int=0, # Which pick
     patience:int=40, # Fruitless exchanges before it stops
 )->np.ndarray: # Sorted patient numbers
-    "A random pick of patients whose films mirror the whole table: number, every finding, No Finding, AP view"
-    counts = patient_counts(df)
-    n = round(n*len(counts)) if isinstance(n, float) and n < 1 else int(n)
-    if not 0 <= n <= len(counts): raise CxrError(f'{n} patients cannot be picked out of {len(counts)}; ask for fewer')
-    rng, m = np.random.default_rng(seed), counts.to_numpy(dtype=np.float64)
-    chosen = np.zeros(len(m), dtype=bool)
-    chosen[rng.choice(len(m), n, replace=False)] = True
-    target, idle = m.sum(0)*n/max(len(m), 1), 0
-    while idle < patience: idle = 0 if _exchange(m, chosen, target, rng) else idle + 1
-    return np.sort(counts.index[chosen].to_numpy())
+    "A random pick of patients whose images mirror the whole table: number, every finding, No Finding, AP view"
+    table = patient_counts(df)
+    total = len(table)
+    n = round(n*total) if isinstance(n, float) and n < 1 else int(n)
+    if not 0 <= n <= total: raise CxrError(f'{n} patients cannot be picked out of {total}; ask for fewer')
+    counts = table.to_numpy(dtype=np.float64)
+    target = counts.sum(0)*n/max(total, 1)
+    rng = np.random.default_rng(seed)
+    chosen = np.zeros(total, dtype=bool)
+    chosen[rng.choice(total, n, replace=False)] = True
+    fruitless = 0
+    while fruitless < patience:
+        nearer = _exchange(counts, chosen, target, rng)
+        fruitless = 0 if nearer else fruitless + 1
+    return np.sort(table.index[chosen].to_numpy())
 
 # %% ../../nbs/api/data/03_splits.ipynb #2334bc56
-def _carve(df, split, share, seed, name='val', of='train'):
-    "Move a mirrored share of the patients of one part into a new part"
-    inside = df.loc[split.index[split == of]]
-    if share: split[split.index.isin(inside.index[inside.patient.isin(pick_patients(inside, float(share), seed))])] = name
-    return split
+def _carve(df, split, part, share, seed):
+    "Make a mirrored share of the training patients another part of the split, in place"
+    if not share: return
+    train = df.loc[split.index[split == 'train']]
+    picked = train.patient.isin(pick_patients(train, float(share), seed))
+    split[split.index.isin(train.index[picked])] = part
 
 def official_split(
     df:pd.DataFrame, # Image table
@@ -91,24 +106,29 @@ def official_split(
     "The official patient-wise split. Raises `CxrError` for images that it does not know"
     if lists:
         known = df.index.isin([*lists['test'], *lists['train_val']])
-        if not known.any(): raise CxrError('the official lists name no image of the table; choose a random split, or give the lists that belong to it')
+        if not known.any():
+            raise CxrError('the official lists name no image of the table; '
+                           'choose a random split, or give the lists that belong to it')
         df = df[known]
-        test = df.index.isin(lists['test'])
+        tested = df.index.isin(lists['test'])
     else:
-        if not from_release(df.index): raise CxrError('the official split is for images of ChestX-ray14 by their own names, and these are others; choose a random split')
-        test = df.patient.isin(official_test_patients())
-    split = pd.Series(np.where(test, 'test', 'train'), index=df.index, name='part', dtype=object)
-    return check_split(df, _carve(df, split, val, seed))
+        if not from_release(df.index):
+            raise CxrError('the official split is for images of ChestX-ray14 by their own names, '
+                           'and these are others; choose a random split')
+        tested = df.patient.isin(official_test_patients())
+    split = pd.Series(np.where(tested, 'test', 'train'), index=df.index, name='part', dtype=object)
+    _carve(df, split, 'val', val, seed)
+    return check_split(df, split)
 
 # %% ../../nbs/api/data/03_splits.ipynb #7fab161a
 def split_kind(
     images, # Names of the images
     lists:dict=None, # Official lists, if there are any
 )->str: # 'official' or 'random'
-    "Which split is right for these images: the official one for the release and for what comes with lists, else a random one"
-    known = {*lists['test'], *lists['train_val']} if lists else ()
-    named = any(o in known for o in images)
-    return 'official' if named or from_release(images) else 'random'
+    "The split for these images: official for the release, and for what comes with lists that name any of them"
+    listed = {*lists['test'], *lists['train_val']} if lists else set()
+    if not listed.isdisjoint(images) or from_release(images): return 'official'
+    return 'random'
 
 # %% ../../nbs/api/data/03_splits.ipynb #2f0007fe
 def random_split(
@@ -118,42 +138,51 @@ def random_split(
     seed:int=0, # Which split
 )->pd.Series: # 'train', 'val' or 'test' by image
     "A mirrored random split by patient. Raises `CxrError` unless the shares leave something for training"
-    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1): raise CxrError(f'shares of {val:g} for validation and {test:g} for test leave nothing to train on; give less, as in val=.1, test=.2')
+    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
+        raise CxrError(f'shares of {val:g} for validation and {test:g} for test leave nothing to train on; '
+                       'give less, as in val=.1, test=.2')
     split = pd.Series('train', index=df.index, name='part', dtype=object)
-    split = _carve(df, split, test, seed, 'test')
-    return check_split(df, _carve(df, split, val/(1 - test), seed + 1))
+    _carve(df, split, 'test', test, seed)
+    _carve(df, split, 'val', val/(1 - test), seed + 1)
+    return check_split(df, split)
 
 # %% ../../nbs/api/data/03_splits.ipynb #a461a981
+_PARTS = ['train', 'val', 'test']
+
 def split_table(
     df:pd.DataFrame, # Image table
     split:pd.Series, # Part of each image
-)->pd.DataFrame: # A row a part: films, patients, films a patient, share AP, No Finding and of each finding
+)->pd.DataFrame: # A row a part: `films` (images), patients, `films a patient`, share AP, No Finding and of each finding
     "What is in each part"
-    d = df.loc[split.index]
-    rows = {p: {'films': len(g), 'patients': g.patient.nunique(), 'films a patient': len(g)/g.patient.nunique(), 'AP': g['view'].eq('AP').mean(),
-                NO_FINDING: no_finding(g).mean(), **g[findings_of(g)].mean()}
-            for p, g in d.groupby(split, sort=False)}
-    order = [p for p in ('train', 'val', 'test') if p in rows] + [p for p in rows if p not in ('train', 'val', 'test')]
-    return pd.DataFrame(rows).T.loc[order].astype({'films': int, 'patients': int})
+    df = df.loc[split.index]
+    parts = df.groupby(split, sort=False)
+    table = pd.DataFrame({'films': parts.size(), 'patients': parts.patient.nunique()}).rename_axis(None)
+    table['films a patient'] = table.films/table.patients
+    table['AP'] = df['view'].eq('AP').groupby(split).mean()
+    table[NO_FINDING] = no_finding(df).groupby(split).mean()
+    findings = findings_of(df)
+    table[findings] = parts[findings].mean()
+    usual = [part for part in _PARTS if part in table.index]
+    return table.loc[[*usual, *table.index.difference(usual, sort=False)]]
 
 # %% ../../nbs/api/data/03_splits.ipynb #40939aba
 def subset(
     df:pd.DataFrame, # Image table
-    n_images:int, # How many films, about
+    n_images:int, # How many images, about
     seed:int=0, # Which pick
 )->pd.DataFrame: # The rows of a mirrored pick of patients; the table itself if it is not larger
-    "About `n_images` films of whole patients, with the class balance of the table"
+    "About `n_images` images of whole patients, with the class balance of the table"
     if not n_images or n_images >= len(df): return df
-    n = max(1, round(n_images/len(df)*df.patient.nunique()))
-    return df[df.patient.isin(pick_patients(df, n, seed))]
+    n_patients = round(n_images/len(df)*df.patient.nunique())
+    return df[df.patient.isin(pick_patients(df, max(1, n_patients), seed))]
 
 # %% ../../nbs/api/data/03_splits.ipynb #eccdc370
 def fingerprint(
     s:pd.Series # A split, or anything else by image
 )->str: # 16 hexadecimal digits
     "Which images are where, in one short string; independent of the order of rows"
-    text = '\n'.join(f'{k}\t{v}' for k, v in sorted(s.items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    lines = [f'{image}\t{value}' for image, value in sorted(s.items())]
+    return text_sha256('\n'.join(lines))[:16]
 
 # %% ../../nbs/api/data/03_splits.ipynb #bbbb874b
 class Page(str):
@@ -161,82 +190,126 @@ class Page(str):
     def _repr_markdown_(self): return str(self)
 
 # %% ../../nbs/api/data/03_splits.ipynb #16d4e21b
-def _of(n, total): return f'{int(n):,} ({n/total:.1%})' if total else f'{int(n):,}'
+def _counted(n, total):
+    "A count, and its share of the whole"
+    return f'{int(n):,} ({n/total:.1%})' if total else f'{int(n):,}'
 
-def _bullets(title, *lines): return '\n'.join([f'**{title}**', '', *(f'- {o}' for o in lines), ''])
+def _section(title, *lines):
+    "A heading and its bullets"
+    bullets = [f'- {line}' for line in lines]
+    return '\n'.join([f'**{title}**', '', *bullets, ''])
 
 # %% ../../nbs/api/data/03_splits.ipynb #c8a143f0
-def _overview(df, s):
-    "Films, patients, what is empty"
-    per, n = df.groupby('patient').size(), len(df)
-    blank = [f'{int(k)} {name}' for name, k in (('age', df.age.isna().sum()), ('sex', df.sex.eq('').sum()), ('view', df['view'].eq('').sum()))]
-    return _bullets('Dataset overview', f'Films: {n:,} of {len(per):,} patients, {per.mean():.1f} a patient and up to {per.max():,}',
-        f'Outputs: {len(findings_of(df))}, one sigmoid a finding', f'Films with several findings: {_of(s["several findings"], n)}',
-        f'{NO_FINDING}: {_of(s["no finding"], n)}', f'Rows without a value: {", ".join(blank)}')
+def _overview(df, summary):
+    "Images, patients, what is empty"
+    n = len(df)
+    a_patient = df.groupby('patient').size()
+    empty = {'age': df.age.isna(), 'sex': df.sex.eq(''), 'view': df['view'].eq('')}
+    empty = [f'{rows.sum()} {name}' for name, rows in empty.items()]
+    return _section('Dataset overview',
+        f'Images: {n:,} of {len(a_patient):,} patients, {a_patient.mean():.1f} a patient and up to {a_patient.max():,}',
+        f'Outputs: {len(findings_of(df))}, one sigmoid a finding',
+        f'Images with several findings: {_counted(summary["several findings"], n)}',
+        f'{NO_FINDING}: {_counted(summary["no finding"], n)}',
+        f'Rows without a value: {", ".join(empty)}')
 
-def _imbalance(df, s):
+def _imbalance(df, summary):
     "How unequal the counts are"
-    c = label_counts(df)
-    return _bullets('Class imbalance', f'Commonest: {c.index[0]}, {_of(c.iloc[0], len(df))}', f'Rarest: {c.index[-1]}, {_of(c.iloc[-1], len(df))}',
-        f'Imbalance ratio: {s["imbalance ratio"]:.1f}:1' if c.iloc[-1] else f'Imbalance ratio: none, {c.index[-1]} does not occur',
-        f'Gini coefficient of the counts: {s["gini"]:.4f} (0 if all were equal)')
+    counts = label_counts(df)
+    rarest = counts.index[-1]
+    ratio = f'{summary["imbalance ratio"]:.1f}:1' if counts[rarest] else f'none, {rarest} does not occur'
+    return _section('Class imbalance',
+        f'Commonest: {counts.index[0]}, {_counted(counts.iloc[0], len(df))}',
+        f'Rarest: {rarest}, {_counted(counts.iloc[-1], len(df))}',
+        f'Imbalance ratio: {ratio}',
+        f'Gini coefficient of the counts: {summary["gini"]:.4f} (0 if all were equal)')
 
 # %% ../../nbs/api/data/03_splits.ipynb #7a401180
 def _pairs(df):
-    "Films with both of two findings, most first"
-    y = df[findings_of(df)].to_numpy(dtype=np.int64)
-    i, j = np.triu_indices(y.shape[1], 1)
-    names = np.array(findings_of(df))
-    return pd.Series((y.T @ y)[i, j], [f'{a} with {b}' for a, b in zip(names[i], names[j])]).sort_values(ascending=False, kind='stable')
+    "Images with both of two findings, most first"
+    names = findings_of(df)
+    y = df[names].to_numpy(dtype=np.int64)
+    both = y.T @ y
+    pairs = {f'{names[i]} with {names[j]}': both[i, j] for i, j in zip(*np.triu_indices(len(names), 1))}
+    return pd.Series(pairs, dtype=np.int64).sort_values(ascending=False, kind='stable')
 
-def _several(df, s):
-    "How many findings a film has, and which come together"
-    top = ', '.join(f'{k} {v:,}' for k, v in _pairs(df).head(3).items())
-    return _bullets('Multi-label distribution', f'Findings a film: {s["findings per image"]:.2f}', f'One finding: {_of(s["one finding"], len(df))}',
-        f'Several: {_of(s["several findings"], len(df))}', f'None: {_of(s["no finding"], len(df))}', *([f'Most often together: {top}'] if top else []))
+def _several(df, summary):
+    "How many findings an image has, and which come together"
+    n = len(df)
+    lines = [f'Findings an image: {summary["findings per image"]:.2f}',
+             f'One finding: {_counted(summary["one finding"], n)}',
+             f'Several: {_counted(summary["several findings"], n)}',
+             f'None: {_counted(summary["no finding"], n)}']
+    pairs = [f'{names} {count:,}' for names, count in _pairs(df).head(3).items()]
+    if pairs: lines.append(f'Most often together: {", ".join(pairs)}')
+    return _section('Multi-label distribution', *lines)
 
 # %% ../../nbs/api/data/03_splits.ipynb #d7d5ce1b
-def _approach(df, s):
+def _approach(df, summary):
     "What the labels ask of a network"
-    c = label_counts(df)
-    times = f', {s["no finding"]/c.iloc[0]:.1f} times as common as {c.index[0]}' if c.iloc[0] else ''
-    return _bullets('Training approach', f'{len(c)} sigmoid outputs with binary cross-entropy (`BCEWithLogitsLoss`): each finding is a question of its own, so a film can have several',
+    counts = label_counts(df)
+    commonest = counts.iloc[0]
+    times = ''
+    if commonest: times = f', {summary["no finding"]/commonest:.1f} times as common as {counts.index[0]}'
+    return _section('Training approach',
+        f'{len(counts)} sigmoid outputs with binary cross-entropy (`BCEWithLogitsLoss`): '
+        'each finding is a question of its own, so an image can have several',
         f'No further output for {NO_FINDING}{times}: it would outweigh the findings and could contradict them',
-        f'A threshold for each finding, chosen on validation; where no output reaches its own, the answer is {NO_FINDING}',
+        'A threshold for each finding, chosen on validation; '
+        f'where no output reaches its own, the answer is {NO_FINDING}',
         'Train, validation and test by patient, stratified such that the mix of findings is kept')
 
 def _mitigation(df):
     "What can be done about rare findings, and how it is judged"
-    w = class_weights(df).dropna().sort_values()
-    show = [*w.items()] if len(w) < 5 else [*w.iloc[:3].items(), ('...', np.nan), *w.iloc[-1:].items()]
+    weights = class_weights(df).dropna().sort_values()
+    shown = [f'{name} {weight:.3f}' for name, weight in weights.items()]
+    if len(shown) > 4: shown[3:-1] = ['...']
     right = 1 - df[findings_of(df)].to_numpy().mean()
-    return _bullets('Mitigation', 'Inverse-frequency class weights, films / (findings x count): ' + ', '.join(k if k == '...' else f'{k} {v:.3f}' for k, v in show)
-        + '; a run computes its own on the training part', 'Weighted sampling: films with rare findings are drawn more often',
-        'Focal loss, which turns to the films that are still answered wrongly',
-        f'Every finding is judged by itself (AUROC, average precision, F1, precision, recall), never by accuracy: always answering no is right in {right:.1%} of the answers')
+    return _section('Mitigation',
+        f'Inverse-frequency class weights, images / (findings x count): {", ".join(shown)}; '
+        'a run computes its own on the training part',
+        'Weighted sampling: images with rare findings are drawn more often',
+        'Focal loss, which turns to the images that are still answered wrongly',
+        'Every finding is judged by itself (AUROC, average precision, F1, precision, recall), never by accuracy: '
+        f'always answering no is right in {right:.1%} of the answers')
 
 # %% ../../nbs/api/data/03_splits.ipynb #b61b8573
 def _parts(df, split):
     "Who is in which part, and what differs most between the first and the last"
-    if split is None: return _bullets('Splits', 'None yet: `official_split` or `random_split` make one, by patient')
-    t, f = split_table(df, check_split(df, split)), findings_of(df)
-    lines = [f'{p}: {int(o.films):,} films of {int(o.patients):,} patients, {o["films a patient"]:.1f} a patient, {NO_FINDING} {o[NO_FINDING]:.1%}' for p, o in t.iterrows()]
-    a, b = t.index[0], t.index[-1]
-    ratio = (t.loc[b, f].astype(float)/t.loc[a, f].astype(float)).replace([0, np.inf], np.nan).dropna()
-    if len(t) < 2 or ratio.empty: return _bullets('Splits', *lines)
-    far = np.log(ratio).abs().idxmax()
-    return _bullets('Splits', *lines, 'No patient is in two parts', f'Shifted most: {far}, {t.loc[a, far]:.1%} in {a} and {t.loc[b, far]:.1%} in {b}')
-
-_NEXT = ['Read every film once into the resized gray cache', 'Batches with augmentation, by weighted sampling if rare findings are missed', 'Train with binary cross-entropy: the head, then the whole network at 1e-5, then at 1e-6',
-         'Watch AUROC of every finding on validation (a common goal: above 0.80)', f'Choose thresholds on validation; derive {NO_FINDING} from them',
-         'Judge once on test, with intervals over patients and beside what needs no image', 'Look at heatmaps, and score them against the boxes']
+    if split is None: return _section('Splits', 'None yet: `official_split` or `random_split` make one, by patient')
+    table = split_table(df, check_split(df, split))
+    lines = []
+    for part, row in table.iterrows():
+        lines.append(f'{part}: {row.films:,.0f} images of {row.patients:,.0f} patients, '
+                     f'{row["films a patient"]:.1f} a patient, {NO_FINDING} {row[NO_FINDING]:.1%}')
+    first, last = table.index[[0, -1]]
+    shares = table[findings_of(df)]
+    ratio = (shares.loc[last]/shares.loc[first]).replace([0, np.inf], np.nan).dropna()
+    if len(table) > 1 and len(ratio):
+        most = np.log(ratio).abs().idxmax()
+        before, after = shares[most][[first, last]]
+        lines.append('No patient is in two parts')
+        lines.append(f'Shifted most: {most}, {before:.1%} in {first} and {after:.1%} in {last}')
+    return _section('Splits', *lines)
 
 # %% ../../nbs/api/data/03_splits.ipynb #b25b9446
+_NEXT = f'''
+Read every image once into the resized gray cache
+Batches with augmentation, by weighted sampling if rare findings are missed
+Train with binary cross-entropy: the head, then the whole network at 1e-5, then at 1e-6
+Watch AUROC of every finding on validation (a common goal: above 0.80)
+Choose thresholds on validation; derive {NO_FINDING} from them
+Judge once on test, with intervals over patients and beside what needs no image
+Look at heatmaps, and score them against the boxes
+'''.strip().splitlines()
+
 def eda_summary(
     df:pd.DataFrame, # Image table
     split:pd.Series=None, # Part of each image; without it the page says that there is none yet
-)->str: # Markdown, a `Page`: overview, imbalance, multi-label distribution, training approach, mitigation, splits, next steps
+)->str: # Markdown, a `Page`: overview, imbalance, multi-label distribution, training, mitigation, splits, next steps
     "The summary of a table on one page. Raises `LeakError` if a patient is in two parts of the split"
-    s, title = label_summary(df), f'**Exploratory data analysis: {len(df):,} films, {len(findings_of(df))} findings**\n'
-    steps = '\n'.join(['**Next steps**', '', *(f'{i}. {o}' for i, o in enumerate(_NEXT, 1))])
-    return Page('\n'.join([title, _overview(df, s), _imbalance(df, s), _several(df, s), _approach(df, s), _mitigation(df), _parts(df, split), steps]))
+    summary = label_summary(df)
+    title = f'**Exploratory data analysis: {len(df):,} images, {len(findings_of(df))} findings**\n'
+    sections = [section(df, summary) for section in (_overview, _imbalance, _several, _approach)]
+    steps = [f'{i}. {step}' for i, step in enumerate(_NEXT, 1)]
+    return Page('\n'.join([title, *sections, _mitigation(df), _parts(df, split), '**Next steps**', '', *steps]))
