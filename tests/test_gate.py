@@ -13,7 +13,8 @@ from pydicom.uid import (DeflatedExplicitVRLittleEndian, DigitalXRayImageStorage
 from conftest import BIN, ROOT
 from cxr_nb.core import CxrError
 from cxr_nb.data.gate import REFUSE, check_pixels, judge_file, load_gate
-from cxr_nb.data.images import ImageError, read_gray
+from cxr_nb.data.image_files import ImageError
+from cxr_nb.data.images import read_gray
 from cxr_nb.data.phantom.anatomy import phantom_body
 from cxr_nb.data.phantom.findings import phantom_image
 

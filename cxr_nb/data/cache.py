@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from tqdm.auto import tqdm
 from ..core import CxrError, clear_halves, one_at_a_time, read_json, text_sha256, write_json, write_whole
-from .images import ImageError, read_gray, short_reason, to_square
+from .image_files import ImageError
+from .images import read_gray, short_reason, to_square
 
 # %% ../../nbs/api/data/05_cache.ipynb #b300ddb4
 CACHE_VERSION = 2

@@ -14,7 +14,8 @@ from pathlib import Path
 import cv2, numpy as np, pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
-from .images import MIN_SIDE, ImageError, read_gray, to_square
+from .image_files import MIN_SIDE, ImageError
+from .images import read_gray, to_square
 from .sources import ChestData
 from .verdicts import found, listing, verdict_row
 

@@ -21,7 +21,8 @@ from scipy.special import softmax
 from scipy.stats import rankdata
 from tqdm.auto import tqdm
 from ..core import CxrError
-from .images import NOTES, ImageError, colour_share, read_radiograph
+from .image_files import ImageError
+from .images import NOTES, colour_share, read_radiograph
 
 # %% ../../nbs/api/data/08_gate.ipynb #f66de4f0
 @dataclass(frozen=True)

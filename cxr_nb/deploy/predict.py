@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 # %% ../../nbs/api/deploy/01_predict.ipynb #95660501
 from ..data.sources import SUFFIXES
 from ..data.gate import Verdict, judge_file
-from ..data.images import file_kind, to_square
+from ..data.image_files import file_kind
+from ..data.images import to_square
 from ..metrics.calibration import Calibration
 from ..core import CxrError
 from ..models.bundle import load_bundle
