@@ -139,12 +139,14 @@ def test_words_allow_for_how_many_are_compared():
     assert 'allows for 30000 comparisons' in many._repr_markdown_() and 'allows for 3 comparisons' in one._repr_markdown_()
 
 def test_the_checklist_tells_the_truth_about_other_networks():
-    from cxr_nb.report.checklists import STATEMENTS, run_facts
+    from cxr_nb.report.statements import answers, run_facts
     config = dict(library='cxr_nb', arch='densenet121', size=224, findings=['Mass'], in_chans=1, versions=dict(timm='1'), recipe={})
-    plain, fused, vit = (run_facts({**config, **o}) for o in ({}, dict(net=dict(neck='fpn', hidden=[128], tabular=['age', 'sex', 'view'])), dict(net=dict(neck='token', hidden=[512]))))
-    assert 'no age, sex, view' in STATEMENTS['input'](plain) and 'age, sex and view' in STATEMENTS['input'](fused)
-    assert 'load_bundle' in STATEMENTS['bundle'](plain)
-    assert 'age, sex and view' in STATEMENTS['model'](fused) and 'then a linear layer' not in STATEMENTS['model'](fused)
+    nets = {}, dict(net=dict(neck='fpn', hidden=[128], tabular=['age', 'sex', 'view'])), dict(net=dict(neck='token', hidden=[512]))
+    plain, fused, vit = (answers(run_facts(config | o)) for o in nets)
+    assert 'no age, sex, view' in plain['input'] and 'age, sex and view' in fused['input']
+    assert 'load_bundle' in plain['bundle'] and 'then a linear layer' in plain['model']
+    assert 'age, sex and view' in fused['model'] and 'then a linear layer' not in fused['model']
+    assert 'a projection and a head of 2 linear layers' in vit['model']
 
 def test_metrics_keep_all_digits_and_the_bundle_holds_its_calibration(trained):
     from cxr_nb.metrics.predictions import align

@@ -22,7 +22,7 @@ training.losses training.recipe training.recipes training.state training.distrib
 training.callbacks training.run
 training.frozen training.judging training.engine training.series training.crossval training.gains training.costs
 explain.cam explain.boxes explain.sheet
-report.tables report.plots report.eda report.checklists report.html report.card report.classes
+report.tables report.plots report.eda report.statements report.checklists report.page report.html report.card report.classes
 training.backbones
 deploy.predict deploy.export deploy.app
 bench.race bench.setup bench.rows

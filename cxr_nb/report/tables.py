@@ -49,6 +49,10 @@ class RunFiles:
     @property
     def short(self): return ('one half', 'the other') if self.foreign else ('validation', 'test')
     @property
+    def scored(self): return 'All films' if self.foreign else 'Test part' # What the scores are of
+    @property
+    def f1_at(self): return '0.5' if self.foreign else 'the thresholds below' # A file has no thresholds of its own
+    @property
     def scores(self): # At the thresholds
         judged = self.metrics.get('held_out') or self.metrics.get('test')
         return {'test': judged} if judged else {}
