@@ -1,4 +1,4 @@
-"""All images of a data set, decoded once into one array on disk: built in parallel, by one builder at a time, and complete or refused.
+"""All images of a data set, decoded once into one array on disk: built in parallel, and complete or refused.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/data/cache.html.md"""
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np, pandas as pd
+from numpy.lib.format import open_memmap
 from tqdm.auto import tqdm
 from ..core import CxrError, clear_halves, one_at_a_time, read_json, text_sha256, write_json, write_whole
 from .image_files import ImageError
@@ -40,8 +41,9 @@ class Cache:
     def rows(self, names):
         "Row numbers of usable images. Raises `CxrError` on a name that has none"
         rows = self.index.row[self.usable].reindex(names)
-        if rows.isna().any():
-            raise CxrError(f'{rows.index[rows.isna()][0]}: not among the usable images of {self.path}; drop it (see index.csv)')
+        unusable = rows.index[rows.isna()]
+        if len(unusable):
+            raise CxrError(f'{unusable[0]}: not among the usable images of {self.path}; drop it (see index.csv)')
         return rows.to_numpy(dtype=np.int64)
 
     def __getitem__(self, name): return np.asarray(self.images[self.rows([name])[0]])
@@ -54,17 +56,20 @@ def open_cache(
 )->Cache: # With its images memory-mapped
     "A cache from disk. Raises `CxrError` if it is incomplete, damaged or of another version"
     path = Path(path)
-    if not (path/'meta.json').is_file(): raise CxrError(f'{path}: no complete cache; run cxr-prepare, it goes on where it stopped')
+    if not (path/'meta.json').is_file():
+        raise CxrError(f'{path}: no complete cache; run cxr-prepare, it goes on where it stopped')
     meta = read_json(path/'meta.json', _ANEW)
-    if (version := meta.get('version')) != CACHE_VERSION:
+    version = meta.get('version')
+    if version != CACHE_VERSION:
         raise CxrError(f'{path}: a cache of version {version}, this is {CACHE_VERSION}; {_ANEW}')
     try:
         index = pd.read_csv(path/'index.csv', index_col='image', keep_default_na=False)
         images = np.load(path/'images.npy', mmap_mode='r')
-    except (OSError, ValueError) as e: raise CxrError(f'{path}: a damaged cache ({short_reason(e)}); {_ANEW}') from None
+    except (OSError, ValueError) as e:
+        raise CxrError(f'{path}: a damaged cache ({short_reason(e)}); {_ANEW}') from None
     n = meta.get('n')
-    whole = len(index) == len(images) == n and index.index.is_unique and sorted(index.row) == list(range(n))
-    if not whole:
+    complete = len(index) == len(images) == n and index.index.is_unique
+    if not complete or sorted(index.row) != list(range(n)):
         said = f'its index has {len(index):,} lines for {len(images):,} images, and {n} were meant'
         raise CxrError(f'{path}: a damaged cache ({said}); {_ANEW}')
     return Cache(path, images, index, meta)
@@ -76,17 +81,21 @@ def _read_one(path, size):
     "One image for the cache: pixels or None, and its line of the index"
     if path is None: return None, (0, 0, 0, 'missing', 'missing')
     try: a = read_gray(path)
-    except ImageError as e: return None, (0, 0, 0, 'missing' if e.code == 'missing' else 'bad', e.reason)
+    except ImageError as e:
+        status = 'missing' if e.code == 'missing' else 'bad'
+        return None, (0, 0, 0, status, e.reason)
     height, width = a.shape
-    return to_square(a, size), (width, height, Path(path).stat().st_size, 'ok', '')
+    n_bytes = Path(path).stat().st_size
+    return to_square(a, size), (width, height, n_bytes, 'ok', '')
 
 def _fill(images, names, files, start, pool):
     "Fill the rows of some names, from a start on, and return their lines of the index"
+    size = images.shape[1]
+    read = pool.map(lambda name: _read_one(files.get(name), size), names)
     lines = []
-    read = pool.map(lambda o: _read_one(files.get(o), images.shape[1]), names)
-    for row, (name, (pixels, line)) in enumerate(zip(names, read), start):
+    for row, (pixels, line) in enumerate(read, start):
         if pixels is not None: images[row] = pixels
-        lines.append((name, row, *line))
+        lines.append((names[row - start], row, *line))
     images.flush()
     return pd.DataFrame(lines, columns=['image', 'row', *_LINE])
 
@@ -107,16 +116,20 @@ def _says(file, meta):
 def _start(path, meta, block):
     "The array to fill, and how many images are in it already; begins anew if what is there is of another kind"
     path.mkdir(parents=True, exist_ok=True)
-    plan, log, part = path/'plan.json', path/'log.csv', path/'images.npy.part'
-    there = part if part.is_file() else path/'images.npy' # the images may have got their name already
-    if _says(plan, meta) and log.is_file() and there.is_file():
-        return np.lib.format.open_memmap(there, mode='r+'), _lines_done(log, block)
+    plan = path/'plan.json'
+    log = path/'log.csv'
+    part = path/'images.npy.part'
+    begun = part if part.is_file() else path/'images.npy' # the images may have got their name already
+    if _says(plan, meta) and log.is_file() and begun.is_file():
+        return open_memmap(begun, mode='r+'), _lines_done(log, block)
     foreign = [o for o in path.iterdir() if not o.name.startswith('plan.json')]
-    if foreign and not plan.is_file(): raise CxrError(f'{path}: holds other files; give a new or empty folder for the cache')
-    for o in (path/'meta.json', log): o.unlink(missing_ok=True)
+    if foreign and not plan.is_file():
+        raise CxrError(f'{path}: holds other files; give a new or empty folder for the cache')
+    (path/'meta.json').unlink(missing_ok=True)
+    log.unlink(missing_ok=True)
     write_json(plan, meta) # first, so that a folder which was left at any moment is known as a cache
     shape = meta['n'], meta['size'], meta['size']
-    return np.lib.format.open_memmap(part, mode='w+', dtype=np.uint8, shape=shape), 0
+    return open_memmap(part, mode='w+', dtype=np.uint8, shape=shape), 0
 
 # %% ../../nbs/api/data/05_cache.ipynb #814be342
 def build_cache(
@@ -127,7 +140,7 @@ def build_cache(
     progress:bool=True, # Show a progress bar?
     block:int=512, # Images that are read and logged at a time
 )->Cache: # Complete; bad images are named in its index
-    "Decode and resize all files, in parallel. Resumes after a kill, waits for another builder, and returns at once when complete"
+    "Decode and resize all files, in parallel. Resumes after a kill, waits for another builder, reads nothing twice"
     path = Path(path)
     source = text_sha256('\n'.join(files))[:16]
     meta = {'version': CACHE_VERSION, 'size': size, 'filter': 'area', 'n': len(files), 'source': source}
@@ -138,8 +151,9 @@ def build_cache(
         return _refresh(path, files)
 
 def _build(path, files, meta, workers, progress, block):
-    "Read what is not yet read. The images get their name when all are there; `meta.json`, without which nobody opens them, comes last"
-    names, log, part = list(files), path/'log.csv', path/'images.npy.part'
+    "Read what is not yet read. The images get their name when all are there; what lets others open them comes last"
+    names = list(files)
+    log = path/'log.csv'
     images, done = _start(path, meta, block)
     bar = tqdm(total=len(names), initial=done, desc='cache', unit='img', disable=not progress)
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool, bar:
@@ -147,26 +161,36 @@ def _build(path, files, meta, workers, progress, block):
             lines = _fill(images, names[start:start + block], files, start, pool)
             lines.to_csv(log, mode='a', header=not start, index=False)
             bar.update(len(lines))
+    part = path/'images.npy.part'
     if part.is_file(): part.replace(path/'images.npy')
     write_whole(path/'index.csv', log.read_bytes())
-    write_json(path/'meta.json', meta)
+    write_json(path/'meta.json', meta) # without it nobody opens the folder as a cache
     log.unlink()
 
 # %% ../../nbs/api/data/05_cache.ipynb #0c476d99
+def _of_another_size(sizes, files):
+    "Names of files that have another size than was noted"
+    found = []
+    for name, n_bytes in sizes.items():
+        path = files.get(name)
+        if path and Path(path).is_file() and Path(path).stat().st_size != n_bytes: found.append(name)
+    return found
+
 def _changed(cache, files, n=200):
     "Usable images whose file has another size than when it was read; all are looked at only if one of some `n` has"
     sizes = cache.index.bytes[cache.usable]
-    def differ(name):
-        path = files.get(name)
-        return bool(path) and Path(path).is_file() and Path(path).stat().st_size != sizes[name]
-    some = sizes.index[::max(1, len(sizes)//n)]
-    return [o for o in sizes.index if differ(o)] if any(map(differ, some)) else []
+    some = sizes.iloc[::max(1, len(sizes)//n)]
+    return _of_another_size(sizes, files) if _of_another_size(some, files) else []
 
 def _news(cache, files):
     "Pixels and lines of images that were unusable and have been mended, or that are another file by now"
-    mended = [o for o in cache.skipped.index if files.get(o)]
-    read = {o: _read_one(files[o], cache.size) for o in mended + _changed(cache, files)}
-    return {o: new for o, new in read.items() if new[0] is not None or o not in mended}
+    news = {}
+    for name in cache.skipped.index:
+        if not files.get(name): continue
+        pixels, line = _read_one(files[name], cache.size)
+        if pixels is not None: news[name] = pixels, line
+    for name in _changed(cache, files): news[name] = _read_one(files[name], cache.size)
+    return news
 
 def _refresh(path, files):
     "The cache, with the images read again that have changed since it was built"
@@ -179,7 +203,7 @@ def _refresh(path, files):
 
 def _take_in(cache, news):
     "Write new images, and then their lines"
-    images = np.lib.format.open_memmap(cache.path/'images.npy', mode='r+')
+    images = open_memmap(cache.path/'images.npy', mode='r+')
     for name, (pixels, line) in news.items():
         images[cache.index.row[name]] = 0 if pixels is None else pixels
         cache.index.loc[name, _LINE] = line
@@ -194,8 +218,9 @@ def cache_path(
     name:str='images', # Name of the data set
 )->Path: # A folder below `home` that depends on the files, where they lie and the size
     "Where the cache of these files belongs"
-    first = next((str(Path(p).resolve().parent) for p in files.values() if p), '')
-    key = text_sha256('\n'.join([str(CACHE_VERSION), first, *files]))[:10]
+    there = next(filter(None, files.values()), None)
+    folder = str(Path(there).resolve().parent) if there else ''
+    key = text_sha256('\n'.join([str(CACHE_VERSION), folder, *files]))[:10]
     return Path(home)/f'{name}-{size}-{key}'
 
 def prepare(
@@ -207,9 +232,10 @@ def prepare(
     **kwargs # More for `build_cache`
 )->Cache: # With at least one usable image
     "The cache of a table's images. Raises `CxrError` if none can be used"
-    want = {o: files.get(o) for o in table.index}
-    cache = build_cache(want, cache_path(want, size, path, name) if name else path, size, **kwargs)
+    wanted = {image: files.get(image) for image in table.index}
+    if name: path = cache_path(wanted, size, path, name)
+    cache = build_cache(wanted, path, size, **kwargs)
     if len(cache.usable): return cache
     first = cache.skipped.iloc[0]
-    said = f'none of the {len(want):,} images can be used (the first, {first.name}: {first.reason})'
+    said = f'none of the {len(wanted):,} images can be used (the first, {first.name}: {first.reason})'
     raise CxrError(f'{said}; see {cache.path/"index.csv"}')
