@@ -1,4 +1,4 @@
-"""Is this a chest radiograph, the right way up? A verdict on file and pixels, with a reason and its mend
+"""Is this a chest radiograph, the right way up? Judged from its pixels; what a header says is refused in `data.images`.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/data/gate.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/gate.html.md"""
 
 # %% auto #0
 __all__ = ['TURNS', 'WARN', 'REFUSE', 'NAMED', 'COLOURED', 'ANNOTATED', 'Reason', 'Verdict', 'thumbs', 'ranks', 'features',
-           'Judge', 'load_gate', 'check_pixels', 'JudgedFile', 'judge_file', 'judge_cache']
+           'Judge', 'load_gate', 'check_pixels', 'JudgedFile', 'judge_file', 'readable_pixels', 'judge_cache']
 
 # %% ../../nbs/api/data/08_gate.ipynb #0f7727ee
 import json
@@ -83,22 +83,25 @@ def ranks(
 
 def _edges(a):
     "Log mean steps between neighbours in 4 x 4 fields, across then along: (N, 32)"
-    sd = a.std((1, 2), keepdims=True) + 1e-3
-    out = []
+    spread = a.std((1, 2), keepdims=True) + 1e-3
+    both = []
     for axis in (2, 1):
-        steps = np.abs(np.diff(a, axis=axis, append=np.take(a, [-1], axis)))/sd
-        fields = steps.reshape(-1, 4, 16, 4, 16).mean((2, 4)).reshape(len(a), -1)
-        out.append(np.log(fields + .01) + 2)
-    return np.hstack(out)
+        last = np.take(a, [-1], axis)
+        steps = np.abs(np.diff(a, axis=axis, append=last))/spread
+        fields = steps.reshape(-1, 4, 16, 4, 16).mean((2, 4))
+        both.append(np.log(fields.reshape(len(a), -1) + .01) + 2)
+    return np.hstack(both)
 
 def _waves(r):
     "Cosine waves of ranks in the four rotations, (4, N, 84), and the log strength of the finer ones, (N,)"
-    c = dctn(r, axes=(1, 2), norm='ortho')
-    sign = (-1.)**np.arange(32)
-    down, t = sign[:, None], c.transpose(0, 2, 1)
-    four = np.stack([o[:, _SLOW] for o in (c, down*t, down*sign*c, t*sign)])
-    fine = (c**2).sum((1, 2)) - (four[0]**2).sum(1)
-    return four, np.log(1e-3 + np.maximum(fine, 0))
+    waves = dctn(r, axes=(1, 2), norm='ortho')
+    turned = waves.transpose(0, 2, 1)
+    across = (-1.)**np.arange(32) # mirroring changes the sign of every other wave
+    down = across[:, None]
+    rotations = [waves, down*turned, down*across*waves, turned*across]
+    slow = np.stack([o[:, _SLOW] for o in rotations])
+    fine = (waves**2).sum((1, 2)) - (slow[0]**2).sum(1)
+    return slow, np.log(1e-3 + np.maximum(fine, 0))
 
 def features(
     images # Arrays uint8 (H, W), of any sizes
@@ -106,12 +109,12 @@ def features(
     "What the judge knows of images, after undoing each of `TURNS`"
     a = thumbs(images)
     waves, fine = _waves(ranks(a))
-    dark = 4*np.quantile(a.reshape(len(a), -1), [.02, .1, .25, .5, .75, .9, .98], axis=1).T - 2
+    grays = np.quantile(a.reshape(len(a), -1), [.02, .1, .25, .5, .75, .9, .98], axis=1).T
+    dark = 4*grays - 2
     edges = [_edges(np.rot90(a, k, (1, 2))) for k in range(4)]
-    out = []
-    for sign, shares in ((1, dark), (-1, -dark[:, ::-1])):
-        out += [np.column_stack([sign*waves[k]/4, fine, shares, edges[k]]) for k in range(4)]
-    return np.stack(out).astype(np.float32)
+    upright = [np.column_stack([waves[k]/4, fine, dark, edges[k]]) for k in range(4)]
+    inverted = [np.column_stack([-waves[k]/4, fine, -dark[:, ::-1], edges[k]]) for k in range(4)]
+    return np.stack(upright + inverted).astype(np.float32)
 
 # %% ../../nbs/api/data/08_gate.ipynb #b7fba33a
 @dataclass
@@ -129,14 +132,18 @@ class Judge:
 
     def widen(self, f):
         "Features with the two distances: (N, 126)"
-        z = ((f[:, :len(self.centre)] - self.centre) @ self.whiten)**2
-        h = z.shape[1]//2
-        return np.column_stack([f, np.log(z[:, :h].mean(1) + 1e-6), np.log(z[:, h:].mean(1) + 1e-6)])
+        waves = f[:, :len(self.centre)]
+        squares = ((waves - self.centre) @ self.whiten)**2
+        half = squares.shape[1]//2
+        narrow = squares[:, :half].mean(1)
+        broad = squares[:, half:].mean(1)
+        return np.column_stack([f, np.log(narrow + 1e-6), np.log(broad + 1e-6)])
 
     def scores(self, images):
         "Log odds of an upright chest radiograph after undoing each of `TURNS`: (N, 8)"
         x = (self.widen(np.concatenate(features(images))) - self.mean)/self.scale
-        return (np.maximum(x @ self.w1 + self.b1, 0) @ self.w2 + self.b2).reshape(8, -1).T
+        hidden = np.maximum(x @ self.w1 + self.b1, 0)
+        return (hidden @ self.w2 + self.b2).reshape(8, -1).T
 
 @lru_cache
 def load_gate(
@@ -145,7 +152,8 @@ def load_gate(
     "A fitted judge"
     path = Path(path) if path else files('cxr_nb')/'gate.json'
     saved = json.loads(path.read_text(encoding='utf-8'))
-    return Judge(**{k: np.asarray(v) if isinstance(v, list) else v for k, v in saved.items()})
+    fields = {name: np.asarray(value) if isinstance(value, list) else value for name, value in saved.items()}
+    return Judge(**fields)
 
 # %% ../../nbs/api/data/08_gate.ipynb #f413962a
 WARN, REFUSE = .8, .3 # Probabilities of an upright chest radiograph
@@ -155,30 +163,34 @@ COLOURED, ANNOTATED = .25, .001 # Shares of coloured pixels
 def _turn_reasons(scores):
     "Reasons from the eight log odds of an image"
     p = softmax(np.r_[scores, 0])
-    best, refuse = int(scores.argmax()), bool(p[0] < REFUSE)
     if p[0] >= WARN: return []
+    refuse = bool(p[0] < REFUSE)
+    best = int(scores.argmax())
     if best == 0 or scores[best] < NAMED:
         text = 'does not look like a frontal chest radiograph; give the whole image, alone and upright'
         return [Reason('not_chest', text, 1 - p[0], refuse)]
-    out = []
-    if best >= 4:
-        out.append(Reason('inverted', 'looks inverted, with dark bones; invert its grays', p[4:8].sum(), refuse))
-    if k := best % 4:
-        text = f'looks turned by {90*k} degrees clockwise; turn it back'
-        out.append(Reason(f'rotated_{90*k}', text, p[[k, k + 4]].sum(), refuse))
-    return out
+    reasons = []
+    inverted, turn = divmod(best, 4)
+    if inverted:
+        text = 'looks inverted, with dark bones; invert its grays'
+        reasons.append(Reason('inverted', text, p[4:8].sum(), refuse))
+    if turn:
+        text = f'looks turned by {90*turn} degrees clockwise; turn it back'
+        reasons.append(Reason(f'rotated_{90*turn}', text, p[[turn, turn + 4]].sum(), refuse))
+    return reasons
 
 def _other_reasons(a, colour):
     "Reasons that need no judge"
-    h, w = a.shape
-    lo, hi = np.percentile(a[::max(1, h//128), ::max(1, w//128)], [1, 99])
+    height, width = a.shape
+    some = a[::max(1, height//128), ::max(1, width//128)]
+    dark, bright = np.percentile(some, [1, 99])
     if colour >= COLOURED:
         yield Reason('colour', 'is a picture in colours; give the gray image without overlays', min(1., .5 + colour))
     elif colour >= ANNOTATED:
         yield Reason('annotated', 'has coloured marks; give the image without them if there is one', .9, False)
-    if max(h, w) > 1.8*min(h, w):
+    if max(a.shape) > 1.8*min(a.shape):
         yield Reason('long', 'is much longer than wide; check that it is one whole image', refuse=False)
-    if hi - lo < 16:
+    if bright - dark < 16:
         yield Reason('low_contrast', 'has hardly any contrast; export it with its display window', refuse=False)
 
 def _verdict(a, colour, scores): return Verdict([*_other_reasons(a, colour), *_turn_reasons(scores)])
@@ -213,22 +225,42 @@ def judge_file(
 )->JudgedFile: # With a verdict on file and pixels
     "Read and judge an image. Never raises because of what the file holds"
     try: image = read_radiograph(path)
-    except ImageError as e: return JudgedFile(None, Verdict([Reason(e.code, f'{e.reason}; {e.mend}')]))
-    notes = [Reason(o, NOTES[o], refuse=False) for o in image.notes]
+    except ImageError as e:
+        reason = Reason(e.code, f'{e.reason}; {e.mend}')
+        return JudgedFile(None, Verdict([reason]))
+    notes = [Reason(note, NOTES[note], refuse=False) for note in image.notes]
     seen = check_pixels(image.pixels, image.colour, judge)
     return JudgedFile(image.pixels, Verdict(notes + seen.reasons), image.kind)
+
+def readable_pixels(
+    image # A file (PNG, JPEG, DICOM), or gray pixels uint8 (H, W)
+)->np.ndarray: # uint8 (H, W)
+    "The pixels of an image that the gate lets in. Raises `CxrError` if it refuses"
+    if isinstance(image, np.ndarray):
+        if image.ndim != 2: raise CxrError(f'pixels of shape {image.shape}; give gray ones, uint8 (H, W)')
+        judged = JudgedFile(image, check_pixels(image))
+        name = 'these pixels'
+    else:
+        judged = judge_file(image)
+        name = image
+    if judged.verdict.status == 'refused': raise CxrError(f'{name}: {judged.verdict.text}')
+    return judged.pixels
 
 # %% ../../nbs/api/data/08_gate.ipynb #ce3cdda2
 def _unpadded(a, width, height):
     "A square image without the black that made it square"
     side = len(a)
-    w, h = (max(1, round(side*o/max(width, height))) for o in (width, height))
-    left, top = (side - w)//2, (side - h)//2
-    return a[top:top + h, left:left + w]
+    longest = max(width, height)
+    width = max(1, round(side*width/longest))
+    height = max(1, round(side*height/longest))
+    top = (side - height)//2
+    left = (side - width)//2
+    return a[top:top + height, left:left + width]
 
 def _summary(verdict):
     "Status, codes and the confidence of the strongest reason, 0 without one"
-    return verdict.status, ' '.join(verdict.codes), max((o.confidence for o in verdict.reasons), default=0.)
+    strongest = max((reason.confidence for reason in verdict.reasons), default=0.)
+    return verdict.status, ' '.join(verdict.codes), strongest
 
 def judge_cache(
     cache, # A `Cache`
@@ -237,12 +269,13 @@ def judge_cache(
     progress:bool=False, # Show a progress bar?
 )->pd.DataFrame: # By image: status, codes, confidence (of the strongest reason, 0 without one); usable images only
     "Judge all usable images of a cache, and change nothing"
-    df, judge = cache.index[cache.index.status == 'ok'], judge or load_gate()
+    judge = judge or load_gate()
+    index = cache.index.loc[cache.usable]
     rows = []
-    with tqdm(total=len(df), desc='gate', unit='img', disable=not progress) as bar:
-        for i in range(0, len(df), block):
-            part = df.iloc[i:i + block].itertuples()
-            images = [_unpadded(np.asarray(cache.images[o.row]), o.width, o.height) for o in part]
-            rows += [_summary(_verdict(a, 0., scores)) for a, scores in zip(images, judge.scores(images))]
+    with tqdm(total=len(index), desc='gate', unit='img', disable=not progress) as bar:
+        for start in range(0, len(index), block):
+            lines = index.iloc[start:start + block].itertuples()
+            images = [_unpadded(np.asarray(cache.images[o.row]), o.width, o.height) for o in lines]
+            for a, scores in zip(images, judge.scores(images)): rows.append(_summary(_verdict(a, 0., scores)))
             bar.update(len(images))
-    return pd.DataFrame(rows, columns=['status', 'codes', 'confidence'], index=df.index)
+    return pd.DataFrame(rows, columns=['status', 'codes', 'confidence'], index=index.index)

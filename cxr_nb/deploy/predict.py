@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #95660501
 from ..data.sources import SUFFIXES
-from ..data.gate import Verdict, judge_file
+from ..data.gate import Verdict, judge_file, readable_pixels
 from ..data.image_files import file_kind
 from ..data.images import to_square
 from ..metrics.calibration import Calibration
@@ -31,7 +31,6 @@ from ..labels import image_names, none_name, read_csv
 from ..data.augment import augment
 from ..data.batches import keep_memory
 from ..metrics.thresholds import apply_thresholds, no_finding
-from ..explain.cam import readable_pixels
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #a26d2b24
 @dataclass

@@ -18,10 +18,11 @@ from matplotlib.figure import Figure
 
 # %% ../../nbs/api/explain/03_sheet.ipynb #b0255e17
 from ..core import read_json
+from ..data.gate import readable_pixels
 from ..data.images import to_square
 from .boxes import SCORES, box_maps, cam_peaks, join_scores, localisation_records, location_prior
 from .boxes import map_scores, random_scores, score_boxes, score_maps
-from .cam import ExplainError, cam_layer, pair_maps, readable_pixels
+from .cam import ExplainError, cam_layer, pair_maps
 from ..labels import BOX_FRAME
 from ..metrics.evaluation import write_metrics
 from ..metrics.thresholds import load_thresholds
