@@ -247,7 +247,10 @@ def plot_reliability(
         raise PredictionError(f'no predictions for {", ".join(miss)}; there are {", ".join(findings)}')
     cols = min(cols, len(show))
     rows = -(-len(show)//cols)
-    fig = Figure(figsize=(2*cols, 2.1*rows + .3), layout='constrained', dpi=80)
+    width = 2*cols + .2
+    height = 2.1*rows + .3
+    fig = Figure(figsize=(width, height), dpi=80)
+    fig.subplots_adjust(.6/width, .45/height, 1 - .1/width, 1 - .5/height, wspace=1/3, hspace=.4)
     axs = fig.subplots(rows, cols, squeeze=False).ravel()
     for ax, f in zip(axs, show):
         j = list(findings).index(f)
@@ -255,9 +258,9 @@ def plot_reliability(
         _finding(ax, np.asarray(y)[:, j], of_finding, f, bins, how, groups)
     for ax in axs[len(show):]: ax.set_visible(False)
     fig.supxlabel('probability', fontsize=8)
-    fig.supylabel('share with the finding', fontsize=8)
+    fig.supylabel('share with the finding', x=.1/width, fontsize=8)
     lines = axs[0].get_legend_handles_labels()
-    fig.legend(*lines, frameon=False, fontsize=8, loc='outside upper right', ncols=len(ps))
+    fig.legend(*lines, frameon=False, fontsize=8, loc='upper right', ncols=len(ps))
     return fig
 
 def _finding(ax, y, ps, title, bins, how, groups):

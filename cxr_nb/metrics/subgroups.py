@@ -336,11 +336,9 @@ COLORS = {'worse': '#D55E00', 'better': '#009E73'}
 
 def _dots(ax, t, m, at):
     "One figure of each subgroup"
-    values = t[[m, f'{m}_low', f'{m}_high']].to_numpy(dtype=float)
-    for y, (value, low, high), word in zip(at, values, t[f'{m}_word']):
-        color = COLORS.get(word, '#5b6570')
-        ax.plot([low, high], [y, y], color=color, lw=1.8, alpha=.6, solid_capstyle='round')
-        ax.plot(value, y, 'o', color=color, ms=4.5, mfc='white' if np.isnan(low) else color)
+    colors = t[f'{m}_word'].map(COLORS).fillna('#5b6570')
+    ax.hlines(at, t[f'{m}_low'], t[f'{m}_high'], color=colors, lw=1.8, alpha=.6, capstyle='round')
+    ax.scatter(t[m], at, s=20, c=colors.mask(t[f'{m}_low'].isna(), 'white'), edgecolors=colors, lw=1, zorder=3)
 
 def _whole(ax, s, m, heights):
     "The figure of all images, beside each grouping; AUROC over the findings that are compared there"
@@ -368,6 +366,9 @@ def plot_subgroups(
         ax.set_yticks(at, names)
         ax.tick_params(labelsize=7.5, length=2.5)
         ax.spines[['top', 'right']].set_visible(False)
+    fig.get_layout_engine().set(w_pad=.07)
+    fig.get_layout_engine().execute(fig) # now, and not again with each `savefig`
+    fig.set_layout_engine(None)
     return fig
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #fd8574d1
