@@ -33,22 +33,24 @@ def class_table(
     n_boot:int=1000, # Resamples of patients for the intervals
 )->pd.DataFrame: # By class, best AUROC first: positives, positive_patients, scores, intervals, threshold
     "How well each class is ranked, and what its threshold does; out of fold the thresholds are those of all folds"
-    preds, thresholds = _predicted(run, part)
+    preds, fitted = _predicted(run, part)
+    thresholds = fitted.threshold.to_numpy()
     judged = evaluate(preds.y, preds.p, preds.findings, preds.patients, thresholds, n_boot, run.recipe.seed)
     counts = confusion(preds.y, preds.p, thresholds)
     table = judged.table[['positives', 'positive_patients', 'auroc', 'auroc_low', 'auroc_high', 'ap', 'f1']]
     table = table.assign(jaccard=counts.jaccard, accuracy=counts.accuracy, threshold=thresholds)
     return table.sort_values('auroc', ascending=False, kind='stable')
 
+def _written(run, part):
+    "Predictions of a part as they were written, and the thresholds of the run"
+    preds = align(None, run.path/f'predictions_{part}.csv')
+    return preds, load_thresholds(run.path/'thresholds.json', preds.findings)
+
 def _predicted(run, part):
-    "Predictions of a part and the thresholds that belong to them"
-    if part == 'val' and run.chosen:
-        preds = align(None, out_of_fold(run.path).drop(columns='fold'))
-        fitted = fit_thresholds(preds.y, preds.p, preds.findings)
-    else:
-        preds = align(None, run.path/f'predictions_{part}.csv')
-        fitted = load_thresholds(run.path/'thresholds.json', preds.findings)
-    return preds, fitted.threshold.to_numpy()
+    "Predictions of a part, out of fold where there are folds, and the thresholds that belong to them"
+    if part == 'test' or not run.chosen: return _written(run, part)
+    preds = align(None, out_of_fold(run.path).drop(columns='fold'))
+    return preds, fit_thresholds(preds.y, preds.p, preds.findings)
 
 def best_and_worst(
     table:pd.DataFrame, # As of `class_table`
@@ -144,11 +146,8 @@ def positive_titles(
 )->list: # A text for each image: a line a finding that is in the label or predicted
     "What was found beside the truth"
     titles = []
-    for labels, found in zip(np.asarray(preds.y, bool), positive):
-        lines = []
-        for finding, true, predicted in zip(preds.findings, labels, found):
-            word = 'missed' if true and not predicted else 'right' if true else 'false'
-            if true or predicted: lines.append(f'{word}: {finding}')
+    for words in np.select([preds.y * positive > 0, preds.y > 0, positive], ['right', 'missed', 'false'], ''):
+        lines = [f'{word}: {finding}' for word, finding in zip(words, preds.findings) if word]
         lines = sorted(lines or ['right: No Finding'], reverse=True)
         if len(lines) > n: lines[n:] = [f'and {len(lines) - n} more']
         titles.append('\n'.join(lines))
@@ -161,8 +160,7 @@ def plot_positives(
     seed:int=0, # Which images
 )->Figure: # Images with what was found in them
     "Predictions beside the truth: images drawn at random among those with a label, right and wrong alike"
-    preds = align(None, run.path/f'predictions_{part}.csv')
-    thresholds = load_thresholds(run.path/'thresholds.json', preds.findings)
+    preds, thresholds = _written(run, part)
     labelled = np.flatnonzero(preds.y.any(1))
     at = np.random.default_rng(seed).permutation(labelled if len(labelled) else len(preds.y))[:n]
     few = SimpleNamespace(findings=preds.findings, y=preds.y[at])
@@ -173,8 +171,7 @@ def write_run_figures(
     run:Run # Any judged run
 )->Path: # Their folder
     "Write `roc.png`, `confusion.png`, `predictions.png`, `classes.png`; after folds `epoch_search.png` too"
-    preds = align(None, run.path/f'predictions_{run.judged}.csv')
-    thresholds = load_thresholds(run.path/'thresholds.json', preds.findings)
+    preds, thresholds = _written(run, run.judged)
     scores = read_json(run.path/'metrics.json')[run.judged]['findings']
     figures = {
         'roc': plot_roc(preds.y, preds.p, preds.findings, scores),
@@ -210,24 +207,23 @@ def published_f1(
     metrics:dict # As of `judge`
 )->pd.DataFrame: # By finding, after the macro mean: positives, F1 with its interval, published
     "F1 by finding, beside the published"
-    rows = {}
-    for finding, record in {'macro mean': metrics['test']['macro'], **metrics['test']['findings']}.items():
-        f1 = record['f1']
-        rows[finding] = dict(positives=record.get('positives'), F1=f1['value'], low=f1['low'], high=f1['high'])
-    table = pd.DataFrame(rows).T
+    records = {'macro mean': metrics['test']['macro'], **metrics['test']['findings']}
+    table = pd.json_normalize([*records.values()]).set_axis(records)
+    table = table.reindex(columns=['positives', 'f1.value', 'f1.low', 'f1.high']).astype(float)
+    table.columns = ['positives', 'F1', 'low', 'high']
     table['published'] = pd.Series(PUBLISHED['fusion_f1'])
     table.loc['macro mean', 'published'] = table.published.mean()
-    return table.astype(float).rename_axis('finding')
+    return table.rename_axis('finding')
 
 def set_table(
     metrics:dict, # Of a cross-validation
     published:bool=False, # Set those of the publication beside them?
 )->pd.DataFrame: # By score: training, out of fold (all folds together), test (also at 0.5), a blind classifier on test
     "The six scores of each set"
-    columns = {}
-    for part, scores in metrics['sets'].items():
-        columns['val, pooled' if part == 'val' else part] = {k: o['value'] for k, o in scores.items()}
-    columns['blind on test'] = {k: o['blind'] for k, o in metrics['sets']['test'].items()}
-    if published: columns |= {f'published {part}': PUBLISHED[f'indiana_{part}'] for part in ('train', 'test')}
-    table = pd.DataFrame(columns).astype(float).loc[[*SET_SCORES, 'classes']]
+    sets = pd.DataFrame(metrics['sets'])
+    table = sets.map(lambda o: o['value'], na_action='ignore').rename(columns={'val': 'val, pooled'})
+    table['blind on test'] = sets.test.map(lambda o: o['blind'], na_action='ignore')
+    for part in ('train', 'test') if published else ():
+        table[f'published {part}'] = pd.Series(PUBLISHED[f'indiana_{part}'])
+    table = table.astype(float).loc[[*SET_SCORES, 'classes']]
     return table.rename(index=SET_SCORES).rename_axis('score')

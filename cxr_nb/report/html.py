@@ -29,7 +29,7 @@ from .page import figure, folded, missing, note, picture, where_known, whole_pag
 from .plots import plot_auroc, plot_confusion, plot_history, plot_localisation
 from .plots import plot_pr, plot_roc, plot_thresholds
 from .statements import run_facts
-from .tables import SCORES, RunFiles, html_table, number_text, pretty, read_run, score_text
+from .tables import SCORES, RunFiles, html_table, pretty, read_run, score_text
 from .tables import calibration_table, localisation_table, no_finding_table, overlap_table, reader_table
 from .tables import score_table, split_table, subgroup_table, threshold_table
 
@@ -184,7 +184,7 @@ def _many(metrics):
     table = table.rename(index=lambda o: MANY.get(o, pretty(o)), columns={'value': 'Model', 'blind': 'Blind'})
     text = ('At the thresholds below. "Blind" looks at no film: it gives each finding its prevalence and calls '
             'nothing. A score in which it comes close says little.')
-    return H3('Scores of many labels'), html_table(table.map(number_text), text)
+    return H3('Scores of many labels'), html_table(table.map(score_text), text)
 
 def _curves(run):
     "ROC and precision-recall curves"
@@ -233,7 +233,7 @@ def _guarantee(run):
     if not promise: return None
     table = pd.DataFrame(promise['findings']).T.rename(index=pretty).rename_axis('Finding')
     table = table[list(GUARANTEE)].rename(columns=GUARANTEE)
-    numbers = table.drop(columns='Why not').map(number_text)
+    numbers = table.drop(columns='Why not').map(score_text)
     fitted, judged = run.parts
     text = (f'With {promise["confidence"]:.0%} confidence for each finding, the precision is at least '
             f'{promise["precision"]:.0%} among patients of the same kind; it is proved on {fitted} and judged on '

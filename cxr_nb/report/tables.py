@@ -6,8 +6,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/report/tables.html.md"""
 
 # %% auto #0
 __all__ = ['SCORES', 'PARTS', 'HALVES', 'OVERLAPS', 'READERS', 'ReportError', 'RunFiles', 'read_run', 'score_text', 'pretty',
-           'number_text', 'score_table', 'threshold_table', 'split_table', 'localisation_table', 'overlap_table',
-           'no_finding_table', 'calibration_table', 'subgroup_table', 'reader_table', 'html_table', 'md_table']
+           'score_table', 'threshold_table', 'split_table', 'localisation_table', 'overlap_table', 'no_finding_table',
+           'calibration_table', 'subgroup_table', 'reader_table', 'html_table', 'md_table']
 
 # %% ../../nbs/api/report/01_tables.ipynb #352b2901
 import re
@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from fastcore.xml import FT, ft
+from fastcore.xml import FT, Div, P, Small, Table, Tbody, Td, Th, Thead, Tr
+from sklearn.metrics import confusion_matrix
 
 # %% ../../nbs/api/report/01_tables.ipynb #c1e32cc2
 from ..core import CxrError, markdown_table, read_json
@@ -72,21 +73,23 @@ def _predictions(path):
     try: return align(None, path)
     except CxrError as e: raise ReportError(str(e) if str(path) in str(e) else f'{path}: {e}') from None
 
+# Files of which at least one makes a folder a run
+_SUFFICIENT = ['config.json', 'metrics.json', 'thresholds.json', 'history.csv',
+               'predictions_val.csv', 'predictions_test.csv', 'predictions_all.csv']
+
 def read_run(
     run_dir # A run folder
 )->RunFiles: # Everything in it that a report uses
     "The files of a run. Raises `ReportError` if it holds none of them, or a broken one"
     path = Path(run_dir)
-    records = [path/f'{o}.json' for o in ('config', 'metrics', 'thresholds')]
-    predictions = {o: path/f'predictions_{o}.csv' for o in ('val', 'test', 'all', 'fit', 'held_out')}
-    sufficient = [*records, path/'history.csv', *(predictions[o] for o in ('val', 'test', 'all'))]
-    if not any(o.is_file() for o in sufficient):
+    if not any((path/o).is_file() for o in _SUFFICIENT):
         raise ReportError(f'{path}: holds no run; give the folder that cxr-train or cxr-eval wrote with --out')
-    config, metrics, thresholds = (read_json(o, default={}, error=ReportError) for o in records)
-    found = {k: _predictions(o) for k, o in predictions.items()}
-    test = found['test'] or found['all']
-    return RunFiles(path, config, metrics, thresholds.get('findings', {}), _history(path/'history.csv'),
-                    val=found['val'] or found['fit'], test=test, held=found['held_out'] or test)
+    record = lambda name: read_json(path/f'{name}.json', default={}, error=ReportError)
+    part = lambda name: _predictions(path/f'predictions_{name}.csv')
+    config, metrics, thresholds = map(record, ('config', 'metrics', 'thresholds'))
+    val, test = part('val') or part('fit'), part('test') or part('all')
+    return RunFiles(path, config, metrics, thresholds.get('findings', {}), _history(path/'history.csv'), val, test,
+                    held=part('held_out') or test)
 
 # %% ../../nbs/api/report/01_tables.ipynb #765b4e02
 SCORES = {'auroc': 'AUROC', 'ap': 'AP', 'f1': 'F1',
@@ -112,12 +115,9 @@ def _by_row(rows, name):
     "Dictionaries of cells by row as a table; `name` heads the rows"
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis(name)
 
-def number_text(
-    x, # A number, NaN or None
-    digits:int=3, # Decimals
-)->str: # A dash for none
-    "A number as text"
-    return '–' if pd.isna(x) else f'{x:.{digits}f}'
+def _score_texts(record, names):
+    "Scores of a record as cells; `names` are those of the columns, by score"
+    return {name: score_text(record.get(score)) for score, name in names.items()}
 
 # %% ../../nbs/api/report/01_tables.ipynb #070e35ed
 def score_table(
@@ -126,11 +126,10 @@ def score_table(
     scores=('auroc', 'ap', 'f1'), # Which, of `SCORES`
 )->pd.DataFrame: # By finding, rarest last, after the macro mean: positives and each score with its interval
     "The scores of a part"
-    cells = lambda record: {SCORES[s]: score_text(record.get(s)) for s in scores}
-    rows = {'Macro mean': {'Positives': '', **cells(metrics[part]['macro'])}}
-    frequent_first = sorted(metrics[part]['findings'].items(), key=lambda o: -o[1]['positives'])
-    for finding, record in frequent_first:
-        rows[pretty(finding)] = {'Positives': f'{record["positives"]:,}', **cells(record)}
+    names = {score: SCORES[score] for score in scores}
+    rows = {'Macro mean': {'Positives': '', **_score_texts(metrics[part]['macro'], names)}}
+    for finding, record in sorted(metrics[part]['findings'].items(), key=lambda o: -o[1]['positives']):
+        rows[pretty(finding)] = {'Positives': f'{record["positives"]:,}', **_score_texts(record, names)}
     return _by_row(rows, 'Finding')
 
 # %% ../../nbs/api/report/01_tables.ipynb #89efa770
@@ -142,32 +141,34 @@ def threshold_table(
     "Operating points, fitted on validation and judged on test"
     judged = (metrics or {}).get('test', {}).get('findings', {})
     fitted, tested = parts
+    names = {score: f'{SCORES[score]}, {tested}' for score in ('f1', 'precision', 'recall')}
     rows = {}
     for finding, o in thresholds.items():
-        row = {'Threshold': number_text(o.get('threshold')), 'Fitted for': o.get('method', '')}
-        row[f'F1, {fitted}'] = number_text(o.get('f1'))
-        for s in ('f1', 'precision', 'recall'):
-            row[f'{SCORES[s]}, {tested}'] = score_text(judged.get(finding, {}).get(s))
-        rows[pretty(finding)] = row
+        row = {'Threshold': score_text(o.get('threshold')), 'Fitted for': o.get('method', '')}
+        row[f'F1, {fitted}'] = score_text(o.get('f1'))
+        rows[pretty(finding)] = row | _score_texts(judged.get(finding, {}), names)
     return _by_row(rows, 'Finding')
 
 # %% ../../nbs/api/report/01_tables.ipynb #a273264c
 PARTS = {'train': 'Training', 'val': 'Validation', 'test': 'Test'}
 HALVES = {'val': 'Half to choose on', 'held': 'Half to judge on', 'test': 'All'}
+_COUNTS = dict(films=('Films', '{:,}'), patients=('Patients', '{:,}'), nothing=('Without finding', '{:.1%}'))
 
 def split_table(
     run:RunFiles # A run
 )->pd.DataFrame: # By part: images, patients, share without any finding where the predictions say it
     "Who is in which part"
-    count = lambda images, patients: {'Films': f'{images:,}', 'Patients': f'{patients:,}'}
-    rows = {k: count(o['films'], o['patients']) for k, o in run.config.get('parts', {}).items()}
+    parts = dict(run.config.get('parts', {}))
     for part, preds in dict(val=run.val, held=run.held if run.foreign else None, test=run.test).items():
         if preds is None: continue
-        rows[part] = count(len(preds.images), len(set(preds.patients)))
-        rows[part]['Without finding'] = f'{no_finding(preds.y).mean():.1%}'
-    names = HALVES if run.foreign else PARTS
-    order = dict.fromkeys(['train', 'val', 'held', 'test', *rows])
-    return _by_row({names.get(k, k): rows[k] for k in order if k in rows}, 'Part').fillna('')
+        patients, nothing = len(set(preds.patients)), no_finding(preds.y).mean()
+        parts[part] = dict(films=len(preds.images), patients=patients, nothing=nothing)
+    names, rows = HALVES if run.foreign else PARTS, {}
+    for part in sorted(parts, key=lambda o: [*names, o].index(o)):
+        counts = parts[part]
+        row = {name: text.format(counts[k]) for k, (name, text) in _COUNTS.items() if k in counts}
+        rows[names.get(part, part)] = row
+    return _by_row(rows, 'Part').fillna('')
 
 def localisation_table(
     records:list # `metrics['localisation']`: dicts finding, n, hit, low, high, prior
@@ -204,13 +205,10 @@ def no_finding_table(
     name:str='No Finding', # What it is called when nothing is
 )->pd.DataFrame: # Counts of called against true
     "Images on which nothing is called, against images that have nothing"
-    nothing, called_nothing = no_finding(y), no_finding(apply_thresholds(p, t))
-    rows = {}
-    for label, among in ((name, nothing), ('Some finding', ~nothing)):
-        none = int((among & called_nothing).sum())
-        total = int(among.sum())
-        rows[f'{label} in the labels'] = {f'{name} called': none, 'Some finding called': total - none, 'All': total}
-    return _by_row(rows, 'Films')
+    counts = confusion_matrix(no_finding(y), no_finding(apply_thresholds(p, t)), labels=[True, False])
+    names = [name, 'Some finding']
+    table = pd.DataFrame(counts, [f'{o} in the labels' for o in names], [f'{o} called' for o in names])
+    return table.assign(All=table.sum(axis=1)).rename_axis('Films')
 
 # %% ../../nbs/api/report/01_tables.ipynb #906b9eb1
 def calibration_table(
@@ -219,24 +217,21 @@ def calibration_table(
     "Calibration for readers"
     names = {'ece': 'ECE', 'brier': 'Brier score', 'brier_skill': 'Brier skill', 'log_loss': 'Log loss'}
     table = pd.DataFrame(c['table']).T[list(names)].rename(columns=names).rename_axis('Probabilities')
-    return table.map(lambda o: number_text(o, 4))
+    return table.map(score_text, digits=4)
 
 def _differences(record):
     "In which figures a subgroup differs from all others, in words"
-    words = []
-    for figure, name in FIGURES.items():
-        word = (record.get(f'{figure}_difference') or {}).get('word')
-        if word in ('better', 'worse'): words.append(f'{name} {word}')
-    return '; '.join(words)
+    words = {name: (record.get(f'{figure}_difference') or {}).get('word') for figure, name in FIGURES.items()}
+    return '; '.join(f'{name} {word}' for name, word in words.items() if word in ('better', 'worse'))
 
 def subgroup_table(
     records:list # `metrics['subgroups']`, as of `Subgroups.records`
 )->pd.DataFrame: # By subgroup: images, patients, figures with intervals, missed, what differs from all others
     "The subgroups for readers"
+    names = {figure: name[:1].upper() + name[1:] for figure, name in FIGURES.items()}
     rows = {}
     for o in records:
-        row = {'Films': f'{o["films"]:,}', 'Patients': f'{o["patients"]:,}'}
-        for figure, name in FIGURES.items(): row[name[:1].upper() + name[1:]] = score_text(o[figure])
+        row = {'Films': f'{o["films"]:,}', 'Patients': f'{o["patients"]:,}', **_score_texts(o, names)}
         row['Missed'] = '–' if o.get('missed') is None else f'{o["missed"]:,.0f} of {o["with_finding"]:,.0f}'
         row['Against all others'] = _differences(o)
         rows[o['subgroup'] if o['by'] == 'all' else f'{o["by"]}: {o["subgroup"]}'] = row
@@ -261,23 +256,24 @@ _INTERVAL = re.compile(r'(\S+) \((\S+ to \S+)\)')
 
 def _cell(value, wide):
     "A table cell; the interval in smaller print, and its place kept where others of the column have one"
-    if m := _INTERVAL.fullmatch(str(value)): return ft('td', m[1], ' ', ft('small', m[2]))
-    return ft('td', str(value), ' ', ft('small')) if wide else ft('td', str(value))
+    if m := _INTERVAL.fullmatch(value): return Td(m[1], ' ', Small(m[2]))
+    return Td(value, ' ', Small()) if wide else Td(value)
 
 def html_table(
     df:pd.DataFrame, # Index and cells are text or numbers
     caption:str='', # Said above it
 )->FT: # An element
     "A table as an element; everything in it is escaped"
-    wide = [any(_INTERVAL.fullmatch(str(v)) for v in df[c]) for c in df]
-    head = ft('tr', *[ft('th', str(o), scope='col') for o in (df.index.name or '', *df.columns)])
-    rows = [ft('tr', ft('th', str(i), scope='row'), *map(_cell, r, wide)) for i, r in zip(df.index, df.to_numpy())]
-    table = ft('div', ft('table', ft('thead', head), ft('tbody', *rows)), cls='scroll')
-    return ft('div', ft('p', caption, cls='caption'), table) if caption else ft('div', table)
+    texts = df.map(str)
+    wide = [any(map(_INTERVAL.fullmatch, texts[c])) for c in texts]
+    head = Tr(*[Th(str(o), scope='col') for o in (df.index.name or '', *df.columns)])
+    rows = [Tr(Th(str(name), scope='row'), *map(_cell, cells, wide)) for name, *cells in texts.itertuples(name=None)]
+    table = Div(Table(Thead(head), Tbody(*rows)), cls='scroll')
+    return Div(P(caption, cls='caption') if caption else None, table)
 
 # %% ../../nbs/api/report/01_tables.ipynb #7fd6eaaf
 def md_table(
     df:pd.DataFrame # Index and cells are text or numbers
 )->str: # Markdown
     "A table in Markdown"
-    return markdown_table([df.index.name or '', *df.columns], [[i, *r] for i, r in zip(df.index, df.to_numpy())])
+    return markdown_table([df.index.name or '', *df.columns], df.itertuples(name=None))
