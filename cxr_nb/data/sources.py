@@ -43,14 +43,19 @@ class ChestData:
         return [o for o in self.table.index if o not in self.files]
 
     def __repr__(self):
-        return f'ChestData({self.name}: {len(self.table):,} films of {self.table.patient.nunique():,} patients)'
+        return f'ChestData({self.name}: {len(self.table):,} images of {self.table.patient.nunique():,} patients)'
 
     def _repr_markdown_(self):
-        total, missing = len(self.table), len(self.missing)
-        rows = {'films in the table': total, 'films on disk': total - missing, 'patients': self.table.patient.nunique(),
-                'findings': len(findings_of(self.table)), 'boxes': len(self.boxes)}
-        rows = {name: f'{n:,}' for name, n in rows.items()} | {'official lists': 'yes' if self.lists else 'no'}
-        lines = [f'**{self.name}**', '', '| | |', '|---|---|', *(f'| {k} | {v} |' for k, v in rows.items())]
+        counts = {
+            'images in the table': len(self.table),
+            'images on disk': len(self.table) - len(self.missing),
+            'patients': self.table.patient.nunique(),
+            'findings': len(findings_of(self.table)),
+            'boxes': len(self.boxes),
+        }
+        lines = [f'**{self.name}**', '', '| | |', '|---|---|']
+        lines += [f'| {name} | {n:,} |' for name, n in counts.items()]
+        lines.append(f'| official lists | {"yes" if self.lists else "no"} |')
         if self.caveat: lines += ['', f'*{self.caveat}*']
         return '\n'.join(lines)
 
@@ -152,14 +157,14 @@ def _boxes(root):
     return read_boxes(path) if path else no_boxes()
 
 # %% ../../nbs/api/data/02_sources.ipynb #df3d4440
-PHANTOM_CAVEAT = 'Synthetic films: these figures show that the program works, and say nothing about patients.'
+PHANTOM_CAVEAT = 'Synthetic images: these figures show that the program works, and say nothing about patients.'
 NIH_IMAGES = 112_120
 
 def _caveat(root, n):
     "The sentence for a NIH-like folder with n usable rows"
     if (Path(root)/'phantom.json').is_file(): return PHANTOM_CAVEAT
     if n >= .9*NIH_IMAGES: return ''
-    return (f'A part of ChestX-ray14 ({n:,} of {NIH_IMAGES:,} films), whose mix of findings need not be that '
+    return (f'A part of ChestX-ray14 ({n:,} of {NIH_IMAGES:,} images), whose mix of findings need not be that '
             'of the release: a check of the machinery, not a result to publish.')
 
 def load_nih(
