@@ -17,25 +17,26 @@ from ..labels import none_name
 from .checklists import readable, summary
 from .html import KIND, LIMITS, NOT_CLINICAL, filled_checklists
 from .tables import calibration_table, localisation_table, md_table, pretty, read_run, reader_table
-from .tables import score_table, split_table, subgroup_table, threshold_table
+from .tables import score_table, split_table, subgroup_table, threshold_table, value_at
 
 # %% ../../nbs/api/report/08_card.ipynb #e7f6d5a0
 def _front_matter(run):
     "YAML between its fences; JSON values are YAML"
-    meta = {} if run.foreign else dict(license=run.config.get('license', 'apache-2.0'), library_name='timm')
-    tags = ['chest-x-ray', 'radiology', 'multi-label-classification']
-    if not run.foreign: tags += ['pytorch', 'timm']
+    meta, tags = {}, ['chest-x-ray', 'radiology', 'multi-label-classification']
+    if not run.foreign:
+        meta = dict(license=run.config.get('license', 'apache-2.0'), library_name='timm')
+        tags += ['pytorch', 'timm']
     tags += ['research-only', 'not-for-clinical-use']
     meta |= dict(pipeline_tag='image-classification', metrics=['roc_auc', 'f1'], tags=tags)
-    if scores := _hub_scores(run): meta['model-index'] = [_hub_entry(run, scores)]
+    if scores := [*_hub_scores(run)]: meta['model-index'] = [_hub_entry(run, scores)]
     return '\n'.join(['---', *(f'{k}: {json.dumps(v, ensure_ascii=False)}' for k, v in meta.items()), '---'])
 
 def _hub_scores(run):
     "The macro means that the hub lists"
-    macro = run.metrics.get('test', {}).get('macro', {})
-    names = dict(auroc=('roc_auc', 'macro AUROC'), f1=('f1', 'macro F1 at 0.5' if run.foreign else 'macro F1'))
-    values = {k: (macro.get(k) or {}).get('value') for k in names}
-    return [dict(type=kind, name=name, value=values[k]) for k, (kind, name) in names.items() if values[k] is not None]
+    at = ' at 0.5' if run.foreign else ''
+    for score, kind, name in (('auroc', 'roc_auc', 'macro AUROC'), ('f1', 'f1', f'macro F1{at}')):
+        value = value_at(run.metrics, f'test[macro][{score}][value]')
+        if value is not None: yield dict(type=kind, name=name, value=value)
 
 def _hub_entry(run, scores):
     "One result of the model, as the hub lists it"
@@ -120,7 +121,7 @@ def _records(key, as_table):
 def _how_to_load(run):
     "Which function opens a bundle of this kind, and what the network takes"
     if run.foreign: return None
-    told = ', '.join((run.config.get('net') or {}).get('tabular') or [])
+    told = ', '.join(value_at(run.config, 'net[tabular]') or [])
     if not told: return _LOAD
     return (f'{_LOAD} Beside the image it takes a row of {told}, as of `cxr_nb.models.tabular.tabular`; '
             'without one, nothing is known.')

@@ -104,8 +104,7 @@ def plot_classes(
     for i in np.flatnonzero(classes.auroc.isna()): ax.text(.5, i, ' N/A', fontsize=7, va='center', color=INK)
     _mark_tiers(ax, len(classes) - .3)
     ax.set_yticks(rows, [f'{figure_text(f)} ({n:,})' for f, n in classes.positives.items()], fontsize=7)
-    ax.set_ylim(-.7, len(classes) - .3)
-    ax.set_xlabel('AUROC, 95 % interval by patient; hollow: insufficient data', fontsize=8)
+    ax.set(ylim=(-.7, len(classes) - .3), xlabel='AUROC, 95 % interval by patient; hollow: insufficient data')
     return fig
 
 def _mark_tiers(ax, top):
@@ -132,8 +131,7 @@ def plot_search(
     dots = dict(fmt='o', color=BLUE, ms=5, capsize=3, label='mean and standard deviation of the folds')
     ax.errorbar(search.index, search['mean'], search['sd'], **dots)
     ax.axvline(budget, color=INK, lw=1, ls=':')
-    ax.set_xlabel(f'epochs; chosen: {budget}', fontsize=8)
-    ax.set_ylabel('best macro AUROC so far, validation', fontsize=8)
+    ax.set(xlabel=f'epochs; chosen: {budget}', ylabel='best macro AUROC so far, validation')
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     fig.legend(frameon=False, fontsize=8, loc='outside upper left', ncols=2)
     return fig
