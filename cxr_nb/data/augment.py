@@ -53,21 +53,25 @@ def draw_affine(
     turn, zoom, right, down = rng.uniform(-1, 1, (4, n))
     angle = np.deg2rad(aug.degrees*turn)
     size = 1/(1 + aug.scale*zoom)
-    cos, sin = size*np.cos(angle), size*np.sin(angle)
+    cos = size*np.cos(angle)
+    sin = size*np.sin(angle)
     mirror = np.where(rng.random(n) < aug.flip, -1, 1)
-    m = np.stack([cos*mirror, -sin, aug.shift*right, sin*mirror, cos, aug.shift*down], -1)
-    return m.reshape(n, 2, 3).astype(np.float32)
+    across = [cos*mirror, -sin, aug.shift*right]
+    along = [sin*mirror, cos, aug.shift*down]
+    return np.stack(across + along, -1).reshape(n, 2, 3).astype(np.float32)
 
 # %% ../../nbs/api/data/06_augment.ipynb #0f7f3128
 def _warp_cv(x, m, size):
     "OpenCV on uint8 (B, H, H); the matrices are brought from sides about the centre to pixels"
     h = x.shape[-1]
     out = np.empty((len(x), size, size), np.uint8)
-    for i, a in enumerate(m.astype(np.float64)):
+    centre = np.full(2, (size - 1)/2)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    for image, target, a in zip(x, out, m.astype(np.float64)):
         linear = a[:, :2]*(h/size)
-        offset = a[:, 2]*h + (h - 1)/2 - linear @ np.full(2, (size - 1)/2)
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        cv2.warpAffine(x[i], np.c_[linear, offset], (size, size), out[i], flags, cv2.BORDER_CONSTANT, 0)
+        offset = a[:, 2]*h + (h - 1)/2 - linear @ centre
+        matrix = np.c_[linear, offset]
+        cv2.warpAffine(image, matrix, (size, size), target, flags, cv2.BORDER_CONSTANT, 0)
     return out
 
 def _warp_torch(x, m, size):
@@ -85,8 +89,11 @@ def warp(
 )->torch.Tensor: # uint8 (B, 1, size, size) on the device of `x`
     "Move, turn and zoom a batch; what comes from outside is black"
     size = size or x.shape[-1]
-    if x.device.type == 'cpu': return torch.from_numpy(_warp_cv(x[:, 0].numpy(), m, size))[:, None]
-    return _warp_torch(x, torch.from_numpy(m).to(x.device), size).round_().clamp_(0, 255).to(torch.uint8)
+    if x.device.type == 'cpu':
+        moved = _warp_cv(x[:, 0].numpy(), m, size)
+        return torch.from_numpy(moved)[:, None]
+    moved = _warp_torch(x, torch.from_numpy(m).to(x.device), size)
+    return moved.round_().clamp_(0, 255).to(torch.uint8)
 
 # %% ../../nbs/api/data/06_augment.ipynb #335a3d99
 STILL = np.float32([[1, 0, 0], [0, 1, 0]]) # The matrix that moves nothing
@@ -98,10 +105,12 @@ def jitter(
     u:np.ndarray, # float (2, B) in -1..1: where in the ranges of contrast and of brightness each image is
 )->torch.Tensor: # The same tensor
     "Change contrast and brightness, each image in its own way"
-    contrast, brightness = torch.from_numpy(np.float32(u)).to(x.device)[:, :, None, None, None]
+    drawn = torch.from_numpy(np.float32(u)).to(x.device)
+    contrast, brightness = drawn[:, :, None, None, None]
     factor = 1 + aug.contrast*contrast
     mean = x.mean((1, 2, 3), keepdim=True)
-    return x.mul_(factor).add_(mean*(1 - factor) + aug.brightness/STD*brightness)
+    shift = mean*(1 - factor) + aug.brightness/STD*brightness
+    return x.mul_(factor).add_(shift)
 
 # %% ../../nbs/api/data/06_augment.ipynb #92ef565a
 def draw(
@@ -121,6 +130,9 @@ def augment(
 )->torch.Tensor: # float32 (B, 1, size, size), normalised
     "Gray bytes to network input, changed as drawn"
     size = size or x.shape[-1]
-    if drawn is not None: return jitter(normalise(warp(x, drawn[0], size)), aug, drawn[1])
-    if size != x.shape[-1]: x = warp(x, np.tile(STILL, (len(x), 1, 1)), size)
-    return normalise(x)
+    if drawn is not None:
+        matrices, levels = drawn
+        return jitter(normalise(warp(x, matrices, size)), aug, levels)
+    if size == x.shape[-1]: return normalise(x)
+    still = np.tile(STILL, (len(x), 1, 1))
+    return normalise(warp(x, still, size))

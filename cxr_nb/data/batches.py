@@ -43,7 +43,8 @@ def to_device(
 def rank_world()->tuple: # The number of this process, and how many there are
     "Who this process is among those that train together"
     d = torch.distributed
-    return (d.get_rank(), d.get_world_size()) if d.is_available() and d.is_initialized() else (0, 1)
+    alone = not (d.is_available() and d.is_initialized())
+    return (0, 1) if alone else (d.get_rank(), d.get_world_size())
 
 # %% ../../nbs/api/data/07_batches.ipynb #e63433fb
 def gathered(
@@ -116,7 +117,9 @@ def _order(self:Batches, rng):
 def _gather(self:Batches, idx):
     "Images, uint8 (B, 1, H, H), on the device"
     at = self.rows[idx]
-    if torch.is_tensor(self.images): return self.images[torch.from_numpy(at).to(self.images.device)][:, None]
+    if torch.is_tensor(self.images):
+        at = torch.from_numpy(at).to(self.images.device)
+        return self.images[at][:, None]
     x = torch.from_numpy(self.images[at][:, None])
     if self.device.type == 'cuda': x = x.pin_memory()
     return x.to(self.device, non_blocking=True)
@@ -158,7 +161,8 @@ def prefetch(
     n:int=2, # How many to have ready
 )->Iterator: # The same items in the same order
     "Make the next items in a thread while the last one is used; an error comes out where its item would have"
-    items, end = iter(items), object()
+    items = iter(items)
+    end = object()
     with ThreadPoolExecutor(1) as pool:
         todo = [pool.submit(next, items, end) for _ in range(n)]
         while (item := todo.pop(0).result()) is not end:
@@ -181,7 +185,8 @@ class FeatureBatches(Batches):
         **kwargs # For `Batches`
     ):
         super().__init__(np.zeros((1, 1, 1), np.uint8), np.arange(len(feats)), y, **kwargs)
-        self.feats, self.repeats = torch.as_tensor(feats, dtype=torch.float32).to(self.device), repeats
+        self.feats = torch.as_tensor(feats, dtype=torch.float32).to(self.device)
+        self.repeats = repeats
         self.y = self.y.to(self.device)
         if self.tab is not None: self.tab = self.tab.to(self.device)
     def _numbers(self): return range(self.repeats*len(super()._numbers()))
@@ -196,7 +201,8 @@ def keep_memory()->bool: # Did it take effect?
     "Let glibc keep large blocks of freed memory for the next batch"
     try: mallopt = ctypes.CDLL('libc.so.6').mallopt
     except (OSError, AttributeError): return False
-    trim_threshold, mmap_threshold = -1, -3
+    trim_threshold = -1
+    mmap_threshold = -3
     return bool(mallopt(mmap_threshold, 1 << 30)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 # %% ../../nbs/api/data/07_batches.ipynb #8d9c9fbf

@@ -28,7 +28,8 @@ def same_files(
     workers:int=None, # Threads
 )->pd.DataFrame: # Columns a, b: the first of a group of equal files with each of the others
     "Files with the same bytes"
-    names, keys = list(files), pd.Series(dtype=object)
+    names = list(files)
+    keys = pd.Series(dtype=object)
     with ThreadPoolExecutor(workers) as pool:
         for look in (_size, _last_block, file_sha256): # each looks closer, at what looked equal so far
             seen = pool.map(look, [files[name] for name in names])
@@ -68,7 +69,8 @@ def near_pairs(
 )->np.ndarray: # int (P, 2): positions a < b
     "All pairs of hashes that are near each other"
     words = np.ascontiguousarray(np.asarray(hashes, dtype=np.uint64).reshape(-1, 4).T)
-    pairs, count = [np.empty((0, 2), int)], 0
+    pairs = [np.empty((0, 2), int)]
+    count = 0
     for start in range(0, words.shape[1], block):
         half = sum(bits_apart(word[start:start + block, None], word[None, start:]) for word in words[:2])
         a, b = np.divmod(np.flatnonzero(half <= bits), half.shape[1])
@@ -106,10 +108,12 @@ def near_images(
     hashes = scan.hash[scan.hash.notna()]
     pairs = near_pairs(np.array(hashes.tolist(), dtype=np.uint64))
     names = hashes.index[np.unique(pairs)]
-    with ThreadPoolExecutor(workers) as pool:
-        small = dict(zip(names, pool.map(lambda name: to_square(read_gray(files[name]), 64), names)))
-    out = pd.DataFrame({'a': hashes.index[pairs[:, 0]], 'b': hashes.index[pairs[:, 1]]})
-    out['likeness'] = np.array([likeness(small[a], small[b]) for a, b in zip(out.a, out.b)], dtype=float)
+    def small_image(name): return to_square(read_gray(files[name]), 64)
+    with ThreadPoolExecutor(workers) as pool: small = dict(zip(names, pool.map(small_image, names)))
+    first, second = (hashes.index[pairs[:, side]] for side in (0, 1))
+    out = pd.DataFrame({'a': first, 'b': second})
+    likenesses = [likeness(small[a], small[b]) for a, b in zip(first, second)]
+    out['likeness'] = np.array(likenesses, dtype=float)
     out = out[out.likeness >= alike].reset_index(drop=True)
     out.attrs['stopped'] = len(pairs) >= MOST
     return out
@@ -150,7 +154,7 @@ def check_pairs(
 def _pair_rows(check, pairs, among, verdict, mend):
     "Two rows on pairs: of two patients, and of one"
     pairs = pairs.sort_values('across', ascending=False, kind='stable')
-    text = pd.Series([f'{a} = {b}' for a, b in zip(pairs.a, pairs.b)], pairs.index, dtype=object)
+    text = pairs.a + ' = ' + pairs.b
     row = found(f'{check}, two patients', text[~pairs.one_patient], among, mend=mend, verdict=verdict)
     across = int(pairs.across[~pairs.one_patient].sum())
     if across: row['seen'] += f' ({across:,} across parts)'

@@ -24,8 +24,10 @@ def image_hash(
     a:np.ndarray # uint8 (H, W)
 )->np.ndarray: # uint64 (4,), of which 255 bits are used
     "pHash of an image: which of its coarse cosine coefficients are above their median"
-    coarse = cv2.dct(to_square(a, 64).astype(np.float32))[:16, :16].ravel()[1:] # without the mean gray
-    return np.packbits(np.append(coarse > np.median(coarse), False)).view(np.uint64)
+    waves = cv2.dct(to_square(a, 64).astype(np.float32))
+    coarse = waves[:16, :16].ravel()[1:] # without the mean gray
+    bits = np.append(coarse > np.median(coarse), False)
+    return np.packbits(bits).view(np.uint64)
 
 # %% ../../nbs/api/data/14_file_checks.ipynb #6a55a635
 _ENDS = {'PNG': b'IEND\xaeB`\x82', 'JPEG': b'\xff\xd9'}
@@ -56,14 +58,19 @@ def _quick_size(path):
     if end not in file_tail(path, 64): raise ImageError(path, 'truncated', 'broken file (its end is missing)')
     return width, height
 
+_BY_HEADER = {'.png', '.jpg', '.jpeg'} # What a quick look need not decode
+
 def _look(path, quick):
     "Width, height, status, reason and hash of one file"
     if not path: return 0, 0, 'missing', 'missing', None
     try:
-        if quick and Path(path).suffix.lower() in ('.png', '.jpg', '.jpeg'): return *_quick_size(path), 'ok', '', None
+        if quick and Path(path).suffix.lower() in _BY_HEADER: return *_quick_size(path), 'ok', '', None
         a = read_gray(path)
-    except ImageError as e: return 0, 0, 'missing' if e.code == 'missing' else 'bad', e.reason, None
-    return a.shape[1], a.shape[0], 'ok', '', None if quick else image_hash(a)
+    except ImageError as e:
+        status = 'missing' if e.code == 'missing' else 'bad'
+        return 0, 0, status, e.reason, None
+    height, width = a.shape
+    return width, height, 'ok', '', None if quick else image_hash(a)
 
 def scan_files(
     files:dict, # Image name to path; None where there is none
@@ -84,12 +91,14 @@ def check_files(
 )->list: # Rows on missing, broken and further files
     "Is every image there, and whole?"
     size = f'{len(scan):,} files'
-    good, bad = (scan[scan.status == o] for o in ('ok', 'bad'))
+    good = scan[scan.status == 'ok']
+    bad = scan[scan.status == 'bad']
     how = '' if scan.hash.notna().any() else ', by header and end only'
     sides = (good.width.astype(str) + 'x' + good.height.astype(str)).value_counts().head(3)
+    sides = ', '.join(f'{n:,} of {side}' for side, n in sides.items())
     extra = sorted(set(data.files) - set(data.table.index))
     return [found('missing files', scan.index[scan.status == 'missing'], size,
                   mend='unpack every archive of images, or take these images out of the label file'),
             found('broken files', bad.index + ' (' + bad.reason + ')', size + how, mend='download them again'),
-            verdict_row('sizes', 'ok', ', '.join(f'{n:,} of {side}' for side, n in sides.items()) or 'no file'),
+            verdict_row('sizes', 'ok', sides or 'no file'),
             listing('files without labels', extra)]

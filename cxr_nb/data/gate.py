@@ -112,9 +112,10 @@ def features(
     grays = np.quantile(a.reshape(len(a), -1), [.02, .1, .25, .5, .75, .9, .98], axis=1).T
     dark = 4*grays - 2
     edges = [_edges(np.rot90(a, k, (1, 2))) for k in range(4)]
-    upright = [np.column_stack([waves[k]/4, fine, dark, edges[k]]) for k in range(4)]
-    inverted = [np.column_stack([-waves[k]/4, fine, -dark[:, ::-1], edges[k]]) for k in range(4)]
-    return np.stack(upright + inverted).astype(np.float32)
+    seen = []
+    for signed, shares in ((waves, dark), (-waves, -dark[:, ::-1])): # as it is, and inverted
+        for k in range(4): seen.append(np.column_stack([signed[k]/4, fine, shares, edges[k]]))
+    return np.stack(seen).astype(np.float32)
 
 # %% ../../nbs/api/data/08_gate.ipynb #b7fba33a
 @dataclass
@@ -152,8 +153,9 @@ def load_gate(
     "A fitted judge"
     path = Path(path) if path else files('cxr_nb')/'gate.json'
     saved = json.loads(path.read_text(encoding='utf-8'))
-    fields = {name: np.asarray(value) if isinstance(value, list) else value for name, value in saved.items()}
-    return Judge(**fields)
+    for name, value in saved.items():
+        if isinstance(value, list): saved[name] = np.asarray(value)
+    return Judge(**saved)
 
 # %% ../../nbs/api/data/08_gate.ipynb #f413962a
 WARN, REFUSE = .8, .3 # Probabilities of an upright chest radiograph
@@ -203,8 +205,8 @@ def check_pixels(
 )->Verdict: # What can be told without the file
     "Judge pixels. Raises `CxrError` if they are no picture of at least 32 x 32"
     a = np.asarray(a)
-    shape_fits = a.ndim in (2, 3) and a.shape[2:] in ((), (3,), (4,)) and min(a.shape[:2]) >= 32
-    if a.dtype != np.uint8 or not shape_fits:
+    picture = a.ndim == 2 or a.ndim == 3 and a.shape[2] in (3, 4)
+    if a.dtype != np.uint8 or not picture or min(a.shape[:2]) < 32:
         raise CxrError(f'{a.dtype} {a.shape}: not pixels of an image; give uint8 (H, W) or (H, W, 3), at least 32 x 32')
     if a.ndim == 3:
         if colour is None: colour = colour_share(a)
@@ -276,6 +278,8 @@ def judge_cache(
         for start in range(0, len(index), block):
             lines = index.iloc[start:start + block].itertuples()
             images = [_unpadded(np.asarray(cache.images[o.row]), o.width, o.height) for o in lines]
-            for a, scores in zip(images, judge.scores(images)): rows.append(_summary(_verdict(a, 0., scores)))
+            for a, scores in zip(images, judge.scores(images)):
+                verdict = _verdict(a, 0., scores)
+                rows.append(_summary(verdict))
             bar.update(len(images))
     return pd.DataFrame(rows, columns=['status', 'codes', 'confidence'], index=index.index)

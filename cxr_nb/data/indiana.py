@@ -12,7 +12,7 @@ __all__ = ['INDIANA', 'NOTHING_ELSE', 'DRAWN', 'SLUG', 'HOW', 'UNNAMED', 'indian
 import os
 from functools import lru_cache
 from importlib.resources import files
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import cv2, numpy as np, pandas as pd
@@ -62,7 +62,9 @@ def _term_classes(terms, rules):
     "By term: its classes"
     known = rules.groupby([rules.heading.str.lower(), 'qualifier'])['class'].agg(list).to_dict()
     classes = {}
-    for term in terms: classes[term] = list({o for key in _term_keys(term) for o in known.get(key, [])})
+    for term in terms:
+        fitting = [known.get(key, []) for key in _term_keys(term)]
+        classes[term] = list(set(chain.from_iterable(fitting)))
     return classes
 
 def _report_classes(mesh, rules):
@@ -83,7 +85,8 @@ def indiana_labels(
 )->pd.DataFrame: # Image table: patient (the report's number), age, sex (unknown), view, follow_up, 35 uint8 columns
     "The image table with 35 classes. Raises `LabelError` if no report has a term that is known"
     y = _report_classes(reports.mesh, indiana_rules(rules))
-    if not y.drop(columns='Normal').to_numpy().any() and not reports.mesh.str.contains('normal', case=False).any():
+    found = y.drop(columns='Normal').to_numpy().any()
+    if not found and not reports.mesh.str.contains('normal', case=False).any():
         raise LabelError('no report has a MeSH term of the mapping; is the column `mesh` there, '
                          'with headings between semicolons?')
     known = dict(patient=images.report, age=np.nan, sex='', view=images['view'], follow_up=0)
@@ -125,7 +128,8 @@ def indiana_split(
     rest, held = next(hold_out.split(y, y))
     part.iloc[held] = 'test'
     deal = MultilabelStratifiedKFold(folds, shuffle=True, random_state=seed)
-    for k, (_, fold) in enumerate(deal.split(y.iloc[rest], y.iloc[rest])): part.iloc[rest[fold]] = f'fold{k}'
+    dealt = deal.split(y.iloc[rest], y.iloc[rest])
+    for k, (_, fold) in enumerate(dealt): part.iloc[rest[fold]] = f'fold{k}'
     return check_split(df, df.patient.map(part).rename('part'))
 
 # %% ../../nbs/api/data/10_indiana.ipynb #dd88225e

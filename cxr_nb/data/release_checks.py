@@ -53,7 +53,8 @@ def label_fingerprint(
 def _unlike(table, release):
     "Images whose labels are not those of a release"
     findings = findings_of(table)
-    return table.index[table[findings].ne(release.loc[table.index, findings]).any(axis=1)]
+    published = release.loc[table.index, findings]
+    return table.index[table[findings].ne(published).any(axis=1)]
 
 def _age_format(csv):
     "How a label file writes ages: which of the two formats it is"
@@ -63,7 +64,8 @@ def _age_format(csv):
 
 def _published(table):
     "The rows and columns of a table that the release has as well"
-    return table.loc[table.index.isin(nih_table().index), [o for o in table if o in META + FINDINGS]]
+    columns = [o for o in table if o in META + FINDINGS]
+    return table.loc[table.index.isin(nih_table().index), columns]
 
 def check_labels(
     data:ChestData # Any data
@@ -121,8 +123,10 @@ def _check_totals(table):
     release = nih_table()
     findings = [o for o in findings_of(table) if o in FINDINGS]
     ours, new, old = (o[findings].sum() for o in (table, release, nih_table_2017()))
-    wrong = [f'{o} {ours[o]:,} for {new[o]:,}' for o in findings if ours[o] not in (new[o], old[o])]
-    patients, want = table.patient.nunique(), release.patient.nunique()
+    wrong = ours.index[ours.ne(new) & ours.ne(old)]
+    wrong = [f'{o} {ours[o]:,} for {new[o]:,}' for o in wrong]
+    patients = table.patient.nunique()
+    want = release.patient.nunique()
     return [verdict_row('patients', 'ok' if patients == want else 'violation', f'{patients:,}', f'{want:,}', _AGAIN),
             found('positives of each finding', wrong, f'{len(findings)} findings',
                   'as in the release of 2020 or 2017', _AGAIN)]
@@ -184,7 +188,9 @@ def _check_published_lists(data):
     rows = [found('images in the other list than published', parts.index[(parts == 'test') != test],
                   f'{len(parts):,}', mend=_LISTS_AGAIN)]
     if len(data.table) < len(nih_table()): return rows
-    seen, want = f'{len(set(data.lists["train_val"])):,} and {len(set(data.lists["test"])):,}', '86,524 and 25,596'
+    lengths = [len(set(data.lists[part])) for part in ('train_val', 'test')]
+    seen = '{:,} and {:,}'.format(*lengths)
+    want = '86,524 and 25,596'
     return rows + [verdict_row('length of the lists', 'ok' if seen == want else 'violation', seen, want, _LISTS_AGAIN)]
 
 # %% ../../nbs/api/data/13_release_checks.ipynb #c337e2f7

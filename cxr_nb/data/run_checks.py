@@ -93,7 +93,8 @@ def check_run_split(
 def _check_run_labels(config, table, split):
     "Are the labels of these data, or of those that were split, the labels that were trained with?"
     own = table[[o for o in config.get('findings', []) if o in table]]
-    marks = {label_fingerprint(own.assign(patient=0)) for own in (own, own[own.index.isin(split.index)])}
+    split_ones = own[own.index.isin(split.index)]
+    marks = {label_fingerprint(o.assign(patient=0)) for o in (own, split_ones)}
     want = config.get('labels', 'a fingerprint')
     wrong = [] if want in marks else sorted(marks)
     mend = _DATA + '; its labels were others'

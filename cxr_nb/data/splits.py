@@ -9,6 +9,8 @@ __all__ = ['LeakError', 'check_split', 'patient_counts', 'pick_patients', 'offic
            'split_table', 'subset', 'fingerprint', 'Page', 'eda_summary']
 
 # %% ../../nbs/api/data/03_splits.ipynb #ee63a913
+from itertools import combinations
+
 import numpy as np, pandas as pd
 from ..core import CxrError, text_sha256
 from ..labels import NO_FINDING, class_weights, findings_of, from_release, label_counts, label_summary, no_finding
@@ -230,7 +232,8 @@ def _pairs(df):
     names = findings_of(df)
     y = df[names].to_numpy(dtype=np.int64)
     both = y.T @ y
-    pairs = {f'{names[i]} with {names[j]}': both[i, j] for i, j in zip(*np.triu_indices(len(names), 1))}
+    pairs = {}
+    for (i, a), (j, b) in combinations(enumerate(names), 2): pairs[f'{a} with {b}'] = both[i, j]
     return pd.Series(pairs, dtype=np.int64).sort_values(ascending=False, kind='stable')
 
 def _several(df, summary):
