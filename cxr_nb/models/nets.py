@@ -11,6 +11,7 @@ __all__ = ['NET_RULES', 'option_refused', 'Net', 'ChestModel', 'set_trainable', 
 # %% ../../nbs/api/models/04_nets.ipynb #5a29a454
 import json, math, re
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np, torch
 from torch import nn
@@ -21,6 +22,7 @@ from ..core import check_fields, record_from
 from ..labels import FINDINGS
 from ..data.batches import gathered
 from .weights import ModelError, check_arch, load_backbone
+from .folding import conv_norm_pairs, fold_batchnorm
 from .tabular import TabularBranch, check_columns
 from .necks import (NECKS, Token, backbone_blocks, make_head, make_neck, pooled_after,
                                  tokens_before)
@@ -129,6 +131,7 @@ class ChestModel(nn.Module):
         self.net = net
         self.trainable = -1
         self.backbone, self.neck = make_neck(net.neck, net.arch, net.size, net.width, **net.kwargs)
+        fold_batchnorm(self.backbone, _pairs_of(net.neck, net.arch, net.size, json.dumps(net.kwargs)))
         self.tabular = TabularBranch(net.tabular) if net.tabular else None
         n = self.neck.width + (self.tabular.width if net.tabular else 0)
         self.head = make_head(n, len(net.findings), net.hidden, net.dropout, norm=net.neck == 'token')
@@ -175,6 +178,12 @@ class ChestModel(nn.Module):
             raise ModelError(f'{self.arch}: nothing can be kept before its last {trainable} blocks; '
                              'that needs neck="token" and a number of blocks')
         _refuse_blocks(self, trainable)
+
+@lru_cache(maxsize=None)
+def _pairs_of(neck, arch, size, kwargs):
+    "Which convolutions of a backbone have a BatchNorm behind them; found once for each network"
+    with torch.device('meta'): backbone, _ = make_neck(neck, arch, size, **json.loads(kwargs))
+    return conv_norm_pairs(backbone, size)
 
 def _refuse_blocks(model, trainable):
     "Raise `ModelError` if a backbone has not that many blocks"
