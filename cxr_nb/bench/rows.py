@@ -6,9 +6,10 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/bench/rows.html.md"""
 
 # %% auto #0
 __all__ = ['GRID', 'RELEASE', 'BENCHES', 'loader_vs_torchxrayvision', 'loader_vs_fastai', 'loader_vs_torchxrayvision_workers',
-           'cache_vs_pil', 'epoch_vs_bare_loop', 'bfloat16_vs_float32', 'frozen_stage_vs_forward_pass', 'real_labels',
-           'bootstrap_vs_roc_auc_score', 'thresholds_vs_grid', 'gradcam_vs_one_by_one', 'startup',
-           'gpu_epoch_vs_bare_loop', 'all_stages', 'gpu_release', 'run_bench', 'bench']
+           'cache_vs_pil', 'epoch_vs_bare_loop', 'bfloat16_vs_float32', 'frozen_stage_vs_forward_pass',
+           'inference_vs_timm', 'real_labels', 'bootstrap_vs_roc_auc_score', 'thresholds_vs_grid',
+           'gradcam_vs_one_by_one', 'startup', 'gpu_epoch_vs_bare_loop', 'all_stages', 'gpu_release', 'run_bench',
+           'bench']
 
 # %% ../../nbs/api/bench/03_rows.ipynb #b0109c89
 import shutil, subprocess, sys, tempfile, warnings
@@ -31,13 +32,13 @@ from ..labels import FINDINGS, nih_table, official_test_patients
 from ..metrics.bootstrap import boot_weights, bootstrap
 from ..metrics.predictions import simulate
 from ..metrics.thresholds import fit_thresholds
-from ..models.nets import features, make_model
+from ..models.nets import features, make_model, probabilities
 from ..training.recipe import STAGED, Stage
 from ..training.callbacks import best_precision
 from ..training.engine import run_stage
 from .race import BenchError, Row, agree, hardware, race, rate, seconds, unmeasured
 from .race import bench_table, join_bench, read_bench, write_bench
-from .setup import Setup, bare_copy, bench_run, pace, plain_features, renamed, settle, trained_copy
+from .setup import Setup, bare_copy, bench_run, pace, plain_copy, plain_pass, renamed, settle, trained_copy
 
 # %% ../../nbs/api/bench/03_rows.ipynb #eb5ff8c6
 def _network_input(s, names):
@@ -139,7 +140,7 @@ def _one_step(run, stage):
     x, _ = next(iter(run.batches('train', bs=stage.bs)))
     models = run.model, trained_copy(run, stage, 0)[0], bare_copy(run, stage, 0)[0]
     with torch.no_grad(): before, ours, bare = (model.eval()(x).float().cpu() for model in models)
-    tol = .02 if best_precision(run.device) == 'float32' else .3
+    tol = .15 if best_precision(run.device) == 'float32' else .3 # Adam's first step makes much of the last digits
     return agree('the logits after one training step', ours, bare, tol*float((bare - before).abs().max()))
 
 # %% ../../nbs/api/bench/03_rows.ipynb #431fb7cb
@@ -155,7 +156,7 @@ def epoch_vs_bare_loop(
     def speed(copy): return pace(copy(run, stage, n)[1], stage.bs, device)
     note = (f'batch {stage.bs}, {s.size} px, {best_precision(device)}; the {kind} of {n} batches a turn; '
             'difference: logits after one step')
-    return race(name, lambda: speed(trained_copy), lambda: speed(bare_copy), .95, device=device,
+    return race(name, lambda: speed(trained_copy), lambda: speed(bare_copy), 1.35, device=device,
                 difference=_one_step(run, stage), note=note, repeats=s.pick(turns, 1))
 
 # %% ../../nbs/api/bench/03_rows.ipynb #1ffa85bf
@@ -179,13 +180,28 @@ def frozen_stage_vs_forward_pass(
     stage = replace(STAGED[0], repeats=s.pick(STAGED[0].repeats, 2))
     batches = run.batches('val')
     train, val = (run.cache.images[run.cache.rows(run.part(o).index)] for o in ('train', 'val'))
-    images, bs = np.concatenate([train, val]), batches.bs
-    diff = agree('features', features(run.model, batches), plain_features(run.model, val, bs), tol=1e-3)
+    images, bs, plain = np.concatenate([train, val]), batches.bs, plain_copy(run.model).backbone
+    diff = agree('features', features(run.model, batches), plain_pass(plain, val, bs), tol=1e-3)
     note = (f'{len(images):,} images, batch {bs}, {s.size} px, {len(stage.l2)} strengths, '
             f'{stage.repeats} passes an epoch; difference: features')
     return race('frozen_stage_vs_forward_pass', seconds(lambda: run_stage(run, stage)),
-                seconds(lambda: plain_features(run.model, images, bs)), 1.15, 's', 'lower', difference=diff,
+                seconds(lambda: plain_pass(plain, images, bs)), .8, 's', 'lower', difference=diff,
                 note=note, repeats=s.repeats)
+
+# %% ../../nbs/api/bench/03_rows.ipynb #daa8c3c3
+def inference_vs_timm(
+    s:Setup # Images and sizes
+)->Row: # In images/s
+    "Probabilities of images from the cache, against a plain loop over timm's network"
+    run = bench_run(s, s.pick(2400, 72), 'inference')
+    batches, images = run.batches('val'), run.cache.images[run.cache.rows(run.part('val').index)]
+    plain = plain_copy(run.model)
+    def ours(): return probabilities(run.model, batches)
+    def peer(): return plain_pass(plain, images, batches.bs).sigmoid().numpy()
+    diff = agree('probabilities', ours(), peer(), tol=1e-4)
+    return race('inference_vs_timm', rate(ours, len(images)), rate(peer, len(images)), 1.45, difference=diff,
+                note=f'{len(images):,} images, batch {batches.bs}, {s.size} px; difference: probabilities',
+                repeats=s.repeats)
 
 # %% ../../nbs/api/bench/03_rows.ipynb #7ad6cab0
 def real_labels(
@@ -257,8 +273,9 @@ def gradcam_vs_one_by_one(
     model = settle(make_model(s.arch, size=s.size), x)
     layer, n = cam_layer(model), len(x)*len(FINDINGS)
     def ours(): return gradcam(model, x, fast=True)
-    def peer(): return _one_target_at_a_time(model, x, layer)
-    diff = agree('heatmaps', ours(), peer(), tol=1e-4)
+    plain = plain_copy(model)
+    def peer(): return _one_target_at_a_time(plain, x, cam_layer(plain))
+    diff = agree('heatmaps', ours(), peer(), tol=1e-3) # a quarter of a gray level
     return race('gradcam_vs_one_by_one', rate(ours, n), rate(peer, n), 10, 'maps/s', difference=diff,
                 note=f'{s.size} px; difference: maps in 0..1', repeats=s.repeats)
 
@@ -274,7 +291,7 @@ def startup(
         start = seconds(lambda: subprocess.run([sys.executable, *args], check=True, capture_output=True))
         took[' '.join(args[1:])] = min(start() for _ in range(s.repeats))
     slowest = max(took, key=took.get)
-    return Row('startup', took[slowest], None, took[slowest], 1.5, 'lower', 's', 'cpu', s.repeats,
+    return Row('startup', took[slowest], None, took[slowest], .6, 'lower', 's', 'cpu', s.repeats,
                note=f'slowest of {len(starts)}: {slowest}')
 
 # %% ../../nbs/api/bench/03_rows.ipynb #fbf65551
@@ -334,8 +351,8 @@ def gpu_release(
 
 # %% ../../nbs/api/bench/03_rows.ipynb #95f0b37b
 BENCHES = {f.__name__: f for f in (
-    loader_vs_torchxrayvision, loader_vs_fastai, cache_vs_pil, epoch_vs_bare_loop, frozen_stage_vs_forward_pass,
-    bootstrap_vs_roc_auc_score, thresholds_vs_grid, gradcam_vs_one_by_one, startup, loader_vs_torchxrayvision_workers,
+    loader_vs_torchxrayvision, loader_vs_fastai, cache_vs_pil, epoch_vs_bare_loop, inference_vs_timm,
+    frozen_stage_vs_forward_pass, bootstrap_vs_roc_auc_score, thresholds_vs_grid, gradcam_vs_one_by_one, startup, loader_vs_torchxrayvision_workers,
     bfloat16_vs_float32, gpu_epoch_vs_bare_loop, gpu_release)}
 
 def run_bench(
