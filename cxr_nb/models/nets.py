@@ -6,7 +6,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/models/nets.html.md"""
 
 # %% auto #0
 __all__ = ['NET_RULES', 'option_refused', 'Net', 'ChestModel', 'set_trainable', 'count_parameters', 'splitter', 'fix_batchnorm',
-           'make_model', 'start_head', 'device_named', 'over_batches', 'probabilities', 'features']
+           'make_model', 'start_head', 'arch_runs', 'card_refused', 'device_named', 'over_batches', 'probabilities',
+           'features']
 
 # %% ../../nbs/api/models/04_nets.ipynb #5a29a454
 import json, math, re
@@ -276,6 +277,29 @@ def start_head(
     last.bias.data = share.clamp(1e-4, 1 - 1e-4).logit().to(last.bias.device)
 
 # %% ../../nbs/api/models/04_nets.ipynb #984e0e2d
+def arch_runs(
+    capability:tuple, # Of a card: major and minor number, such as (6, 0) for a P100
+    arches:list, # What PyTorch was built for, as of `torch.cuda.get_arch_list()`
+)->bool: # Always true where PyTorch names no such architectures, as on AMD cards
+    """Can a build of PyTorch compute on a card? Programs (`sm_75`) run on their own major number from their minor
+    number on; code that the driver still compiles (`compute_90`) runs on that and all later cards (CUDA C++
+    Programming Guide, "Binary compatibility" and "PTX compatibility")"""
+    known = [re.fullmatch(r'(sm|compute)_(\d+)(\d)[af]?', arch) for arch in arches]
+    known = [(m[1], (int(m[2]), int(m[3]))) for m in known if m]
+    if not known: return True
+    compiled = any(kind == 'sm' and arch[0] == capability[0] and arch <= capability for kind, arch in known)
+    return compiled or any(kind == 'compute' and arch <= capability for kind, arch in known)
+
+def card_refused(
+    index:int=0 # Of a CUDA device that there is
+)->str: # '' for a card that can be used
+    "Why the installed PyTorch cannot compute on a card, and what to choose instead"
+    capability, arches = torch.cuda.get_device_capability(index), torch.cuda.get_arch_list()
+    if arch_runs(capability, arches): return ''
+    return (f'{torch.cuda.get_device_name(index)}: is of architecture sm_{capability[0]}{capability[1]}, and PyTorch '
+            f'{torch.__version__} was built for {" ".join(arches)}; choose another card (on Kaggle "GPU T4 x2" '
+            'instead of "GPU P100"), or the processor with device "cpu"')
+
 def device_named(
     name # 'cpu', 'cuda', 'cuda:1', 'mps', or a torch device
 )->torch.device: # The device
@@ -285,6 +309,7 @@ def device_named(
     here = dict(cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available())).get(device.type, 1)
     if (device.index or 0) >= here:
         raise ModelError(f'{name}: PyTorch finds no such device on this machine; choose cpu, or leave it out')
+    if device.type == 'cuda' and (why := card_refused(device.index or 0)): raise ModelError(why)
     return device
 
 @torch.inference_mode()

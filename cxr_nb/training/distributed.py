@@ -8,7 +8,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/training/distributed.html.md"""
 __all__ = ['is_main', 'broadcast', 'main_first', 'main_alone', 'mean_of_all', 'leave', 'best_device']
 
 # %% ../../nbs/api/training/05_distributed.ipynb #10f022ca
-import os
+import os, warnings
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -16,7 +16,7 @@ import cv2, torch
 
 from ..core import CxrError
 from ..data.batches import keep_memory, rank_world
-from ..models.nets import device_named
+from ..models.nets import card_refused, device_named
 
 # %% ../../nbs/api/training/05_distributed.ipynb #057b9c24
 def is_main()->bool: # The first process, or the only one?
@@ -60,20 +60,23 @@ def mean_of_all(
     return x if n == 1 else x/n
 
 # %% ../../nbs/api/training/05_distributed.ipynb #2f8f9b98
+def _fastest():
+    "The name of the best device that there is"
+    if torch.cuda.is_available():
+        why = card_refused()
+        if not why: return 'cuda'
+        warnings.warn(f'{why}; this one computes on the processor now')
+    return 'mps' if torch.backends.mps.is_available() else 'cpu'
+
 def _join(device=None):
     "Meet the other processes that `torchrun` started; the device of this one"
     from accelerate import PartialState
-    on_cpu = device == 'cpu' or not torch.cuda.is_available()
+    on_cpu = device == 'cpu' or _fastest() != 'cuda'
     return PartialState(cpu=on_cpu, timeout=timedelta(hours=12)).device
 
 def leave():
     "Part from the other processes"
     if rank_world()[1] > 1: torch.distributed.destroy_process_group()
-
-def _fastest():
-    "The name of the best device that there is"
-    if torch.cuda.is_available(): return 'cuda'
-    return 'mps' if torch.backends.mps.is_available() else 'cpu'
 
 def best_device(
     name=None # 'cpu', 'cuda', 'mps'; the best there is if not given
