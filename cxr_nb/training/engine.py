@@ -39,7 +39,7 @@ from .judging import judge, judged
 from .losses import make_loss
 from .recipe import Recipe, Stage, TrainError
 from .folder import config_of, history_of, read_checkpoint, refuse_other_run, resume_position, what_it_is_of
-from .run import Run, open_run, restore, run_config, stage_files, start_run, write_log
+from .run import Run, open_run, pass_batch, restore, run_config, stage_files, start_run, write_log
 from .state import (LateLearner, SaveState, StateFile, disk_room, prefixed, read_state, refuse_other,
                                    set_optimiser_state, write_state)
 
@@ -120,7 +120,8 @@ def _training_batches(
         kept = to_device(keep_stem(run, stage.trainable), run.device)
         train, valid = kept_batches(run, kept, 'train', **more), kept_batches(run, kept, 'val', bs=2*stage.bs)
     else:
-        train, valid = run.batches_of(table, aug=recipe.augment, **more), run.batches('val', 2*stage.bs)
+        bs = max(2*stage.bs, pass_batch(run.device, recipe.size) if run.device.type == 'cuda' else 0)
+        train, valid = run.batches_of(table, aug=recipe.augment, **more), run.batches('val', bs)
     train.epoch = len(run.history) # images and augmentations go on where the stages before have ended
     return DataLoaders(train, valid, device=run.device)
 
