@@ -54,28 +54,39 @@ def cuts(
     grid=None, # The only thresholds to look at; None: all that differ
 )->pd.DataFrame: # One row a cut, thresholds ascending: threshold, tp, fp, fn, tn, precision, recall, specificity, f1
     "All different sets of positive predictions `p >= threshold`, with their rates. Raises `ThresholdError`"
-    y, p = check(y, p, unit=True)
+    t, counts = _counted(*check(y, p, unit=True), lo, hi, grid)
+    return pd.DataFrame(dict(threshold=t, **vars(counts), **_rates(counts)), copy=False)
+
+def _counted(y, p, lo, hi, grid):
+    "Thresholds, ascending, and what each counts"
     if not 0 <= (lo or 0) <= (1 if hi is None else hi) <= 1:
         raise ThresholdError(f'no threshold lies between lo={lo} and hi={hi}; give 0 <= lo <= hi <= 1')
     scores, first = np.unique(np.sort(p), return_index=True) # where each different score begins
     hi = 1. if hi is None else hi
     if grid is None: t, i = _reachable(scores, -np.inf if lo is None else lo, hi)
     else: t, i = _on_grid(scores, grid, lo or 0, hi)
-    missed = np.searchsorted(np.sort(p[y]), scores)
-    tp = np.r_[y.sum() - missed, 0][i]
-    fp = np.r_[len(p) - first, 0][i] - tp
-    counts = Confusion(tp, fp, y.sum() - tp, (~y).sum() - fp)
-    rates = {name: getattr(counts, name) for name in ('precision', 'recall', 'specificity', 'f1')}
-    return pd.DataFrame(dict(threshold=t, **vars(counts), **rates), copy=False)
+    positives = np.bincount(np.searchsorted(scores, p[y]), minlength=len(scores)) # at each score
+    n = int(positives.sum())
+    tp = np.append(n - np.cumsum(positives) + positives, 0)[i]
+    fp = np.append(len(p) - first, 0)[i] - tp
+    return t, Confusion(tp, fp, n - tp, len(p) - n - fp)
+
+def _rates(counts):
+    "The rates of some counts by name"
+    return {name: getattr(counts, name) for name in ('f1', 'precision', 'recall', 'specificity')}
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #2eb59abf
+def _best(score):
+    "Where a score is highest, the last place of equals"
+    s = np.asarray(score, dtype=float)
+    return np.flatnonzero(s >= np.nanmax(s) - 1e-12)[-1]
+
 def best_cut(
     k:pd.DataFrame, # Rows of `cuts`
     score, # A score of each
 )->pd.Series: # A row
     "The cut with the highest score, the last of equals"
-    s = np.asarray(score, dtype=float)
-    return k.iloc[np.flatnonzero(s >= np.nanmax(s) - 1e-12)[-1]]
+    return k.iloc[_best(score)]
 
 def f1_threshold(
     y, # Labels 0/1, (N,)
@@ -89,15 +100,16 @@ def f1_threshold(
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #4b590022
 def _at_recall(k, target):
-    ok = k[k.recall >= target - 1e-12]
-    return ok.iloc[-1] if len(ok) else k.iloc[0]
+    ok = np.flatnonzero(k.recall >= target - 1e-12)
+    return ok[-1] if len(ok) else 0
 
 def _at_specificity(k, target):
-    ok = k[k.specificity >= target - 1e-12]
-    return ok.iloc[0] if len(ok) else k.iloc[-1]
+    ok = np.flatnonzero(k.specificity >= target - 1e-12)
+    return ok[0] if len(ok) else -1
 
-METHODS = {'f1': lambda k, target: best_cut(k, k.f1),
-           'youden': lambda k, target: best_cut(k, k.recall + k.specificity),
+# Which of the cuts, of which the counts are given
+METHODS = {'f1': lambda k, target: _best(k.f1),
+           'youden': lambda k, target: _best(k.recall + k.specificity),
            'recall': _at_recall, 'specificity': _at_specificity}
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #52ec83a4
@@ -133,7 +145,11 @@ def fit_thresholds(
     rows = {}
     for finding, labels, scores in zip(findings, y.T, p.T):
         best = {}
-        if 0 < labels.sum() < len(labels): best = METHODS[method](cuts(labels, scores, lo, hi, grid), target)
+        if 0 < labels.sum() < len(labels):
+            t, counts = _counted(labels, scores, lo, hi, grid)
+            i = METHODS[method](counts, target)
+            there = Confusion(**{name: v[i] for name, v in vars(counts).items()})
+            best = dict(threshold=t[i], **{name: float(rate) for name, rate in _rates(there).items()})
         rows[finding] = threshold_row(best, labels, said)
     return pd.DataFrame.from_dict(rows, orient='index', columns=COLUMNS).rename_axis('finding')
 
