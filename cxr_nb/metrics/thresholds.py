@@ -11,6 +11,7 @@ __all__ = ['METHODS', 'COLUMNS', 'ThresholdError', 'cuts', 'best_cut', 'f1_thres
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #b529a811
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np, pandas as pd
@@ -142,16 +143,19 @@ def fit_thresholds(
         raise ThresholdError(f'method {method!r} needs a target between 0 and 1, not {target}')
     y, p = check_columns(y, p, findings)
     said = f'{method} >= {target:g}' if aimed else method
-    rows = {}
-    for finding, labels, scores in zip(findings, y.T, p.T):
-        best = {}
-        if 0 < labels.sum() < len(labels):
-            t, counts = _counted(labels, scores, lo, hi, grid)
-            i = METHODS[method](counts, target)
-            there = Confusion(**{name: v[i] for name, v in vars(counts).items()})
-            best = dict(threshold=t[i], **{name: float(rate) for name, rate in _rates(there).items()})
-        rows[finding] = threshold_row(best, labels, said)
-    return pd.DataFrame.from_dict(rows, orient='index', columns=COLUMNS).rename_axis('finding')
+    def row(labels, scores):
+        best = _fitted(labels, scores, METHODS[method], target, lo, hi, grid)
+        return threshold_row(best, labels, said)
+    with ThreadPoolExecutor() as pool: rows = list(pool.map(row, y.T, p.T)) # numpy sorts and counts side by side
+    return pd.DataFrame(rows, index=pd.Index(findings, name='finding'), columns=COLUMNS)
+
+def _fitted(y, p, method, target, lo, hi, grid):
+    "The cut that a method chooses; empty without positives or negatives"
+    if not 0 < y.sum() < len(y): return {}
+    t, counts = _counted(y, p, lo, hi, grid)
+    i = method(counts, target)
+    there = Confusion(**{name: v[i] for name, v in vars(counts).items()})
+    return dict(threshold=t[i], **{name: float(rate) for name, rate in _rates(there).items()})
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #671bdacb
 def _demands(asked, step, floor):
