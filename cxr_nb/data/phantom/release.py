@@ -148,11 +148,12 @@ def _write_images(
 def _write_lines(file, lines): file.write_text('\n'.join(lines) + '\n')
 
 def _write_lists(dest, df, rng, share=.22):
-    "`train_val_list.txt` and `test_list.txt`, by patient"
+    "`train_val_list.txt` and `test_list.txt`, by patient; none for one patient alone, who cannot be in both"
     n = df.groupby('patient').size()
+    if len(n) < 2: return
     order = rng.permutation(n.index.to_numpy())
     k = int(np.abs(n[order].cumsum().to_numpy() - share*len(df)).argmin()) + 1
-    test = df.patient.isin(order[:k] if len(n) > 1 else [])
+    test = df.patient.isin(order[:k])
     _write_lines(dest/'train_val_list.txt', df.index[~test])
     _write_lines(dest/'test_list.txt', df.index[test])
 
