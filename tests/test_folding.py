@@ -1,5 +1,6 @@
 "Folded BatchNorm against plain BatchNorm, for the backbones of the comparison."
-import copy
+import copy, json, subprocess, sys
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest, torch
@@ -51,3 +52,11 @@ def test_folded_is_plain(name):
     a, b = trained(folded), trained(plain)
     for key, w in b.items(): assert (a[key] - w).float().norm() <= 1e-4*w.float().norm(), key
     assert any(not torch.equal(start[k], b[k]) for k in b)
+
+def test_gpu_check_runs_without_a_card(tmp_path):
+    script = Path(__file__).parents[1]/'tools'/'gpu_check.py'
+    argv = [sys.executable, script, '--device', 'cpu', '--only', 'folding,forward', '--out', tmp_path/'gpu.json']
+    said = subprocess.run(list(map(str, argv)), capture_output=True, text=True)
+    assert said.returncode == 0 and said.stdout.count('no card') == 3, said.stdout + said.stderr
+    logits, slopes, _ = json.loads((tmp_path/'gpu.json').read_text())
+    assert logits['ours'] < logits['bar'] and slopes['ours'] < slopes['bar']
