@@ -15,7 +15,7 @@ from pathlib import Path
 from ..core import markdown_text, write_whole
 from ..labels import none_name
 from .checklists import readable, summary
-from .html import KIND, LIMITS, NOT_CLINICAL, filled_checklists
+from .html import KIND, LIMITS, NOT_CLINICAL, filled_checklists, title_of
 from .tables import calibration_table, localisation_table, md_table, pretty, read_run, reader_table
 from .tables import score_table, split_table, subgroup_table, threshold_table, value_at
 
@@ -29,7 +29,8 @@ def _front_matter(run):
     tags += ['research-only', 'not-for-clinical-use']
     meta |= dict(pipeline_tag='image-classification', metrics=['roc_auc', 'f1'], tags=tags)
     if scores := [*_hub_scores(run)]: meta['model-index'] = [_hub_entry(run, scores)]
-    return '\n'.join(['---', *(f'{k}: {json.dumps(v, ensure_ascii=False)}' for k, v in meta.items()), '---'])
+    lines = [f'{k}: {json.dumps(v, ensure_ascii=False)}' for k, v in meta.items()]
+    return '\n'.join(['---', *lines, '---'])
 
 def _hub_scores(run):
     "The macro means that the hub lists"
@@ -90,27 +91,25 @@ def _results(run):
 def _thresholds(run):
     "Operating points"
     if not run.thresholds: return 'None; `cxr-eval` fits them.'
-    fitted, judged = run.parts
     table = threshold_table(run.thresholds, run.scores, run.short)
-    return _paragraphs(f'Fitted on {fitted}, judged on {judged}.', md_table(table))
+    return _paragraphs(f'{run.fitting}.', md_table(table))
 
 def _official(run):
     "The official test part by itself"
     if part := run.metrics.get('official_test'):
-        return _scores(run.metrics, 'official_test', f'{part["n"]:,} films of {part["patients"]:,} patients.')
+        return _scores(run.metrics, 'official_test', '{n:,} films of {patients:,} patients.'.format(**part))
 
 def _baselines(run):
     "What needs no image"
-    known = {k: o['macro'] for k, o in (run.metrics.get('floors') or {}).items() if o.get('macro') is not None}
-    if known: return 'Macro AUROC without any image: ' + ', '.join(f'{k} {v:.3f}' for k, v in known.items()) + '.'
+    floors = run.metrics.get('floors') or {}
+    known = [f'{kind} {o["macro"]:.3f}' for kind, o in floors.items() if o.get('macro') is not None]
+    if known: return f'Macro AUROC without any image: {", ".join(known)}.'
 
 def _calibration(run):
     "Are the probabilities true?"
     record = run.metrics.get('calibration') or {}
     if 'table' not in record: return None
-    fitted, judged = run.parts
-    text = f'Fitted on {fitted}, judged on {judged}; means over the findings.'
-    return _paragraphs(text, md_table(calibration_table(record)))
+    return _paragraphs(f'{run.fitting}; means over the findings.', md_table(calibration_table(record)))
 
 def _records(key, as_table):
     "A section that is one table of the metrics"
@@ -153,8 +152,8 @@ def write_model_card(
 )->Path: # `MODEL_CARD.md` in it
     "Write the model card of a run. Raises `ReportError` if the folder holds no run, or a broken one"
     run = read_run(run_dir)
-    title = f'{run.config.get("arch", "Model")} on {run.config.get("data", "an unnamed data set")}'
     parts = {k: write(run) for k, write in BEFORE.items()} | dict(_checklist_parts(run))
     parts |= {k: write(run) for k, write in AFTER.items()}
-    text = [_front_matter(run), f'# {markdown_text(title)}', *(f'## {k}\n\n{v}' for k, v in parts.items() if v)]
-    return write_whole(run.path/'MODEL_CARD.md', '\n\n'.join(text) + '\n')
+    sections = [f'## {heading}\n\n{text}' for heading, text in parts.items() if text]
+    card = '\n\n'.join([_front_matter(run), f'# {markdown_text(title_of(run, "Model"))}', *sections])
+    return write_whole(run.path/'MODEL_CARD.md', card + '\n')

@@ -13,6 +13,7 @@ from importlib.resources import files
 
 import pandas as pd
 from .statements import ChecklistError, answers
+from .tables import capital
 
 # %% ../../nbs/api/report/05_checklists.ipynb #9d7a0849
 CHECKLISTS = ('claim', 'tripod')
@@ -58,15 +59,14 @@ def summary(
     df:pd.DataFrame # As of `fill`
 )->str: # Such as `14 of 44 answered, 15 partly, 15 open`
     "How much of a checklist is filled in"
-    n = df.status.value_counts()
-    return f'{n.get("answered", 0)} of {len(df)} answered, {n.get("partly", 0)} partly, {n.get("open", 0)} open'
+    n = df.status.value_counts().reindex(['answered', 'partly', 'open'], fill_value=0)
+    return f'{n.answered} of {len(df)} answered, {n.partly} partly, {n.open} open'
 
 # %% ../../nbs/api/report/05_checklists.ipynb #ef5f3b91
 def readable(
     df:pd.DataFrame # As of `fill`
 )->pd.DataFrame: # By item: Section, Asked, Answer, Status
     "A filled checklist for readers"
-    after_answer = ' ' + df.open.str[:1].str.upper() + df.open.str[1:]
-    text = (df.answer + df.open.where(df.answer == '', after_answer)).str.strip()
+    text = [f'{answer} {capital(rest)}'.strip() if answer else rest for answer, rest in zip(df.answer, df.open)]
     columns = {'Section': df.section, 'Asked': df.asks, 'Answer': text, 'Status': df.status}
     return pd.DataFrame(columns).set_index(df['item'].rename('Item'))

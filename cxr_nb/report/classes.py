@@ -21,7 +21,7 @@ from ..metrics.predictions import align
 from ..metrics.operating import confusion
 from ..metrics.evaluation import evaluate
 from ..metrics.thresholds import apply_thresholds, fit_thresholds, load_thresholds
-from .eda import plot_images
+from .eda import at_most, plot_images
 from .plots import BLUE, GRAY, INK, ORANGE, figure_text, plot_confusion, plot_roc, styled_subplots
 from ..training.crossval import SET_SCORES, best_budget, epoch_search, fold_histories, out_of_fold
 from ..training.run import Run
@@ -147,8 +147,7 @@ def positive_titles(
     for words in np.select([preds.y * positive > 0, preds.y > 0, positive], ['right', 'missed', 'false'], ''):
         lines = [f'{word}: {finding}' for word, finding in zip(words, preds.findings) if word]
         lines = sorted(lines or ['right: No Finding'], reverse=True)
-        if len(lines) > n: lines[n:] = [f'and {len(lines) - n} more']
-        titles.append('\n'.join(lines))
+        titles.append('\n'.join(at_most(lines, n)))
     return titles
 
 def plot_positives(

@@ -29,7 +29,7 @@ from .page import figure, folded, missing, note, picture, where_known, whole_pag
 from .plots import plot_auroc, plot_confusion, plot_history, plot_localisation
 from .plots import plot_pr, plot_roc, plot_thresholds
 from .statements import run_facts
-from .tables import SCORES, RunFiles, html_table, pretty, read_run, score_text, value_at
+from .tables import SCORES, RunFiles, capital, html_table, pretty, read_run, score_text, value_at
 from .tables import calibration_table, localisation_table, no_finding_table, overlap_table, reader_table
 from .tables import score_table, split_table, subgroup_table, threshold_table
 
@@ -37,17 +37,18 @@ from .tables import score_table, split_table, subgroup_table, threshold_table
 NOT_CLINICAL = 'Research and education only. Not for clinical use.'
 
 def title_of(
-    run:RunFiles # A run
+    run:RunFiles, # A run
+    unnamed:str='Predictions', # What to call a network of which nothing is known
 )->str: # Such as `resnet18 on ChestX-ray14`
     "The network and its data"
-    return f'{run.config.get("arch", "Predictions")} on {run.config.get("data", "an unnamed data set")}'
+    return f'{run.config.get("arch", unnamed)} on {run.config.get("data", "an unnamed data set")}'
 
 def _headline(run):
     "The first screen: what, how good, on how many"
     config = run.config
-    size = f'{config["size"]} x {config["size"]} pixels' if 'size' in config else None
+    size = '{size} x {size} pixels'.format(**config) if 'size' in config else None
     about = ' · '.join(str(o) for o in ('Run report', config.get('date'), size) if o)
-    remarks = [note(o[:1].upper() + o[1:] + '.') for o in config.get('remarks') or []]
+    remarks = [note(capital(o) + '.') for o in config.get('remarks') or []]
     if 'test' in run.metrics: scores = Div(*_cards(run), cls='cards')
     else: scores = P('There are no scores yet: ', Code('cxr-eval'), ' writes metrics.json.')
     caveat = P(config['caveat'], cls='banner caveat') if config.get('caveat') else None
@@ -139,7 +140,8 @@ def _scores(run):
     if 'test' not in metrics: return _validation(run)
     text = (f'{run.scored}, 95 % intervals by patient. F1 at {run.f1_at}; AP is average precision. '
             'Most frequent finding first.')
-    unjudged = [pretty(f) for f, o in metrics['test']['findings'].items() if o['auroc']['value'] is None]
+    findings = metrics['test']['findings']
+    unjudged = [pretty(f) for f in findings if findings[f]['auroc']['value'] is None]
     undefined = 'Undefined for want of positives or negatives, and not in the mean: {}.'
     return (Div(html_table(score_table(metrics), text), cls='lead'),
             figure(plot_auroc(metrics), 'Dots: AUROC of each finding with its interval, and floors', 'fig slim'),
@@ -151,7 +153,7 @@ def _official(metrics):
     "The official test part by itself, and what intervals by image would have hidden"
     part = metrics.get('official_test')
     if part:
-        text = f'{part["n"]:,} films of {part["patients"]:,} patients. '
+        text = '{n:,} films of {patients:,} patients. '.format(**part)
         if baseline := value_at(part, 'floors[metadata][macro]'): text += f'View, sex and age alone: macro AUROC {baseline:.3f}.'
         yield H3('The official test part')
         yield html_table(score_table({'test': part}), text)
@@ -191,10 +193,9 @@ def _curves(run):
 def _thresholds(run):
     "Operating points"
     if not run.thresholds: return missing('No thresholds', 'cxr-eval')
-    fitted, judged = run.parts
     judged_at = run.thresholds, run.scores, run.short
     alt = 'Dots: F1 of each finding where it was fitted, and where it is judged'
-    return (P(f'Fitted on {fitted}, judged on {judged}. They are no clinical operating points.'),
+    return (P(f'{run.fitting}. They are no clinical operating points.'),
             html_table(threshold_table(*judged_at)),
             figure(plot_thresholds(*judged_at), alt, 'fig slim') if run.scores else None,
             _guarantee(run), _calls(run))
@@ -212,7 +213,10 @@ def _calls(run):
 
 def _nothing_called(table, name):
     "How often nothing is called, in words"
-    shares = [f'{n:,} of {total:,}' + (f' ({n/total:.0%})' if total else '') for n, _, total in table.to_numpy()]
+    shares = []
+    for n, _, total in table.to_numpy():
+        percent = f' ({n/total:.0%})' if total else ''
+        shares.append(f'{n:,} of {total:,}{percent}')
     return (f'"{name}" is called where no finding reaches its threshold. That is so on {shares[0]} '
             f'films without a finding, and, wrongly, on {shares[1]} with one.')
 
@@ -227,11 +231,11 @@ def _guarantee(run):
     table = table[list(GUARANTEE)].rename(columns=GUARANTEE)
     numbers = table.drop(columns='Why not').map(score_text)
     fitted, judged = run.parts
-    text = (f'With {promise["confidence"]:.0%} confidence for each finding, the precision is at least '
-            f'{promise["precision"]:.0%} among patients of the same kind; it is proved on {fitted} and judged on '
-            f'{judged}. A finding for which no threshold can promise it is never called. Among the thresholds that '
-            'keep the promise the one with the best F1 is taken, and a patient counts as at most 8 calls. Patients of '
+    text = ('With {confidence:.0%} confidence for each finding, the precision is at least {precision:.0%} among '
+            'patients of the same kind; it is proved on {fitted} and judged on {judged}. A finding for which no '
+            'threshold can promise it is never called. Among the thresholds that keep the promise the one with the best F1 is taken, and a patient counts as at most 8 calls. Patients of '
             'another kind, as in an official test part with another prevalence, are not covered by the promise.')
+    text = text.format(**promise, fitted=fitted, judged=judged)
     return H3('Thresholds that promise a precision'), P(text), html_table(numbers.join(table['Why not']))
 
 def _calibration(run):
@@ -277,7 +281,7 @@ def _subgroups(run):
             'AUROC is a mean over the same findings for all, so that of "all films" need not lie between.')
     findings = {o['by']: ', '.join(map(pretty, o['findings'])) or 'no finding' for o in records}
     lines = [f'{by}: {names}' for by, names in findings.items()]
-    lines += [f'{o["by"]}: {o["subgroup"]}: {o["reason"]}.' for o in records if o.get('reason')]
+    lines += ['{by}: {subgroup}: {reason}.'.format(**o) for o in records if o.get('reason')]
     return (html_table(subgroup_table(records), text),
             figure(plot_subgroups(_subgroup_figures(run)), 'Dots: figures of each subgroup with intervals'),
             folded('Over which findings, and what is missing', *map(P, lines)))
@@ -292,7 +296,7 @@ def _readers(run):
             'sample of the release. First how far the mined labels agree with the readers, then the same scores '
             'against both. Where several findings stand for a label, the score is the probability that at least one '
             'is there. The model may have been trained on some of these films.')
-    reasons = [note(f'{o["label"]}: {o["reason"]}.') for o in records if o.get('reason')]
+    reasons = [note('{label}: {reason}.'.format(**o)) for o in records if o.get('reason')]
     return html_table(reader_table(records), text), *reasons
 
 # %% ../../nbs/api/report/07_html.ipynb #85fd930e

@@ -56,11 +56,13 @@ def run_facts(
         if not isinstance(value, (dict, type(None))):
             raise ChecklistError(f'{name} is {type(value).__name__}; give the dict that {name}.json holds')
     config, metrics, thresholds = (_clean(o or {}) for o in given.values())
-    facts = {k: config.get(k) for k in _CONFIG} | {fact: metrics.get(k) for k, fact in _METRICS.items()}
-    facts |= dict(thresholds=thresholds.get('findings', thresholds), epochs=int(epochs) or None)
-    facts |= dict(confusion=bool(confusion), tested_on=_clean(tested_on))
-    none_skipped = facts['skipped'] == [] # An empty list, and says something all the same
-    return {k: v for k, v in facts.items() if is_known(v) or none_skipped and k == 'skipped'}
+    facts = dict(thresholds=thresholds.get('findings', thresholds), epochs=int(epochs) or None,
+                 confusion=bool(confusion), tested_on=_clean(tested_on))
+    for k in _CONFIG: facts[k] = config.get(k)
+    for k, fact in _METRICS.items(): facts[fact] = metrics.get(k)
+    known = {k: v for k, v in facts.items() if is_known(v)}
+    if facts['skipped'] == []: known['skipped'] = [] # Says something all the same
+    return known
 
 # %% ../../nbs/api/report/04_statements.ipynb #e9465fc1
 def statements()->pd.DataFrame: # A row for each wording: name, needs, text
@@ -95,7 +97,8 @@ def _counts(parts):
     "Images and patients of each part"
     texts = []
     for k in sorted(parts, key=lambda o: [*PARTS, o].index(o)):
-        texts.append(f'{PARTS.get(k, k).lower()} {parts[k]["films"]:,} films of {parts[k]["patients"]:,} patients')
+        who = '{films:,} films of {patients:,} patients'.format(**parts[k])
+        texts.append(f'{PARTS.get(k, k).lower()} {who}')
     return '; '.join(texts)
 
 def _several(parts):
@@ -120,8 +123,8 @@ _SCORES = dict(auroc='AUROC', ap='average precision', f1='F1', recall='sensitivi
 
 def _known_scores(macro, *keys):
     "Macro means with their intervals, by score"
-    records = {k: macro.get(k) or {} for k in keys}
-    return {k: f'{_SCORES[k]} {score_text(o)}' for k, o in records.items() if is_known(o.get('value'))}
+    known = [k for k in keys if is_known(value_at(macro, f'{k}[value]'))]
+    return {k: f'{_SCORES[k]} {score_text(macro[k])}' for k in known}
 
 def _measured(macro): return ', '.join(_SCORES[k] for k in _known_scores(macro, *_SCORES))
 def _ranked(macro): return ', '.join(_known_scores(macro, 'auroc', 'ap', 'f1').values())
@@ -135,8 +138,8 @@ def _notes(notes): return ''.join(f' {o.rstrip(".")}.' for o in notes)
 
 def _positives(records):
     "Each finding with its positives, where they are known"
-    known = {pretty(k): o['positives'] for k, o in records.items() if is_known(o.get('positives'))}
-    return ', '.join(f'{finding} {n:,.0f}' for finding, n in known.items())
+    known = [k for k, o in records.items() if is_known(o.get('positives'))]
+    return ', '.join(f'{pretty(k)} {records[k]["positives"]:,.0f}' for k in known)
 
 def _methods(thresholds):
     "What thresholds are best for"
@@ -155,12 +158,11 @@ def _judged(key):
 
 def _in_boxes(records):
     "The record of heatmaps over all findings, else the first that there is"
-    rows = {o.get('finding'): o for o in records if is_known(o.get('hit'))}
-    if not rows: return {}
-    finding = 'All' if 'All' in rows else next(iter(rows))
-    row = rows[finding]
-    return dict(finding='All findings' if finding == 'All' else pretty(finding), n=row['n'],
-                hit=score_text(row, 2, 'hit'), prior=score_text(row, 2, 'prior'))
+    known = [o for o in records if is_known(o.get('hit'))]
+    if not known: return {}
+    row = next((o for o in known if o['finding'] == 'All'), known[0])
+    finding = 'All findings' if row['finding'] == 'All' else pretty(row['finding'])
+    return dict(finding=finding, n=row['n'], hit=score_text(row, 2, 'hit'), prior=score_text(row, 2, 'prior'))
 
 # %% ../../nbs/api/report/04_statements.ipynb #9e337216
 # Name of what a sentence takes: the path of a fact, and what makes words of it

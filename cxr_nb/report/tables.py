@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/report/tables.html.md"""
 
 # %% auto #0
 __all__ = ['SCORES', 'PARTS', 'HALVES', 'OVERLAPS', 'READERS', 'ReportError', 'RunFiles', 'value_at', 'read_run', 'score_text',
-           'pretty', 'score_table', 'threshold_table', 'split_table', 'localisation_table', 'overlap_table',
+           'pretty', 'capital', 'score_table', 'threshold_table', 'split_table', 'localisation_table', 'overlap_table',
            'no_finding_table', 'calibration_table', 'subgroup_table', 'reader_table', 'html_table', 'md_table']
 
 # %% ../../nbs/api/report/01_tables.ipynb #352b2901
@@ -47,6 +47,8 @@ class RunFiles:
     def parts(self): # Where thresholds are fitted, and where they are judged
         if self.foreign: return 'one half of the patients', 'the other half'
         return 'the validation part', 'the test part'
+    @property
+    def fitting(self): return 'Fitted on {}, judged on {}'.format(*self.parts) # Of thresholds and calibration
     @property
     def short(self): return ('one half', 'the other') if self.foreign else ('validation', 'test')
     @property
@@ -120,6 +122,12 @@ def pretty(
 )->str: # Name as in a figure
     "A finding's name for readers"
     return str(finding).replace('_', ' ')
+
+def capital(
+    text:str # Such as a sentence that began in the middle
+)->str: # The rest is as it was
+    "A text with a capital letter in front"
+    return text[:1].upper() + text[1:]
 
 def _by_row(rows, name):
     "Dictionaries of cells by row as a table; `name` heads the rows"
@@ -238,11 +246,11 @@ def subgroup_table(
     records:list # `metrics['subgroups']`, as of `Subgroups.records`
 )->pd.DataFrame: # By subgroup: images, patients, figures with intervals, missed, what differs from all others
     "The subgroups for readers"
-    names = {figure: name[:1].upper() + name[1:] for figure, name in FIGURES.items()}
+    names = {figure: capital(name) for figure, name in FIGURES.items()}
     rows = {}
     for o in records:
         row = {'Films': f'{o["films"]:,}', 'Patients': f'{o["patients"]:,}', **_score_texts(o, names)}
-        row['Missed'] = '–' if o.get('missed') is None else f'{o["missed"]:,.0f} of {o["with_finding"]:,.0f}'
+        row['Missed'] = '–' if o.get('missed') is None else '{missed:,.0f} of {with_finding:,.0f}'.format(**o)
         row['Against all others'] = _differences(o)
         rows[o['subgroup'] if o['by'] == 'all' else f'{o["by"]}: {o["subgroup"]}'] = row
     return _by_row(rows, 'Subgroup')
