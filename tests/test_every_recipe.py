@@ -1,9 +1,8 @@
 "Every command for every recipe: five recipes, ten things each, on a small phantom."
-import json, os, re, shutil, signal, socket, subprocess, time
+import json, re, shutil, signal, socket, time
 from pathlib import Path
 
 import cv2, numpy as np, pandas as pd, pytest
-from conftest import BIN
 from filelock import FileLock
 from test_app import CHROMIUM, browser, drop, files, needs_browser, visit
 
@@ -139,19 +138,27 @@ def test_export(run, made, files, tmp_path, name):
 
 @needs_browser
 @pytest.mark.parametrize('name', RECIPES)
-def test_app(made, env, browser, files, tmp_path, name):
-    cmd = [BIN/'cxr-app', '--run', made(name), '--port', 0]
-    p = subprocess.Popen(list(map(str, cmd)), env={**env, 'TMPDIR': str(tmp_path), 'PYTHONUNBUFFERED': '1'}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_app(forks, made, env, browser, files, tmp_path, name):
+    from conftest import as_command
+    said = tmp_path/'said'
+    argv = ['--run', str(made(name)), '--port', '0']
+    p = forks.Process(target=as_command, args=('cxr-app', argv, {**env, 'TMPDIR': str(tmp_path)}, said))
+    p.start()
     try:
-        line = next((o for o in p.stdout if o.startswith('page: ')), '')
-        assert line, p.stderr.read()
-        page = visit(browser, line.split()[1])
+        while not (address := re.search(r'^page: (\S+).*\n', written(f'{said}.out'), re.M)):
+            assert p.is_alive(), written(f'{said}.err')
+            time.sleep(.02)
+        page = visit(browser, address[1])
         drop(page, files/'film.png', 'ok')
         assert page.locator('#bars tr').count() == FINDINGS.get(name, 14)
         assert (page.locator('#age').count() > 0) == (name == 'fusion')
     finally:
         p.terminate()
-        p.wait(60)
+        p.join(60)
+
+def written(file):
+    "What a process has written by now"
+    return Path(file).read_text() if Path(file).is_file() else ''
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_check(run, made, reports, name):
