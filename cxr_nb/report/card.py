@@ -22,7 +22,8 @@ from .tables import score_table, split_table, subgroup_table, threshold_table, v
 # %% ../../nbs/api/report/08_card.ipynb #e7f6d5a0
 def _front_matter(run):
     "YAML between its fences; JSON values are YAML"
-    meta, tags = {}, ['chest-x-ray', 'radiology', 'multi-label-classification']
+    meta = {}
+    tags = ['chest-x-ray', 'radiology', 'multi-label-classification']
     if not run.foreign:
         meta = dict(license=run.config.get('license', 'apache-2.0'), library_name='timm')
         tags += ['pytorch', 'timm']
@@ -64,7 +65,8 @@ def _paragraphs(*parts): return '\n\n'.join(o for o in parts if o)
 def _predicts(run):
     "The findings, and what none of them means"
     findings = run.config.get('findings') or (run.test.findings if run.test else [])
-    names, none = ', '.join(map(pretty, findings)), pretty(none_name(findings))
+    names = ', '.join(map(pretty, findings))
+    none = pretty(none_name(findings))
     return (f'One probability for each of {len(findings)} findings: {markdown_text(names)}. '
             f'"{markdown_text(none)}" is derived: none of them reaches its threshold.')
 

@@ -88,7 +88,8 @@ FINGERPRINTS = dict(split='split', labels='labels', fingerprint='predictions')
 
 def _data(run):
     "Data and split"
-    table, config = split_table(run), run.config
+    table = split_table(run)
+    config = run.config
     if table.empty: return missing('No split is recorded', 'cxr-train')
     marks = ', '.join(f'{name} {config[k]}' for k, name in FINGERPRINTS.items() if config.get(k))
     unlabelled = ', '.join(config.get('unlabelled') or [])
@@ -141,12 +142,13 @@ def _scores(run):
     text = (f'{run.scored}, 95 % intervals by patient. F1 at {run.f1_at}; AP is average precision. '
             'Most frequent finding first.')
     findings = metrics['test']['findings']
+    shuffled = value_at(metrics, 'floors[shuffled][macro]')
     unjudged = [pretty(f) for f in findings if findings[f]['auroc']['value'] is None]
     undefined = 'Undefined for want of positives or negatives, and not in the mean: {}.'
     return (Div(html_table(score_table(metrics), text), cls='lead'),
             figure(plot_auroc(metrics), 'Dots: AUROC of each finding with its interval, and floors', 'fig slim'),
             where_known(P, ', '.join(unjudged), undefined),
-            where_known(P, value_at(metrics, 'floors[shuffled][macro]'), 'With shuffled labels the macro AUROC is {:.3f}.'),
+            where_known(P, shuffled, 'With shuffled labels the macro AUROC is {:.3f}.'),
             *_official(metrics), *map(note, metrics['test'].get('notes') or []), _many(metrics))
 
 def _official(metrics):
@@ -154,7 +156,8 @@ def _official(metrics):
     part = metrics.get('official_test')
     if part:
         text = '{n:,} films of {patients:,} patients. '.format(**part)
-        if baseline := value_at(part, 'floors[metadata][macro]'): text += f'View, sex and age alone: macro AUROC {baseline:.3f}.'
+        baseline = value_at(part, 'floors[metadata][macro]')
+        if baseline: text += f'View, sex and age alone: macro AUROC {baseline:.3f}.'
         yield H3('The official test part')
         yield html_table(score_table({'test': part}), text)
         yield from map(note, part.get('notes', []))
@@ -233,14 +236,16 @@ def _guarantee(run):
     fitted, judged = run.parts
     text = ('With {confidence:.0%} confidence for each finding, the precision is at least {precision:.0%} among '
             'patients of the same kind; it is proved on {fitted} and judged on {judged}. A finding for which no '
-            'threshold can promise it is never called. Among the thresholds that keep the promise the one with the best F1 is taken, and a patient counts as at most 8 calls. Patients of '
-            'another kind, as in an official test part with another prevalence, are not covered by the promise.')
+            'threshold can promise it is never called. Among the thresholds that keep the promise the one with the '
+            'best F1 is taken, and a patient counts as at most 8 calls. Patients of another kind, as in an official '
+            'test part with another prevalence, are not covered by the promise.')
     text = text.format(**promise, fitted=fitted, judged=judged)
     return H3('Thresholds that promise a precision'), P(text), html_table(numbers.join(table['Why not']))
 
 def _calibration(run):
     "Are the probabilities true?"
-    record, held = run.metrics.get('calibration'), run.held
+    record = run.metrics.get('calibration')
+    held = run.held
     if not record or held is None: return missing('No calibration', 'cxr-eval')
     if 'table' not in record: return note(record['reason'])
     fitted, judged = run.parts
@@ -318,7 +323,8 @@ def _checklists(run):
 def _heatmaps(run):
     "Grad-CAM sheet and its score"
     if run.foreign: return note('A file of predictions has no heatmaps.')
-    sheet, records = run.path/'figures'/'heatmaps.png', run.metrics.get('localisation')
+    sheet = run.path/'figures'/'heatmaps.png'
+    records = run.metrics.get('localisation')
     out = []
     if sheet.is_file():
         out += [picture('png', sheet.read_bytes(), 'Films and their heatmaps, right and wrong cases'),

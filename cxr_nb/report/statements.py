@@ -203,7 +203,8 @@ def answers(
     facts:dict # As of `run_facts`
 )->dict: # Statement by name, for those that the facts allow
     "What a run can say of itself. Raises `ChecklistError` on facts that cannot be read"
-    name, said = 'recipe', {}
+    name = 'recipe'
+    said = {}
     try:
         known = defaultdict(str, facts | _combined(facts))
         for word, (name, in_words) in WORDS.items():

@@ -181,7 +181,8 @@ def split_table(
         if preds is None: continue
         patients, nothing = len(set(preds.patients)), no_finding(preds.y).mean()
         parts[part] = dict(films=len(preds.images), patients=patients, nothing=nothing)
-    names, rows = HALVES if run.foreign else PARTS, {}
+    names = HALVES if run.foreign else PARTS
+    rows = {}
     for part in sorted(parts, key=lambda o: [*names, o].index(o)):
         counts = parts[part]
         row = {name: text.format(counts[k]) for k, (name, text) in _COUNTS.items() if k in counts}
