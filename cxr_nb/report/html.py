@@ -255,10 +255,14 @@ def _calibration(run):
              'knows beforehand. It is right only where nothing but the prevalence differs between the two sides.')
     return html_table(calibration_table(record), text), note(moved), _reliability(held, record)
 
+def _frequent(held, n=8):
+    "The findings with most positives, as far as they have any"
+    positives = pd.Series(held.y.sum(0), held.findings)
+    return list(positives[positives > 0].nlargest(n).index)
+
 def _reliability(held, record):
     "Reliability curves of the most frequent findings"
-    positives = pd.Series(held.y.sum(0), held.findings)
-    frequent = list(positives[positives > 0].nlargest(8).index)
+    frequent = _frequent(held)
     if not frequent: return None
     both = {'as it is': held.p, 'platt': Calibration.from_dict(record['platt']).apply(held.p)}
     drawn = plot_reliability(held.y, both, held.findings, frequent, groups=held.patients)
