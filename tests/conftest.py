@@ -1,5 +1,5 @@
 "Fixtures for what needs a whole process: the shell commands, packaging, the processed site."
-import gc, itertools, multiprocessing, os, subprocess, sys
+import gc, itertools, multiprocessing, os, socket, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ def run_alone(env):
 
 def as_command(name, argv, env, said):
     "In a new process: the environment, standard output and error of a command, and the command itself"
-    gc.freeze() # what was imported before stays; to look through it again and again takes half the time
+    gc.freeze() # what was imported before stays: no need to look through it again and again
     os.environ.clear()
     os.environ.update(env)
     for fd, file in ((1, f'{said}.out'), (2, f'{said}.err')): os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), fd)
@@ -62,6 +62,24 @@ def run(forks, env, tmp_path_factory):
             pytest.fail(f'{cmd} {args} took over {timeout} s')
         out, err = (Path(f'{said}.{o}').read_text() for o in ('out', 'err'))
         return SimpleNamespace(args=[cmd, *args], returncode=p.exitcode, stdout=out, stderr=err)
+    return _run
+
+@pytest.fixture(scope='session')
+def run_pair(forks, env):
+    "Run a command as `torchrun` starts it: two processes told by their environment; exit codes, and where what each said lies"
+    def _run(cmd, *args, out, timeout=600):
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = free.getsockname()[1]
+        together = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1')
+        said = [out/f'said{rank}' for rank in range(2)]
+        pair = []
+        for rank in range(2):
+            own = {**env, **together, 'RANK': str(rank), 'LOCAL_RANK': str(rank)}
+            pair.append(forks.Process(target=as_command, args=(cmd, list(map(str, args)), own, said[rank])))
+            pair[-1].start()
+        for p in pair: p.join(timeout)
+        return [p.exitcode for p in pair], said
     return _run
 
 @pytest.fixture(scope='session')

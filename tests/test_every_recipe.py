@@ -1,5 +1,5 @@
 "Every command for every recipe: five recipes, ten things each, on a small phantom."
-import json, re, shutil, signal, socket, time
+import json, re, shutil, signal, time
 from pathlib import Path
 
 import cv2, numpy as np, pandas as pd, pytest
@@ -77,24 +77,12 @@ def test_killed_and_resumed(forks, env, command, made, tmp_path, name):
     assert left(out) == left(whole)
 
 @pytest.mark.parametrize('name', RECIPES)
-def test_two_processes(forks, command, made, env, tmp_path, name):
-    "Started as `torchrun` starts them, by what stands in their environment"
-    from conftest import as_command
-    words = list(map(str, command(name, tmp_path/'run')))
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    together = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1')
-    pair = []
-    for rank in range(2):
-        own = {**env, **together, 'RANK': str(rank), 'LOCAL_RANK': str(rank)}
-        pair.append(forks.Process(target=as_command, args=('cxr-train', words, own, tmp_path/f'said{rank}')))
-        pair[-1].start()
-    for p in pair: p.join(600)
-    assert [p.exitcode for p in pair] == [0, 0], (tmp_path/'said1.err').read_text()[-2000:]
+def test_two_processes(run_pair, command, made, tmp_path, name):
+    codes, said = run_pair('cxr-train', *command(name, tmp_path/'run'), out=tmp_path)
+    assert codes == [0, 0], Path(f'{said[1]}.err').read_text()[-2000:]
     a, b = (pd.read_csv(o/'history.csv') for o in (made(name), tmp_path/'run'))
     assert list(a.stage) == list(b.stage) and (a.valid_loss - b.valid_loss).abs().max() < .02
-    assert [(tmp_path/f'said{rank}.out').read_text().count('test: macro AUROC') for rank in range(2)] == [1, 0]
+    assert [Path(f'{o}.out').read_text().count('test: macro AUROC') for o in said] == [1, 0]
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_eval(run, made, tmp_path, name):

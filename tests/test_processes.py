@@ -1,8 +1,8 @@
 "Two processes train as one does, and only the first of them writes."
 import json, subprocess, sys
+from pathlib import Path
 
 import pandas as pd, pytest
-from conftest import BIN
 
 SCRIPT = '''
 import os, sys
@@ -49,8 +49,7 @@ def test_weights_are_written_by_the_first_process_alone(both):
     assert set(ranks) == {'0'}
     for stage in ('frozen_head', 'unfreeze', 'fine_tune'): assert names.count(f'{stage}.safetensors') == 1
 
-def test_a_batch_that_cannot_be_dealt_is_one_line(phantom, tmp_path, env):
-    cmd = [BIN/'torchrun', '--standalone', '--nproc_per_node=2', '-m', 'cxr_nb.cli', 'train', '--data', phantom, '--out', tmp_path/'run', '--weights', 'none',
-           '--arch', 'mobilenetv2_050', '--size', 64, '--batch-size', 15, '--recipe', 'single', '--epochs', 1, '--device', 'cpu']
-    said = subprocess.run([*map(str, cmd)], capture_output=True, text=True, timeout=600, env={**env, 'OMP_NUM_THREADS': '1'})
-    assert said.returncode != 0 and 'error: batch size 15 cannot be dealt to 2 processes; make it a multiple of 2' in said.stderr
+def test_a_batch_that_cannot_be_dealt_is_one_line(run_pair, phantom, tmp_path):
+    codes, said = run_pair('cxr-train', '--data', phantom, '--out', tmp_path/'run', '--weights', 'none', '--arch', 'mobilenetv2_050', '--size', 64,
+                           '--batch-size', 15, '--recipe', 'single', '--epochs', 1, '--device', 'cpu', out=tmp_path)
+    assert all(codes) and 'error: batch size 15 cannot be dealt to 2 processes; make it a multiple of 2' in Path(f'{said[0]}.err').read_text()
