@@ -1,4 +1,4 @@
-"""Is this a chest radiograph, the right way up? Judged from its pixels; what a header says is refused in `data.images`.
+"""Is this a chest radiograph, the right way up? Judged from its pixels; what a header says is refused in `data.dicom`.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/data/gate.html.md"""
 

@@ -1,4 +1,4 @@
-"""A radiograph is read as gray pixels, or refused: broken, or by its header a CT, another body part or a lateral view.
+"""A radiograph of any kind is read as gray pixels, or refused as broken; what a header refuses is in `data.dicom`.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/data/images.html.md"""
 

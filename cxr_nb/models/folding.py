@@ -1,4 +1,4 @@
-"""Where BatchNorm keeps its statistics it is part of the convolution before it, and costs nothing.
+"""BatchNorm with fixed statistics is computed inside the convolution before it.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/models/folding.html.md"""
 
