@@ -352,8 +352,8 @@ def gpu_release(
 # %% ../../nbs/api/bench/03_rows.ipynb #95f0b37b
 BENCHES = {f.__name__: f for f in (
     loader_vs_torchxrayvision, loader_vs_fastai, cache_vs_pil, epoch_vs_bare_loop, inference_vs_timm,
-    frozen_stage_vs_forward_pass, bootstrap_vs_roc_auc_score, thresholds_vs_grid, gradcam_vs_one_by_one, startup, loader_vs_torchxrayvision_workers,
-    bfloat16_vs_float32, gpu_epoch_vs_bare_loop, gpu_release)}
+    frozen_stage_vs_forward_pass, bootstrap_vs_roc_auc_score, thresholds_vs_grid, gradcam_vs_one_by_one, startup,
+    loader_vs_torchxrayvision_workers, bfloat16_vs_float32, gpu_epoch_vs_bare_loop, gpu_release)}
 
 def run_bench(
     rows:list=None, # Names of what to measure, see `BENCHES`; all if not given

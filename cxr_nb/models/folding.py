@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 # %% ../../nbs/api/models/035_folding.ipynb #bc03eb76
-ASKS = {'__get__', 'dim', 'size', 'numel', 'stride', 'is_contiguous'} # Functions that ask about a tensor and compute nothing
+ASKS = {'__get__', 'dim', 'size', 'numel', 'stride', 'is_contiguous'} # These ask about a tensor and compute nothing
 
 class _Uses(TorchFunctionMode):
     "Counts the functions that each tensor goes into"

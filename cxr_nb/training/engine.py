@@ -50,8 +50,8 @@ def stage_loss(
     loss:Callable=None, # Any function of logits and labels, instead of both
 )->Callable: # Of logits and labels, (n, C) both
     "The loss of a stage, with weights from the training part"
-    labels, findings = run.part('train')[run.recipe.findings].to_numpy(), run.recipe.findings
-    made = make_loss(loss or (stage and stage.loss) or run.recipe.loss, labels, findings)
+    labels = run.part('train')[run.recipe.findings].to_numpy()
+    made = make_loss(loss or (stage and stage.loss) or run.recipe.loss, labels, run.recipe.findings)
     return made.to(run.device) if isinstance(made, torch.nn.Module) else made
 
 def _epoch_metric(
@@ -120,8 +120,8 @@ def _training_batches(
         kept = to_device(keep_stem(run, stage.trainable), run.device)
         train, valid = kept_batches(run, kept, 'train', **more), kept_batches(run, kept, 'val', bs=2*stage.bs)
     else:
-        bs = max(2*stage.bs, pass_batch(run.device, recipe.size) if run.device.type == 'cuda' else 0)
-        train, valid = run.batches_of(table, aug=recipe.augment, **more), run.batches('val', bs)
+        train = run.batches_of(table, aug=recipe.augment, **more)
+        valid = run.batches('val', max(2*stage.bs, pass_batch(run.device, recipe.size)))
     train.epoch = len(run.history) # images and augmentations go on where the stages before have ended
     return DataLoaders(train, valid, device=run.device)
 
@@ -182,9 +182,8 @@ def _keeper(run, stage, state):
     "What keeps the best state of a stage"
     fresh = not state and not run.recipe.budgets # a search of epochs compares epochs, not the start
     start = score_now(run) if fresh else -1.
-    chain = any(o.go_on for o in run.recipe.stages)
     folder = run.path/'checkpoints' if is_main() else None
-    return KeepBest(-1. if np.isnan(start) else start, folder, with_optimiser=chain)
+    return KeepBest(-1. if np.isnan(start) else start, folder, any(o.go_on for o in run.recipe.stages))
 
 def _train_net(run, stage, file, state=None, cbs=(), loss=None):
     "Train all that learns in a stage; its history"
