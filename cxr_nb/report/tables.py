@@ -64,7 +64,7 @@ class RunFiles:
 def value_at(
     record:dict, # As of `metrics.json` or `config.json`
     path:str, # Such as `test[macro][auroc]`
-): # None where they hold nothing
+)->object: # None where they hold nothing
     "What dictionaries in dictionaries hold at a path"
     for key in path.replace(']', '').split('['):
         record = record.get(key) if isinstance(record, dict) else None
