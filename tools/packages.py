@@ -95,7 +95,7 @@ def row(file):
     "A row of the table: module, sentence, call"
     nb = nbformat.read(file, 4)
     module, (_, sentence) = module_of(nb), sentence_of(nb)
-    return f'| [`{module}`]({file.name}) | {sentence} | `{call_of(module, public(nb))}` |'
+    return f'| [{module}]({file.name}) | {sentence} | `{call_of(module, public(nb))}` |'
 
 def page(package):
     "The page of a package, as JSON"

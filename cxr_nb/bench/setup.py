@@ -119,11 +119,13 @@ def bare_copy(
     stage, # A stage that is not frozen
     n:int, # Steps after the first one
     precision:str=None, # Such as 'bfloat16'; the one that the library takes on this device if not given
+    folded:bool=False, # Fold BatchNorm, as the library does?
 )->tuple: # The model, and when each step ended, in seconds
     "A copy of the network after some steps of a bare loop on the first batch of the run"
     device, dtype = run.device.type, getattr(torch, precision or best_precision(run.device))
-    model, loss = unfold_batchnorm(copy.deepcopy(run.model)).train(), stage_loss(run)
-    weights = fix_batchnorm(model).parameters()
+    model, loss = copy.deepcopy(run.model), stage_loss(run)
+    if not folded: unfold_batchnorm(model)
+    weights = fix_batchnorm(model.train()).parameters()
     opt = torch.optim.AdamW(weights, stage.lr, betas=(.9, .99), eps=1e-5, weight_decay=stage.wd, fused=True)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     x, y = next(iter(run.batches('train', bs=stage.bs)))
