@@ -11,8 +11,8 @@ LIBRARY = ROOT/'cxr_nb'
 
 # A module imports only what stands before it.
 ORDER = """
-core runs labels
-data.phantom.tables data.phantom.canvas data.phantom.anatomy data.phantom.findings data.phantom.release data.sources data.splits data.image_files data.dicom data.images data.cache data.augment data.batches data.gate data.indiana_reports data.indiana data.opening
+core labels
+data.phantom.tables data.phantom.canvas data.phantom.anatomy data.phantom.findings data.phantom.release data.sources runs data.splits data.image_files data.dicom data.images data.cache data.augment data.batches data.gate data.indiana_reports data.indiana data.opening
 data.verdicts data.release_checks data.file_checks data.duplicates data.run_checks data.checks
 models.weights models.folding models.tabular models.necks models.nets models.bundle models.peers
 metrics.predictions metrics.ranking metrics.operating metrics.bootstrap metrics.evaluation metrics.delong metrics.compare
@@ -20,7 +20,7 @@ metrics.baselines metrics.multilabel metrics.thresholds metrics.guarantees metri
 metrics.audit
 training.losses training.recipe training.recipes training.state training.distributed training.parts training.folder
 training.callbacks training.run
-training.frozen training.judging training.engine training.series training.crossval training.gains training.costs
+training.frozen training.judging training.engine training.series training.crossval training.gains training.costs environment
 explain.cam explain.boxes explain.sheet
 report.tables report.plots report.eda report.statements report.checklists report.page report.html report.card report.classes
 training.backbones

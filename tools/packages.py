@@ -109,7 +109,7 @@ def page(package):
 
 def sidebar():
     "The section of the library in `_quarto.yml`"
-    lines = ['      - section: "The library"', '        contents:', *(f'          - api/{o}.ipynb' for o in ('00_core', '01_runs', '02_labels'))]
+    lines = ['      - section: "The library"', '        contents:', *(f'          - api/{o}.ipynb' for o in ('00_core', '01_runs', '02_labels', '03_environment'))]
     for package, (title, _) in PACKAGES.items():
         lines += [f'          - section: "{title}"', f'            href: api/{package}/index.ipynb', '            contents:']
         lines += [f'              - api/{package}/{o.name}' for o in notebooks(package)]

@@ -189,12 +189,9 @@ def _make_stem(run, trainable, file, said):
     file.parent.mkdir(parents=True, exist_ok=True)
     _refuse_full_disk(file.parent, 2*int(np.prod(said['shape'])))
     part = file.with_suffix('.part.npy')
-    out = np.lib.format.open_memmap(part, mode='w+', dtype=np.float16, shape=tuple(said['shape']))
-    at = 0
-    for rows in _stems(run, trainable):
-        out[at:at + len(rows)] = rows
-        at += len(rows)
-    out.flush()
+    with open(part, 'wb') as out: # row after row, which a network disk can do too
+        np.lib.format.write_array_header_1_0(out, dict(descr='<f2', fortran_order=False, shape=tuple(said['shape'])))
+        for rows in _stems(run, trainable): out.write(rows.astype('<f2').tobytes())
     os.replace(part, file)
     write_json(file.with_suffix('.json'), said)
 
