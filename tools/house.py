@@ -18,8 +18,8 @@ models.weights models.folding models.tabular models.necks models.nets models.bun
 metrics.predictions metrics.ranking metrics.operating metrics.bootstrap metrics.evaluation metrics.delong metrics.compare
 metrics.baselines metrics.multilabel metrics.thresholds metrics.guarantees metrics.calibration metrics.subgroups metrics.readers
 metrics.audit
-training.losses training.recipe training.recipes training.state training.distributed training.parts training.folder
-training.callbacks training.run
+training.losses training.recipe training.recipes training.state training.distributed training.parts training.folder training.capture
+training.callbacks training.run training.batch_size
 training.frozen training.judging training.engine training.series training.crossval training.gains training.costs environment
 explain.cam explain.boxes explain.sheet
 report.tables report.plots report.eda report.statements report.checklists report.page report.html report.card report.classes

@@ -325,9 +325,12 @@ class History(Callback):
         if self.training: self.bar.update()
     def after_epoch(self):
         scores = _epoch_scores(self.learn)
-        more = dict(grad_norm=self.learn.clip_gradients.mean_norm) if hasattr(self.learn, 'clip_gradients') else {}
+        more = {}
+        if hasattr(self.learn, 'clip_gradients'): more['grad_norm'] = self.learn.clip_gradients.mean_norm
+        if hasattr(self.learn, 'captured_steps'): more['captured'] = int(self.learn.captured_steps.engaged)
         seconds = round(time.perf_counter() - self.began, 2)
-        row = dict(stage=self.stage.name, epoch=self.epoch + 1, **scores, lr=self.at_lr, **more, seconds=seconds)
+        row = dict(stage=self.stage.name, epoch=self.epoch + 1, **scores, lr=self.at_lr, bs=self.stage.bs, **more,
+                   seconds=seconds)
         self.rows.append(row)
         watched = self.learn.metrics[0].watched
         self.bar.set_postfix({watched: f'{scores[watched]:.3f}', 'loss': f'{scores["valid_loss"]:.4f}'})

@@ -30,6 +30,7 @@ from ..models.bundle import save_weights
 from ..models.nets import probabilities, set_trainable, splitter
 from ..models.weights import read_weights
 from ..runs import holds_run, run_lock
+from .capture import CapturedSteps, no_memory
 from .callbacks import (ClipGradients, Clock, Compiled, EarlyStop, FixBatchNorm, History, KeepBest,
                                        KeepBudgets, Plateau, Scores, SmoothLoss, Together, ValidLoss, fused_adamw,
                                        precision_callbacks, ranking_scores, scores_at_thresholds)
@@ -37,6 +38,7 @@ from .distributed import best_device, broadcast, is_main
 from .frozen import BestHeads, Heads, HeadsLoss, can_keep, fold, keep_stem, kept_batches, kept_features
 from .judging import judge, judged
 from .losses import make_loss
+from .batch_size import sized
 from .recipe import Recipe, Stage, TrainError
 from .folder import config_of, history_of, read_checkpoint, refuse_other_run, resume_position, what_it_is_of
 from .run import Run, open_run, pass_batch, restore, run_config, stage_files, start_run, write_log
@@ -133,7 +135,9 @@ def stage_callbacks(
     cbs = precision_callbacks(run.recipe.precision, run.device)
     if stage.bn == 'fixed' or stage.frozen: cbs.append(FixBatchNorm())
     if run.recipe.compile: cbs.append(Compiled())
-    if rank_world()[1] > 1: cbs.append(Together())
+    alone = rank_world()[1] == 1
+    if not alone: cbs.append(Together())
+    if run.device.type == 'cuda' and run.recipe.capture and alone and not run.recipe.compile: cbs.append(CapturedSteps())
     if stage.schedule == 'plateau': cbs.append(Plateau(stage.patience, stage.factor))
     if stage.early_stop: cbs.append(EarlyStop(run.recipe.monitor, patience=stage.early_stop))
     if stage.clip: cbs.append(ClipGradients(stage.clip))
@@ -147,6 +151,7 @@ def net_learner(
     **kwargs # For `Learner`
 )->Learner: # fastai's
     "The network, the batches of a stage and its callbacks"
+    stage = sized(run, stage)
     set_trainable(run.model, stage.trainable)
     dls = _training_batches(run, stage)
     wd = 0. if stage.frozen else stage.wd
@@ -202,11 +207,6 @@ def _train_net(run, stage, file, state=None, cbs=(), loss=None):
     return rows
 
 # %% ../../nbs/api/training/10_engine.ipynb #ba52cb3c
-def _no_memory(e):
-    "Does this error say that memory has run out?"
-    if isinstance(e, (torch.OutOfMemoryError, MemoryError)): return True
-    return isinstance(e, RuntimeError) and any(o in str(e) for o in ('out of memory', "can't allocate memory"))
-
 @contextmanager
 def within_memory(
     arch:str, # Name of the network
@@ -217,7 +217,7 @@ def within_memory(
     "What runs out of memory within raises `TrainError`, which names a batch size to try"
     try: yield
     except (RuntimeError, MemoryError) as e:
-        if not _no_memory(e): raise
+        if not no_memory(e): raise
         n = min(bs//2, fits() if fits else bs//2)
         todo = f'try batches of {n}, as in --batch-size {n} or Stage(bs={n})' if n else 'try a smaller size or network'
         raise TrainError(f'{arch}: out of memory with {bs} images of {size}x{size} a batch; {todo}') from None
@@ -233,13 +233,19 @@ def run_stage(
     loss:Callable=None, # Any function of logits and labels, (n, C) both, instead of the recipe's loss
 )->Run: # The same run, its folder up to date
     "Run one stage, keep its best state. Raises `TrainError` (no memory) or `ResumeError` (no disk, another stage left)"
-    bs, fits = (64, lambda: 0) if stage.frozen else (stage.bs, None)
-    with run_lock(run.path, is_main()), disk_room(run.path), within_memory(run.recipe.arch, run.recipe.size, bs, fits):
+    with run_lock(run.path, is_main()), disk_room(run.path):
         if resume and _ended_before(run, stage): return run
+        stage = sized(run, stage)
+        _run_sized(run, stage, resume, every, keep, cbs, loss)
+    return run
+
+def _run_sized(run, stage, resume, every, keep, cbs, loss):
+    "The same for a stage with a number for its batch"
+    bs, fits = (64, lambda: 0) if stage.frozen else (stage.bs, None)
+    with within_memory(run.recipe.arch, run.recipe.size, bs, fits):
         file, state = _state_file(run, stage, resume, every)
         _train_stage(run, stage, file, state, cbs, loss)
         if is_main() and not keep: file.forget()
-    return run
 
 def _stage_json(stage): return json.loads(json.dumps(asdict(stage)))
 

@@ -96,11 +96,19 @@ def refuse_other_run(
     now:dict, # Configuration of the run that shall go on
 ):
     "Raise `ResumeError` unless both are of the same; what only one of them knows is not compared"
-    was = what_it_is_of(was)
-    now = what_it_is_of(now)
+    was = _filled(what_it_is_of(was))
+    now = _filled(what_it_is_of(now))
     if 'start_weights' not in was or 'start_weights' not in now:
         for about in (was, now): about['recipe'] = without(about['recipe'], 'weights')
     refuse_other(path, was, {k: v for k, v in now.items() if k in was})
+
+def _filled(about):
+    "The same, and its recipe with the fields that recipes have got since"
+    recipe = about.get('recipe', {})
+    if 'net' not in recipe: return about
+    filled = Recipe.from_dict(recipe).to_dict()
+    if 'weights' not in recipe: filled = without(filled, 'weights')
+    return about | dict(recipe=filled)
 
 # %% ../../nbs/api/training/062_folder.ipynb #60eb6554
 def read_checkpoint(
