@@ -84,7 +84,7 @@ def _warp_torch(x, m, size):
 # %% ../../nbs/api/data/06_augment.ipynb #74ce6a54
 def warp(
     x:torch.Tensor, # uint8 (B, 1, H, H)
-    m:np.ndarray, # float32 (B, 2, 3), as of `draw_affine`
+    m, # float32 (B, 2, 3), as of `draw_affine`; an array, or a tensor where `x` is
     size:int=None, # Side of the result; that of the input if not given
 )->torch.Tensor: # uint8 (B, 1, size, size) on the device of `x`
     "Move, turn and zoom a batch; what comes from outside is black"
@@ -92,7 +92,7 @@ def warp(
     if x.device.type == 'cpu':
         moved = _warp_cv(x[:, 0].numpy(), m, size)
         return torch.from_numpy(moved)[:, None]
-    moved = _warp_torch(x, torch.from_numpy(m).to(x.device), size)
+    moved = _warp_torch(x, torch.as_tensor(m, device=x.device), size)
     return moved.round_().clamp_(0, 255).to(torch.uint8)
 
 # %% ../../nbs/api/data/06_augment.ipynb #335a3d99
@@ -102,11 +102,11 @@ STILL = np.float32([[1, 0, 0], [0, 1, 0]]) # The matrix that moves nothing
 def jitter(
     x:torch.Tensor, # float (B, 1, S, S), normalised; changed in place
     aug:Augment, # Ranges
-    u:np.ndarray, # float (2, B) in -1..1: where in the ranges of contrast and of brightness each image is
+    u, # float (2, B) in -1..1: where in the ranges of contrast and of brightness each image is
 )->torch.Tensor: # The same tensor
     "Change contrast and brightness, each image in its own way"
-    drawn = torch.from_numpy(np.float32(u)).to(x.device)
-    contrast, brightness = drawn[:, :, None, None, None]
+    u = torch.as_tensor(u, dtype=torch.float32, device=x.device)
+    contrast, brightness = u[:, :, None, None, None]
     factor = 1 + aug.contrast*contrast
     mean = x.mean((1, 2, 3), keepdim=True)
     shift = mean*(1 - factor) + aug.brightness/STD*brightness
@@ -117,21 +117,25 @@ def draw(
     n:int, # How many images
     aug:Augment, # Ranges, or None
     rng:np.random.Generator, # Source of randomness
-)->tuple: # Matrices float32 (n, 2, 3) and gray levels float32 (2, n); None without augmentation
-    "All random numbers of a batch"
+)->np.ndarray: # float32 (n, 8): six numbers of the matrix, then contrast and brightness; None without augmentation
+    "All random numbers of a batch, in one array that goes to a card at once"
     if aug is None: return None
-    return draw_affine(n, aug, rng), rng.uniform(-1, 1, (2, n)).astype(np.float32)
+    matrices = draw_affine(n, aug, rng)
+    levels = rng.uniform(-1, 1, (2, n))
+    return np.c_[matrices.reshape(n, 6), levels.T].astype(np.float32)
 
 def augment(
     x:torch.Tensor, # uint8 (B, 1, H, H)
     aug:Augment=None, # Ranges
-    drawn:tuple=None, # As of `draw`; nothing is changed without
+    drawn:np.ndarray=None, # As of `draw`; nothing is changed without
     size:int=None, # Side of the result; that of the input if not given
 )->torch.Tensor: # float32 (B, 1, size, size), normalised
     "Gray bytes to network input, changed as drawn"
     size = size or x.shape[-1]
     if drawn is not None:
-        matrices, levels = drawn
+        if x.device.type != 'cpu': drawn = torch.from_numpy(drawn).to(x.device, non_blocking=True)
+        matrices = drawn[:, :6].reshape(-1, 2, 3)
+        levels = drawn[:, 6:].T
         return jitter(normalise(warp(x, matrices, size)), aug, levels)
     if size == x.shape[-1]: return normalise(x)
     still = np.tile(STILL, (len(x), 1, 1))

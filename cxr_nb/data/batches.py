@@ -76,9 +76,10 @@ class Batches:
     ):
         store_attr('bs, train, aug, seed')
         self.images = getattr(images, 'images', images)
-        self.rows = np.asarray(rows)
-        self.y = torch.tensor(np.asarray(y), dtype=torch.float32)
-        self.tab = None if tab is None else torch.as_tensor(np.asarray(tab), dtype=torch.float32)
+        here = self.images.device if torch.is_tensor(self.images) else 'cpu' # labels lie where the images lie
+        self.rows = torch.as_tensor(rows, device=here) if torch.is_tensor(self.images) else np.asarray(rows)
+        self.y = torch.as_tensor(np.asarray(y), dtype=torch.float32, device=here)
+        self.tab = None if tab is None else torch.as_tensor(np.asarray(tab), dtype=torch.float32, device=here)
         self.hide = hide if train else 0.
         self.n_inp = 1 if tab is None else 2
         self.weights = None if weights is None else np.asarray(weights, float)/np.sum(weights)
@@ -117,9 +118,7 @@ def _order(self:Batches, rng):
 def _gather(self:Batches, idx):
     "Images, uint8 (B, 1, H, H), on the device"
     at = self.rows[idx]
-    if torch.is_tensor(self.images):
-        at = torch.from_numpy(at).to(self.images.device)
-        return self.images[at][:, None]
+    if torch.is_tensor(self.images): return self.images[at][:, None]
     x = torch.from_numpy(self.images[at][:, None])
     if self.device.type == 'cuda': x = x.pin_memory()
     return x.to(self.device, non_blocking=True)
@@ -141,6 +140,7 @@ def _made(self:Batches):
     "The batches, or this process's share of them, one after the other"
     rng = np.random.default_rng([self.seed, self.epoch])
     order = self._order(rng)
+    if torch.is_tensor(self.rows): order = torch.as_tensor(order, device=self.rows.device)
     mine = slice(self.rank, None, self.world) if self.train else slice(None)
     if self.train: self.epoch += 1
     start, self.start = self.start, 0
@@ -149,7 +149,7 @@ def _made(self:Batches):
         drawn = draw(len(idx), self.aug, rng)
         shown = self._shown(len(idx), rng)
         if k < start: continue # drawn all the same, so that the rest is as it would have been
-        if drawn is not None: drawn = drawn[0][mine], drawn[1][:, mine]
+        if drawn is not None: drawn = drawn[mine]
         idx = idx[mine]
         batch = [self._input(idx, drawn), self.y[idx]]
         if shown is not None: batch.insert(1, self.tab[idx]*shown[mine])

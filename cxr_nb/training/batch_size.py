@@ -6,10 +6,12 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/training/batch_size.html.md"""
 
 # %% auto #0
 __all__ = ['BASE_BATCH', 'LARGEST_BATCH', 'LEAST_STEPS', 'SHARE_OF_MEMORY', 'auto_batch', 'scaled_lr', 'step_bytes',
-           'images_that_fit', 'sized']
+           'images_that_fit', 'sized', 'within_memory']
 
 # %% ../../nbs/api/training/071_batch_size.ipynb #da35bf74
 import math
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -17,7 +19,8 @@ import torch
 # %% ../../nbs/api/training/071_batch_size.ipynb #d67a5a49
 from ..models.nets import ChestModel
 from .callbacks import best_precision
-from .recipe import Stage
+from .capture import no_memory
+from .recipe import Stage, TrainError
 from .run import Run
 
 # %% ../../nbs/api/training/071_batch_size.ipynb #e81ed94f
@@ -83,3 +86,19 @@ def sized(
     fits = images_that_fit(few, more, torch.cuda.mem_get_info(run.device)[0])
     bs = auto_batch(fits, len(run.part('train')))
     return replace(stage, bs=bs, lr=scaled_lr(stage.lr, bs))
+
+# %% ../../nbs/api/training/071_batch_size.ipynb #2104ac3d
+@contextmanager
+def within_memory(
+    arch:str, # Name of the network
+    size:int, # Side of the input in pixels
+    bs:int, # Images a batch
+    fits:Callable=None, # Tells how many images would fit; half of them are proposed if not given
+):
+    "What runs out of memory within raises `TrainError`, which names a batch size to try"
+    try: yield
+    except (RuntimeError, MemoryError) as e:
+        if not no_memory(e): raise
+        n = min(bs//2, fits() if fits else bs//2)
+        todo = f'try batches of {n}, as in --batch-size {n} or Stage(bs={n})' if n else 'try a smaller size or network'
+        raise TrainError(f'{arch}: out of memory with {bs} images of {size}x{size} a batch; {todo}') from None

@@ -6,8 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/training/engine.html.md"""
 
 # %% auto #0
 __all__ = ['OPTIMIZER', 'stage_loss', 'stage_seed', 'has_linear_head', 'stage_callbacks', 'net_learner', 'fit_schedule',
-           'score_now', 'within_memory', 'run_stage', 'LRSweep', 'on_a_copy', 'lr_find', 'throughput', 'train',
-           'train_many']
+           'score_now', 'run_stage', 'LRSweep', 'on_a_copy', 'lr_find', 'throughput', 'train', 'train_many']
 
 # %% ../../nbs/api/training/10_engine.ipynb #4029f280
 import copy, json, subprocess, sys, tempfile
@@ -30,7 +29,7 @@ from ..models.bundle import save_weights
 from ..models.nets import probabilities, set_trainable, splitter
 from ..models.weights import read_weights
 from ..runs import holds_run, run_lock
-from .capture import CapturedSteps, no_memory
+from .capture import CapturedSteps
 from .callbacks import (ClipGradients, Clock, Compiled, EarlyStop, FixBatchNorm, History, KeepBest,
                                        KeepBudgets, Plateau, Scores, SmoothLoss, Together, ValidLoss, fused_adamw,
                                        precision_callbacks, ranking_scores, scores_at_thresholds)
@@ -38,7 +37,7 @@ from .distributed import best_device, broadcast, is_main
 from .frozen import BestHeads, Heads, HeadsLoss, can_keep, fold, keep_stem, kept_batches, kept_features
 from .judging import judge, judged
 from .losses import make_loss
-from .batch_size import sized
+from .batch_size import sized, within_memory
 from .recipe import Recipe, Stage, TrainError
 from .folder import config_of, history_of, read_checkpoint, refuse_other_run, resume_position, what_it_is_of
 from .run import Run, open_run, pass_batch, restore, run_config, stage_files, start_run, write_log
@@ -137,7 +136,8 @@ def stage_callbacks(
     if run.recipe.compile: cbs.append(Compiled())
     alone = rank_world()[1] == 1
     if not alone: cbs.append(Together())
-    if run.device.type == 'cuda' and run.recipe.capture and alone and not run.recipe.compile: cbs.append(CapturedSteps())
+    may_capture = run.device.type == 'cuda' and alone and not run.recipe.compile
+    if may_capture and run.recipe.capture: cbs.append(CapturedSteps())
     if stage.schedule == 'plateau': cbs.append(Plateau(stage.patience, stage.factor))
     if stage.early_stop: cbs.append(EarlyStop(run.recipe.monitor, patience=stage.early_stop))
     if stage.clip: cbs.append(ClipGradients(stage.clip))
@@ -206,22 +206,6 @@ def _train_net(run, stage, file, state=None, cbs=(), loss=None):
     if keep.with_optimiser and is_main(): write_state(folder/OPTIMIZER, keep.optimiser, dict(stage=stage.name))
     return rows
 
-# %% ../../nbs/api/training/10_engine.ipynb #ba52cb3c
-@contextmanager
-def within_memory(
-    arch:str, # Name of the network
-    size:int, # Side of the input in pixels
-    bs:int, # Images a batch
-    fits:Callable=None, # Tells how many images would fit; half of them are proposed if not given
-):
-    "What runs out of memory within raises `TrainError`, which names a batch size to try"
-    try: yield
-    except (RuntimeError, MemoryError) as e:
-        if not no_memory(e): raise
-        n = min(bs//2, fits() if fits else bs//2)
-        todo = f'try batches of {n}, as in --batch-size {n} or Stage(bs={n})' if n else 'try a smaller size or network'
-        raise TrainError(f'{arch}: out of memory with {bs} images of {size}x{size} a batch; {todo}') from None
-
 # %% ../../nbs/api/training/10_engine.ipynb #3a427d62
 def run_stage(
     run:Run, # Changed in place
@@ -244,7 +228,8 @@ def _run_sized(run, stage, resume, every, keep, cbs, loss):
     bs, fits = (64, lambda: 0) if stage.frozen else (stage.bs, None)
     with within_memory(run.recipe.arch, run.recipe.size, bs, fits):
         file, state = _state_file(run, stage, resume, every)
-        _train_stage(run, stage, file, state, cbs, loss)
+        try: _train_stage(run, stage, file, state, cbs, loss)
+        finally: file.wait()
         if is_main() and not keep: file.forget()
 
 def _stage_json(stage): return json.loads(json.dumps(asdict(stage)))

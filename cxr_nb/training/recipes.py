@@ -113,7 +113,8 @@ def tiny(
     epochs = 2 if searched else 1
     stages = []
     for stage in recipe.stages:
-        stages.append(replace(stage, epochs=epochs, bs=16 if stage.bs == 'auto' else min(stage.bs, 16), repeats=1, lr=max(stage.lr, 1e-4)))
+        bs = 16 if stage.bs == 'auto' else min(stage.bs, 16)
+        stages.append(replace(stage, epochs=epochs, bs=bs, repeats=1, lr=max(stage.lr, 1e-4)))
     return replace(recipe, stages=stages)
 
 # %% ../../nbs/api/training/03_recipes.ipynb #8d0e3b7d

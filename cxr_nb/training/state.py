@@ -11,6 +11,7 @@ __all__ = ['ResumeError', 'write_state', 'read_state', 'disk_room', 'differences
 
 # %% ../../nbs/api/training/04_state.ipynb #f8698276
 import errno, json, os, random, shutil, time, zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -187,14 +188,28 @@ class StateFile:
         self.run, self.every, self.info = Path(run), every, info
         self.folder = self.run/'resume'
         self.path = self.folder/'state.safetensors'
+        self.thread = ThreadPoolExecutor(1) # its thread starts with the first state
+        self.pending = None
     def read(self):
         "Tensors and info, or None"
+        self.wait()
         return read_state(self.path)
     def write(self, tensors, **info):
         "Save a state in place of the last"
+        self.wait()
         write_state(self.path, tensors, {**self.info, **info})
+    def write_aside(self, tensors, **info):
+        "The same in a thread, while training goes on; the tensors are copied before it does"
+        self.wait()
+        copies = {k: v.detach().to('cpu', copy=True) for k, v in tensors.items()}
+        self.pending = self.thread.submit(write_state, self.path, copies, {**self.info, **info})
+    def wait(self):
+        "Until the last state is on the disk; what its writing has raised comes out here"
+        pending, self.pending = self.pending, None
+        if pending: pending.result()
     def forget(self):
         "Leave nothing behind"
+        self.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
     def forget_rows(self):
         "Leave no rows of an earlier pass behind"
@@ -328,9 +343,9 @@ def _save(self:SaveState, epoch, batch, seen):
     tensors['smooth'] = torch.as_tensor(smooth.val)
     if seen: tensors |= self._scores()
     counters = {k: {name: float(getattr(o, name)) for name in o.saved} for k, o in self.counters().items()}
-    self.file.write(
+    self.file.write_aside(
         tensors, epoch=epoch, batch=batch, seen=seen, pct=self.pct_train, train_iter=self.train_iter, random=random,
-        rows=self.history.rows, smooth_count=smooth.count, scaler=self.scaler.state_dict() if self.scaler else {},
+        rows=list(self.history.rows), smooth_count=smooth.count, scaler=self.scaler.state_dict() if self.scaler else {},
         lr=[o['lr'] for o in self.opt.hypers], counters=counters)
     self.last = time.monotonic()
 
