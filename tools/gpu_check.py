@@ -14,9 +14,10 @@ from cxr_nb.bench.setup import bare_copy, pace, renamed, settle, trained_copy
 from cxr_nb.data.sources import phantom_data
 from cxr_nb.models.folding import unfold_batchnorm
 from cxr_nb.models.nets import device_named
-from cxr_nb.training.callbacks import best_precision
-from cxr_nb.training.engine import run_stage
-from cxr_nb.training.recipe import STAGED, Stage
+from cxr_nb.training.callbacks import Clock, best_precision
+from cxr_nb.training.capture import CapturedSteps
+from cxr_nb.training.engine import net_learner, run_stage
+from cxr_nb.training.recipe import STAGED, Stage, change
 from cxr_nb.training.recipes import staged
 from cxr_nb.training.run import start_run
 
@@ -74,6 +75,31 @@ def training(check):
         yield Row(f'training_{bs}_vs_bare_loop', ours, peer, ours/peer, bar, 'higher', 'images/s', check.device.type, 2,
                   [min(ratios), max(ratios)], note=f'{check.size} px, {best_precision(check.device)}')
 
+def captured(check):
+    "Weights after 20 steps with recorded steps against plain ones, in float32; and whether the record was used"
+    run, stage = check.run(400), Stage('steps', 1, 1e-4, bs=check.pick(16, 8))
+    ends, engaged = [], []
+    for capture in (True, False):
+        recipe = change(run.recipe, capture=capture, precision='float32')
+        one = replace(run, model=copy.deepcopy(run.model), recipe=recipe)
+        steps, clock = CapturedSteps(None if check.card else warm_up), Clock(20)
+        more = [clock] if check.card or not capture else [steps, clock] # without a card nothing is recorded by itself
+        learn = net_learner(one, stage, more)
+        with learn.no_logging(), learn.no_bar(): learn.fit(21, stage.lr)
+        found = getattr(learn, 'captured_steps', None)
+        engaged.append(bool(found and found.engaged))
+        ends.append(torch.cat([p.detach().flatten() for p in one.model.parameters()]))
+    apart = float((ends[0] - ends[1]).norm()/ends[1].norm())
+    kind = check.device.type
+    right = float(engaged == [True, False])
+    yield Row('captured_engaged', right, None, right, 1, 'higher', 'yes', kind, 1)
+    yield Row('captured_vs_eager_weights', apart, None, apart, 1e-4, 'lower', 'relative', kind, 1)
+
+def warm_up(network, inputs, allow_unused_input):
+    "What recording does on a processor: its passes, and no graph"
+    for _ in range(3): torch.autograd.grad(network(*inputs).sum(), network.parameters())
+    return network
+
 @torch.inference_mode()
 def forward(check):
     "A forward pass, folded against plain"
@@ -95,19 +121,30 @@ def forward(check):
 
 def release(check):
     "All three stages from a ready cache, published batch sizes; 28,030 images, a quarter of the release"
+    yield from stages(check, STAGED, '')
+
+def release_auto(check):
+    "The same with batches that fit the card"
+    yield from stages(check, [STAGED[0], *(replace(o, bs='auto') for o in STAGED[1:])], '_auto')
+
+def stages(check, todo, suffix):
+    "Minutes of each stage"
     n = check.pick(28_030, 120)
     run = check.run(n)
     check.wait()
-    for stage in STAGED:
+    for stage in todo:
         stage = stage if check.card else replace(stage, epochs=1, repeats=1)
         began = time.perf_counter()
         run_stage(run, stage)
         check.wait()
         took = (time.perf_counter() - began)/60
-        yield Row(f'stage_{stage.name}', took, None, took, None, 'lower', 'min', check.device.type, 1,
-                  note=f'{n:,} images, {stage.epochs} epochs, batch {stage.bs}')
+        bs = run.history[-1].get('bs', stage.bs)
+        yield Row(f'stage_{stage.name}{suffix}', took, None, took, None, 'lower', 'min', check.device.type, 1,
+                  note=f'{n:,} images, {stage.epochs} epochs, batch {bs}')
 
-CHECKS = dict(folding=(folding, 20), training=(training, 90), forward=(forward, 20), release=(release, 120)) # seconds, about
+# Seconds that each takes, about
+CHECKS = dict(folding=(folding, 20), captured=(captured, 30), training=(training, 90), forward=(forward, 20),
+              release=(release, 120), release_auto=(release_auto, 80))
 
 def verdict(row, card):
     "What a reader wants to know of a row"

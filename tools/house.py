@@ -25,7 +25,7 @@ explain.cam explain.boxes explain.sheet
 report.tables report.plots report.eda report.statements report.checklists report.page report.html report.card report.classes
 training.backbones
 deploy.predict deploy.export deploy.app
-bench.race bench.setup bench.rows
+bench.race bench.setup bench.rows bench.cards bench.run
 commands.parsing commands.prepare commands.train commands.use cli
 """.split()
 

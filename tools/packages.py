@@ -35,6 +35,7 @@ CALLS = { # What is called first, where it is not the first function of the modu
     'metrics.audit': "audit_file('theirs.csv')",
     'training.losses': "Loss('focal')", 'training.recipe': 'change(recipe, size=320)', 'training.recipes': 'fusion()',
     'training.parts': 'make_split(table, recipe)', 'training.folder': "config_of('runs/first')",
+    'training.capture': 'CapturedSteps()', 'training.batch_size': "Stage('whole', 5, 1e-5, bs='auto')",
     'training.run': "open_run('runs/first')", 'training.engine': "train(data, staged(), 'runs/first')", 'training.judging': 'judge(run)',
     'training.crossval': "cross_validate(data, indiana(), 'runs/indiana')", 'training.state': "read_state(file)",
     'training.backbones': 'compare_backbones(data, recipe, archs)', 'training.costs': "cost('resnet18')",
@@ -48,7 +49,8 @@ CALLS = { # What is called first, where it is not the first function of the modu
     'metrics.subgroups': 'evaluate_subgroups', 'metrics.readers': 'evaluate_readers', 'training.distributed': 'best_device',
     'training.frozen': 'kept_features', 'training.series': 'series_run', 'report.eda': 'plot_label_counts',
     'report.classes': 'plot_classes', 'commands.parsing': 'command', 'commands.train': 'cxr_train', 'bench.setup': 'bench_run',
-    'deploy.app': "make_app('runs/first')", 'bench.race': "race(ours, theirs)", 'bench.rows': 'bench()'}
+    'deploy.app': "make_app('runs/first')", 'bench.race': "race(ours, theirs)", 'bench.rows': 'startup(setup)',
+    'bench.cards': 'gpu_release(setup)', 'bench.run': 'bench()'}
 
 def module_of(nb):
     "The module that a notebook exports, without the name of the library"

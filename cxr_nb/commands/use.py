@@ -261,7 +261,7 @@ def cxr_bench(
     repeats:int=3, # Turns of each comparison
 ):
     "Measure speed side by side with other libraries, on this machine."
-    from cxr_nb.bench.rows import bench
+    from cxr_nb.bench.run import bench
     names = only.replace(' ', '').split(',') if only else None
     table = bench(out, names, full=full, quick=quick, repeats=repeats)
     say(table.to_string())

@@ -78,8 +78,8 @@ class Batches:
         self.images = getattr(images, 'images', images)
         here = self.images.device if torch.is_tensor(self.images) else 'cpu' # labels lie where the images lie
         self.rows = torch.as_tensor(rows, device=here) if torch.is_tensor(self.images) else np.asarray(rows)
-        self.y = torch.as_tensor(np.asarray(y), dtype=torch.float32, device=here)
-        self.tab = None if tab is None else torch.as_tensor(np.asarray(tab), dtype=torch.float32, device=here)
+        self.y = torch.tensor(np.asarray(y), dtype=torch.float32, device=here)
+        self.tab = None if tab is None else torch.tensor(np.asarray(tab), dtype=torch.float32, device=here)
         self.hide = hide if train else 0.
         self.n_inp = 1 if tab is None else 2
         self.weights = None if weights is None else np.asarray(weights, float)/np.sum(weights)
