@@ -19,7 +19,7 @@ metrics.predictions metrics.ranking metrics.operating metrics.bootstrap metrics.
 metrics.baselines metrics.multilabel metrics.thresholds metrics.guarantees metrics.calibration metrics.subgroups metrics.readers
 metrics.audit
 training.losses training.recipe training.recipes training.state training.distributed training.parts training.folder training.capture
-training.callbacks training.run training.batch_size
+training.callbacks training.finetuning training.run training.batch_size
 training.frozen training.judging training.engine training.series training.crossval training.gains training.costs environment
 explain.cam explain.boxes explain.sheet
 report.tables report.plots report.eda report.statements report.checklists report.page report.html report.card report.classes

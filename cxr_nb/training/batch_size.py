@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/training/batch_size.html.md"""
 
 # %% auto #0
 __all__ = ['BASE_BATCH', 'LARGEST_BATCH', 'LEAST_STEPS', 'SHARE_OF_MEMORY', 'auto_batch', 'scaled_lr', 'step_bytes',
-           'images_that_fit', 'sized', 'within_memory']
+           'images_that_fit', 'stage_size', 'sized', 'within_memory']
 
 # %% ../../nbs/api/training/071_batch_size.ipynb #da35bf74
 import math
@@ -73,6 +73,22 @@ def images_that_fit(
     return int((SHARE_OF_MEMORY*free - fixed)/each)
 
 # %% ../../nbs/api/training/071_batch_size.ipynb #2244aa4d
+def stage_size(
+    run:Run, # Its network
+    stage:Stage, # Any
+)->int: # Pixels
+    """Side of the images in a stage, at most that of the network. Raises `TrainError` if the network takes images of
+    its own size alone"""
+    size = min(stage.size or run.recipe.size, run.recipe.size)
+    if size == run.recipe.size: return size
+    img = torch.zeros(1, 1, size, size, device=run.device)
+    try:
+        with torch.no_grad(): run.model.eval()(img)
+    except (AssertionError, RuntimeError):
+        raise TrainError(f'{run.recipe.arch}: takes images of {run.recipe.size}x{run.recipe.size} alone; '
+                         f'leave size={stage.size} of stage {stage.name!r} out') from None
+    return size
+
 def sized(
     run:Run, # Its network, images and device
     stage:Stage, # Any
@@ -81,7 +97,7 @@ def sized(
     if stage.bs != 'auto': return stage
     if stage.frozen: return replace(stage, bs=256) # batches of kept features grow with their number anyway
     if run.device.type != 'cuda': return replace(stage, bs=BASE_BATCH)
-    size = run.recipe.size
+    size = stage_size(run, stage)
     few, more = (step_bytes(run.model.eval(), size, bs) for bs in (8, 16))
     fits = images_that_fit(few, more, torch.cuda.mem_get_info(run.device)[0])
     bs = auto_batch(fits, len(run.part('train')))

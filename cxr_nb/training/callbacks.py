@@ -87,14 +87,20 @@ def fused_adamw(
     params, # Lists of parameters, backbone and head
     lr:float, # Learning rate
     wd:float=0., # Decoupled weight decay of weights with two dimensions and more
+    scales:dict=None, # Factor of the learning rate by parameter, 1 where none is given
 )->OptimWrapper: # For fastai's `Learner`
     "Fused AdamW, betas 0.9 and 0.99, eps 1e-5"
     flat = []
     for group in params: flat += [group] if isinstance(group, torch.Tensor) else list(group)
     flat = [p for p in flat if p.requires_grad]
-    matrices = [p for p in flat if p.ndim > 1]
-    vectors = [p for p in flat if p.ndim <= 1]
-    groups = [dict(params=matrices, lr=lr, weight_decay=wd), dict(params=vectors, lr=lr, weight_decay=0.)]
+    scales = scales or {}
+    groups = []
+    for scale in sorted({scales.get(p, 1.) for p in flat}): # those of the head come last
+        same = [p for p in flat if scales.get(p, 1.) == scale]
+        matrices = [p for p in same if p.ndim > 1]
+        vectors = [p for p in same if p.ndim <= 1]
+        groups.append(dict(params=matrices, lr=lr*scale, weight_decay=wd))
+        groups.append(dict(params=vectors, lr=lr*scale, weight_decay=0.))
     fused = flat[0].device.type in ('cpu', 'cuda')
     return OptimWrapper(groups, torch.optim.AdamW, convert_groups=False, betas=(.9, .99), eps=1e-5, fused=fused)
 
@@ -273,7 +279,7 @@ class Plateau(ReduceLROnPlateau):
         TrackerCallback.after_epoch(self)
         self.wait = 0 if self.new_best else self.wait + 1
         if self.wait < self.patience: return
-        self.opt.set_hypers(lr=max(self.opt.hypers[-1]['lr']/self.factor, self.min_lr))
+        self.opt.set_hypers(lr=[max(o['lr']/self.factor, self.min_lr) for o in self.opt.hypers])
         self.wait = 0
 
 class EarlyStop(EarlyStoppingCallback):

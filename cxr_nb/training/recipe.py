@@ -54,6 +54,8 @@ STAGE_RULES = dict(
     name=NAME, epochs=WHOLE, lr=ABOVE_0, bs=BATCH, wd=NOT_BELOW_0, bn=one_of(*BN), schedule=one_of(*SCHEDULES),
     trainable=(lambda v: is_whole(v) and v >= -1, '-1 for all, 0 for the head, or a number of blocks'),
     factor=SHARE, patience=WHOLE, early_stop=COUNT, clip=NOT_BELOW_0, go_on=YES_NO, repeats=WHOLE,
+    warmup=NOT_BELOW_0, lr_end=NOT_BELOW_0, ema=PART, size=COUNT,
+    layer_decay=(lambda v: 0 < v <= 1, 'above 0 and at most 1'),
     loss=(lambda v: v is None or isinstance(v, Loss), 'a Loss or None'),
     l2=(lambda v: len(v) and all(o >= 0 for o in v), 'a list of numbers, 0 or more'))
 
@@ -68,10 +70,15 @@ class Stage:
     wd: float = 0.01 # Decoupled weight decay; none on kept features
     bn: str = 'fixed' # BatchNorm statistics: 'fixed' as pretrained, or 'train'
     schedule: str = 'flat' # Of the learning rate: 'flat', 'one_cycle', 'cosine', or 'plateau'
+    warmup: float = 0. # Cosine: epochs in which the learning rate rises first; at most half of the stage
+    lr_end: float = 0. # Cosine: learning rate at the end; 0 for next to nothing
     factor: float = .5 # Plateau: the learning rate takes this factor ...
     patience: int = 2 # ... when the validation loss has not fallen for so many epochs
     early_stop: int = 0 # End after so many epochs without a better validation score; 0 never
     clip: float = 0. # Largest norm of the gradient; 0 for any
+    layer_decay: float = 1. # Each layer learns slower by this factor than the one after it
+    ema: float = 0. # Validate and keep a running average of the weights, with this decay a step; 0 for none
+    size: int = 0 # Side of the images in this stage, at most that of the network; 0 for that
     loss: Loss = None # Another loss than the recipe's
     go_on: bool = False # Begin with the optimiser's averages as the stage before left them?
     repeats: int = 5 # Head alone: passes over the kept features an epoch

@@ -88,14 +88,15 @@ class Run:
     def part(self, name):
         "Image table of a part"
         return part(self.data.table, self.cache, self.split, name)
-    def batches_of(self, table, bs=None, **kwargs):
+    def batches_of(self, table, bs=None, size=None, **kwargs):
         "Batches of some images: what the network is given, and the labels; in order unless `train=True`"
         columns = list(self.recipe.net.tabular)
         y = table.reindex(columns=self.recipe.findings, fill_value=0).to_numpy() # other data may lack some
         tab = tabular(table, columns) if columns else None
         rows = self.cache.rows(table.index)
-        bs = bs or pass_batch(self.device, self.recipe.size)
-        return Batches(self.images, rows, y, bs, size=self.recipe.size, device=self.device, tab=tab, **kwargs)
+        size = size or self.recipe.size
+        bs = bs or pass_batch(self.device, size)
+        return Batches(self.images, rows, y, bs, size=size, device=self.device, tab=tab, **kwargs)
     def batches(self, name, bs=None, **kwargs):
         "Batches of a part in order, as in judging"
         return self.batches_of(self.part(name), bs, **kwargs)

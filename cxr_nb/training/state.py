@@ -307,6 +307,7 @@ class SaveState(Callback):
     @property
     def scaler(self): return self.learn.mixed.scaler if hasattr(self.learn, 'mixed') else None
     def counters(self): return {type(o).__name__: o for o in self.learn.cbs if hasattr(o, 'saved')}
+    def carriers(self): return {type(o).__name__: o for o in self.learn.cbs if hasattr(o, 'carried')}
     def before_fit(self):
         self.last = time.monotonic()
         self.learn.first = 0
@@ -340,6 +341,7 @@ def _save(self:SaveState, epoch, batch, seen):
     tensors, random = random_state(self.dls.device)
     tensors |= prefixed('model', changing(self.net)) | prefixed('best', self.keeper.state)
     tensors |= optimiser_state(self.opt.opt) | prefixed('best_opt', self.keeper.optimiser)
+    for name, callback in self.carriers().items(): tensors |= prefixed(name, callback.carried)
     tensors['smooth'] = torch.as_tensor(smooth.val)
     if seen: tensors |= self._scores()
     counters = {k: {name: float(getattr(o, name)) for name in o.saved} for k, o in self.counters().items()}
@@ -357,6 +359,8 @@ def _restore(self:SaveState, tensors, info):
     self.keeper.keep()
     self.net.load_state_dict(below('model', tensors), strict=False)
     set_optimiser_state(self.opt.opt, tensors)
+    for name, callback in self.carriers().items():
+        for k, v in below(name, tensors).items(): callback.carried[k].copy_(v)
     self.opt.set_hypers(lr=info['lr'])
     if self.scaler and info['scaler']: self.scaler.load_state_dict(info['scaler'])
     smooth = self.recorder.smooth_loss
