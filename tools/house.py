@@ -12,7 +12,7 @@ LIBRARY = ROOT/'cxr_nb'
 # A module imports only what stands before it.
 ORDER = """
 core labels
-data.phantom.tables data.phantom.canvas data.phantom.anatomy data.phantom.findings data.phantom.release data.sources runs data.splits data.image_files data.dicom data.images data.cache data.augment data.batches data.gate data.indiana_reports data.indiana data.opening
+data.phantom.tables data.phantom.canvas data.phantom.anatomy data.phantom.findings data.phantom.release data.downloads data.sources runs data.splits data.image_files data.dicom data.images data.cache data.augment data.batches data.gate data.indiana_reports data.indiana data.opening
 data.verdicts data.release_checks data.file_checks data.duplicates data.run_checks data.checks
 models.weights models.folding models.tabular models.necks models.nets models.bundle models.peers
 metrics.predictions metrics.ranking metrics.operating metrics.bootstrap metrics.evaluation metrics.delong metrics.compare

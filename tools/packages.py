@@ -21,7 +21,7 @@ PACKAGES = { # In import order: name, title and sentence
     'bench': ('Bench', 'How fast this library is, beside what others use.'),
     'commands': ('Commands', 'The functions behind the shell commands.')}
 CALLS = { # What is called first, where it is not the first function of the module
-    'data.sources': "load_data('nih')", 'data.splits': 'split_kind', 'data.image_files': "open_file('a.png')",
+    'data.downloads': "fetch('224')", 'data.sources': "load_data('nih')", 'data.splits': 'split_kind', 'data.image_files': "open_file('a.png')",
     'data.images': "read_gray('a.dcm')", 'data.cache': 'prepare(table, files)', 'data.augment': 'augment(images)',
     'data.batches': 'Batches(cache, rows, y, bs=32)',
     'data.gate': "judge_file('a.dcm')", 'data.indiana': 'load_indiana()', 'data.opening': 'open_data(folder)',

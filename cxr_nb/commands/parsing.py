@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/commands/parsing.html.md"""
 
 # %% auto #0
 __all__ = ['hyphenate', 'parser', 'command', 'say', 'check_workers', 'named_findings', 'named_columns', 'columns_of',
-           'run_folder', 'say_data', 'say_skipped', 'say_scores']
+           'run_folder', 'say_data', 'check_download', 'say_skipped', 'say_scores']
 
 # %% ../../nbs/api/commands/01_parsing.ipynb #0e985f1a
 import argparse, json, os, shlex, sys, warnings
@@ -165,6 +165,14 @@ def say_data(
     say(f'data: {d.name}, {len(d.table):,} images of {d.table.patient.nunique():,} patients{lack}')
     if d.caveat: say(f'note: {d.caveat}')
     return d
+
+def check_download(
+    name, # As typed after --download, or None
+    size:int=None, # Side of the cached images in pixels, where it is known
+):
+    "Raise `CxrError` for a download that there is not, or that has no room on the disk"
+    from cxr_nb.data.downloads import check_room, find_download
+    if name and not find_download(name): check_room(name, size)
 
 # %% ../../nbs/api/commands/01_parsing.ipynb #65989003
 def say_skipped(

@@ -8,25 +8,27 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/commands/prepare.html.md"""
 __all__ = ['cxr_prepare', 'cxr_check']
 
 # %% ../../nbs/api/commands/02_prepare.ipynb #d9ece221
-from .parsing import check_workers, columns_of, command, named_columns, say, say_data, say_skipped
+from .parsing import check_download, check_workers, columns_of, command, named_columns, say, say_data
+from .parsing import say_skipped
 
 # %% ../../nbs/api/commands/02_prepare.ipynb #25ccfbea
-@command('''cxr-prepare --data /path/to/nih --size 224
+@command('''cxr-prepare --download 224
+            cxr-prepare --data /path/to/nih --size 224
             CXR_DATA=/path/to/nih cxr-prepare --size 256 --out cache
             cxr-prepare --data /path/to/nih --summary summary.txt
             cxr-prepare --csv-path mine.csv --img-root images --patient-col person''', goes_on='')
 def cxr_prepare(
-    data:str=None, # Folder in the NIH layout; else CXR_DATA, Kaggle's mount, else phantom images
+    data:str=None, # Folder in the NIH layout; else a download, CXR_DATA, Kaggle's mount, else phantom images
     csv_path:str=None, # Label file of your own
     img_root:str=None, # Folder of its images
     image_col:str=None, # Its column with file names; found by its usual names if not given
     patient_col:str=None, # Its column with patients
     label_col:str=None, # Its column with label text; if not given the usual names, else each column of 0 and 1
     out:str=None, # Folder of the cache; in the user's cache folder if not given
-    size:int=256, # Side of the resized images in pixels
+    size:int=None, # Side of the resized images in pixels; 256, or that of the files if it is less, if not given
     summary:str=None, # Text file for a summary of the label table
     workers:int=None, # Threads; one a core if not given
-    download:bool=False, # Download the release from Kaggle if it is nowhere (45 GB)
+    download:str=None, # Fetch a public set from Kaggle: 224 (2.3 GB), sample (4.2), release (45), indiana (14)
 ):
     """Read every image once and keep it small, gray and square; name those that cannot be used,
     and those that look turned or inverted."""
@@ -34,13 +36,24 @@ def cxr_prepare(
     from cxr_nb.data.sources import load_data
     from cxr_nb.data.cache import prepare
     check_workers(workers)
+    check_download(download, size)
     columns = named_columns(image_col, patient_col, label_col)
     d = say_data(load_data(data, csv_path, img_root, None, download, columns))
     if summary: _summary(d, summary)
-    cache = prepare(d.table, d.files, out or cache_home(), size, None if out else d.name, workers=workers)
+    size = _size_for(d, size)
+    cache = prepare(d.table, d.files, out or cache_home(), size, None if out else d.name, workers=workers,
+                    origin=d.source)
     say(f'cache: {len(cache.usable):,} images at {size}x{size} in {cache.path}')
     say_skipped(cache)
     _say_doubted(cache)
+
+def _size_for(d, size, usual=256):
+    "The side that was asked for, or the usual one as far as the files have so many pixels"
+    side = d.side or size or usual
+    if size and size > side:
+        say(f'note: the files have {side} x {side} pixels; at {size} they are only enlarged, which adds no detail: '
+            f'take --size {side}, or files with more pixels')
+    return size or min(usual, side)
 
 def _summary(d, file):
     "The summary of the label table"

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..core import CxrError
-from .parsing import command, named_columns, named_findings, say, say_data, say_scores, say_skipped
+from .parsing import check_download, command, named_columns, named_findings, say, say_data, say_scores
+from .parsing import say_skipped
 
 # %% ../../nbs/api/commands/03_train.ipynb #735b9a3d
 def typed_options(
@@ -29,7 +30,8 @@ def typed_options(
     return out
 
 # %% ../../nbs/api/commands/03_train.ipynb #abfecdb9
-@command('''cxr-train --data /path/to/nih --out runs/first --size 224
+@command('''cxr-train --download 224 --out runs/real
+            cxr-train --data /path/to/nih --out runs/first --size 224
             cxr-train --data /path/to/nih --out runs/quick --train-subset 10000 --val-subset 2000 --epochs 2
             cxr-train --data /path/to/nih --out runs/first --size 224 --resume
             cxr-train --data /path/to/nih --out runs/single --recipe single --epochs 8 --lr 1e-4
@@ -38,7 +40,7 @@ def typed_options(
             cxr-train --csv-path mine.csv --img-root images --patient-col person --findings Mass,Edema --out runs/mine
             torchrun --nproc_per_node=2 -m cxr_nb.cli train --data /path/to/nih --out runs/both''', goes_on='--resume')
 def cxr_train(
-    data:str=None, # Folder in the NIH layout, or of the Indiana set; else CXR_DATA, Kaggle's mount, phantom images
+    data:str=None, # Folder in the NIH layout, or of the Indiana set; else download, CXR_DATA, Kaggle's mount, phantom
     csv_path:str=None, # Label file of your own: a row an image
     img_root:str=None, # Folder of its images
     image_col:str=None, # Its column with file names; found by its usual names if not given
@@ -71,18 +73,19 @@ def cxr_train(
     save_every:float=45., # Seconds between two states to go on from
     cache:str=None, # Folder of the image cache; in the user's cache folder if not given
     device:str=None, # cpu, cuda, mps; the best there is if not given
-    download:bool=False, # Download the release from Kaggle if it is nowhere (45 GB)
+    download:str=None, # Fetch a public set from Kaggle: 224 (2.3 GB), sample (4.2), release (45), indiana (14)
 ):
     "Train, choose thresholds, judge, explain and report."
     names = named_findings(findings)
-    there = _check_folders(recipe, data, csv_path, img_root)
+    there = _check_folders(recipe, data, csv_path, img_root, download)
     from cxr_nb.training.distributed import best_device, leave
     from cxr_nb.training.recipes import make_recipe
-    r = make_recipe(recipe, epochs, lr, batch_size, fast, arch=arch, weights=weights, size=size, loss=loss,
-                    weighted=weighted or None, split=split, val=val, test=test, folds=folds,
-                    train_subset=train_subset, val_subset=val_subset, seed=seed, findings=names,
-                    precision=precision, compile=compile or None, **typed_options(set))
+    own = dict(arch=arch, weights=weights, size=size, loss=loss, weighted=weighted or None, split=split, val=val,
+               test=test, folds=folds, train_subset=train_subset, val_subset=val_subset, seed=seed, findings=names,
+               precision=precision, compile=compile or None)
+    r = make_recipe(recipe, epochs, lr, batch_size, fast, **own, **_others(typed_options(set), own))
     _check_start(r, out, resume, overwrite)
+    check_download(download, r.size)
     best_device(device) # meets the other processes, if there are any
     if not there: _check_weights(r, out, resume) # before images are drawn or fetched
     columns = named_columns(image_col, patient_col, label_col)
@@ -108,6 +111,13 @@ def _train_and_say(
     if not ended: _say_already(run)
     return run
 
+def _others(typed, own):
+    "What was typed after --set. Raises `CxrError` for what has an option of its own"
+    for name in typed:
+        if name in own or name in ('epochs', 'lr', 'fast'):
+            raise CxrError(f'--set {name}: has an option of its own, --{name.replace("_", "-")}')
+    return typed
+
 def _is_indiana(recipe):
     "Is this the recipe for data of another layout?"
     return str(recipe) == 'indiana'
@@ -118,17 +128,19 @@ def _training_data(recipe, data, csv_path, img_root, findings, download, columns
     from cxr_nb.data.sources import load_data
     from cxr_nb.training.distributed import main_first
     own = csv_path or img_root
-    if _is_indiana(recipe) and not own: d = main_first(lambda: load_indiana(data, download=download))
+    if _is_indiana(recipe) and not own and not download: d = main_first(lambda: load_indiana(data))
     else: d = main_first(lambda: load_data(data, csv_path, img_root, findings, download, columns))
     return say_data(d)
 
-def _check_folders(recipe, data, csv_path, img_root):
+def _check_folders(recipe, data, csv_path, img_root, download):
     """Refuse folders and files that are not there before anything large is imported;
     are data there, or must they be made or fetched?"""
+    from cxr_nb.data.downloads import find_download
     from cxr_nb.data.sources import find_root
     for flag, path in (('--csv-path', csv_path), ('--img-root', img_root)):
         if path and not Path(path).exists(): raise CxrError(f'{path}: no such file or folder ({flag})')
     if csv_path or img_root: return True
+    if download: return find_download(download) is not None
     if _is_indiana(recipe): return data is not None
     return find_root(data) is not None
 

@@ -29,10 +29,15 @@ class Cache:
     path: Path # Its folder
     images: np.ndarray # uint8 (N, S, S), memory-mapped; rows of unusable images are black and not in `rows`
     index: pd.DataFrame # By image: row, width, height, bytes of the file, status ('ok', 'missing' or 'bad'), reason
-    meta: dict # version, size, filter, source
+    meta: dict # version, size, filter, source; origin where the images are of a download
 
     @property
     def size(self): return self.images.shape[1]
+    @property
+    def file_side(self):
+        "Longer side of the files in pixels, the median; None if none could be read"
+        sides = self.index.loc[self.usable, ['width', 'height']].max(axis=1)
+        return int(sides.median()) if len(sides) else None
     @property
     def usable(self): return self.index.index[self.index.status == 'ok']
     @property
@@ -110,8 +115,9 @@ def _lines_done(log, block):
     return done
 
 def _says(file, meta):
-    "Does this JSON file say the same?"
-    return read_json(file, default={}) == meta
+    "Does this JSON file say the same? It may say more"
+    said = read_json(file, default={})
+    return {k: said.get(k) for k in meta} == meta
 
 def _start(path, meta, block):
     "The array to fill, and how many images are in it already; begins anew if what is there is of another kind"
@@ -139,6 +145,7 @@ def build_cache(
     workers:int=None, # Threads; as many as there are cores if not given
     progress:bool=True, # Show a progress bar?
     block:int=512, # Images that are read and logged at a time
+    origin:dict=None, # Where the images came from, kept in meta.json, as of `source_of`
 )->Cache: # Complete; bad images are named in its index
     "Decode and resize all files, in parallel. Resumes after a kill, waits for another builder, reads nothing twice"
     path = Path(path)
@@ -148,6 +155,7 @@ def build_cache(
     with one_at_a_time(path, 'this image cache'):
         clear_halves(path, ('index.csv', 'log.csv', 'plan.json', 'meta.json'))
         if not _says(path/'meta.json', meta): _build(path, files, meta, workers, progress, block)
+        if origin: write_json(path/'meta.json', meta | dict(origin=origin))
         return _refresh(path, files)
 
 def _build(path, files, meta, workers, progress, block):

@@ -35,12 +35,13 @@ def run_data(
     root = where.get('root')
     if not root or not Path(root).is_dir():
         raise CxrError(f'{run}: its images are not where they were; give their folder as --data')
-    if indiana_folder(root): return load_indiana(root)
+    source = where.get('source')
+    if indiana_folder(root): return load_indiana(root, source=source)
     home = label_file(root)
     csv = where.get('csv', home) # a run of version 0.1.0 does not say
     if not csv: raise CxrError(f'{run}: its table was made in Python; give it again, as in open_run(path, data)')
     if not Path(csv).is_file():
         raise CxrError(f'{run}: its label file is not where it was; give it as --csv-path, with --img-root')
     findings = config.get('findings')
-    if home and home.resolve() == Path(csv).resolve(): return load_nih(root, findings)
+    if home and home.resolve() == Path(csv).resolve(): return load_nih(root, findings, source)
     return load_data(csv_path=csv, img_root=root, findings=findings, columns=where.get('columns'))

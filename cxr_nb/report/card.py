@@ -13,6 +13,7 @@ from pathlib import Path
 
 # %% ../../nbs/api/report/08_card.ipynb #7411a6b6
 from ..core import markdown_text, write_whole
+from ..data.downloads import source_text
 from ..labels import none_name
 from .checklists import readable, summary
 from .html import KIND, LIMITS, NOT_CLINICAL, filled_checklists, title_of
@@ -73,8 +74,9 @@ def _predicts(run):
 def _data(run):
     "What it was trained and judged on"
     table = split_table(run)
-    source = f'Data: {markdown_text(run.config.get("data", "not recorded"))}.'
-    return _paragraphs(source, markdown_text(run.config.get('caveat') or ''), '' if table.empty else md_table(table))
+    name = f'Data: {markdown_text(run.config.get("data", "not recorded"))}.'
+    said = [name, source_text(run.config.get('source')), run.config.get('caveat') or '']
+    return _paragraphs(*map(markdown_text, said), '' if table.empty else md_table(table))
 
 def _scores(metrics, part, text):
     "The table of a part below a line of text, with its notes"

@@ -18,6 +18,7 @@ from fastcore.xml import B, Code, Div, H1, H3, Li, P, Pre, Span, Strong, Ul
 
 # %% ../../nbs/api/report/07_html.ipynb #cb1d44e4
 from ..core import write_whole
+from ..data.downloads import source_text
 from ..labels import none_name
 from ..metrics.calibration import Calibration, plot_reliability
 from ..metrics.operating import threshold_array
@@ -92,11 +93,11 @@ def _data(run):
     config = run.config
     if table.empty: return missing('No split is recorded', 'cxr-train')
     marks = ', '.join(f'{name} {config[k]}' for k, name in FINGERPRINTS.items() if config.get(k))
-    unlabelled = ', '.join(config.get('unlabelled') or [])
     left_out = '{:,} predictions are of images that the labels do not know, and are left out.'
     return (_shared(run), html_table(table), where_known(note, config.get('not_found') or None, left_out),
-            where_known(note, unlabelled, 'No labels for {}, which were predicted too.'),
-            where_known(note, marks, 'Fingerprints, equal only for equal data: {}.'), _label_counts(run))
+            where_known(note, ', '.join(config.get('unlabelled') or []), 'No labels for {}, which were predicted too.'),
+            where_known(note, marks, 'Fingerprints, equal only for equal data: {}.'),
+            where_known(note, source_text(config.get('source')), '{}'), _label_counts(run))
 
 def _label_counts(run):
     "Images with each finding"

@@ -86,6 +86,8 @@ def remarks_on(
     recipe:Recipe, # What was asked for
     kind:str, # The split that was made, as of `kind_of_split`
     left_out:list, # Findings that cannot be learnt
+    side:int=None, # Side of the image files in pixels
+    drawn:bool=False, # Are they phantom images, which can be drawn at any size?
 )->list: # Lines
     "What must be said of choices that the data made"
     lines = []
@@ -96,4 +98,7 @@ def remarks_on(
         them = 'it' if len(left_out) == 1 else 'them'
         lines.append(f'left out: {", ".join(left_out)}; no training image has {them}, '
                      'so there is nothing to learn from')
+    if side and side < recipe.size and not drawn:
+        lines.append(f'enlarged: the files have {side} x {side} pixels and the network is given {recipe.size} x '
+                     f'{recipe.size}, which adds work and no detail; take size {side}, or files with more pixels')
     return lines
