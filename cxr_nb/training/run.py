@@ -22,6 +22,7 @@ from ..data.augment import MEAN, STD
 from ..data.batches import Batches, part, to_device
 from ..data.cache import Cache, prepare
 from ..data.opening import run_data
+from ..data.release_checks import is_phantom
 from ..data.sources import ChestData
 from ..data.splits import check_split, fingerprint
 
@@ -137,6 +138,7 @@ def run_config(
         seed=recipe.seed, device=run.device.type, versions=_versions(),
         mean=MEAN, std=STD, in_chans=1,
         stages_done=run.done, date=time.strftime('%Y-%m-%d'))
+    if run.data.source: config['source'] = run.data.source
     if run.chosen: config['chosen'] = run.chosen
     return config
 
@@ -157,7 +159,8 @@ def _places(run):
     "Where images, label file and cache lie on this machine"
     data = run.data
     csv = data.csv and str(data.csv.resolve())
-    return dict(root=str(data.root.resolve()), csv=csv, cache=str(run.cache.path.resolve()), columns=data.columns)
+    return dict(root=str(data.root.resolve()), csv=csv, cache=str(run.cache.path.resolve()), columns=data.columns,
+                source=data.source)
 
 def write_log(
     run:Run, # Any run
@@ -257,13 +260,14 @@ def new_run(
     model = model.to(device, memory_format=torch.channels_last)
     run = Run(Path(path), data, pixels, split, recipe, model, [], device, progress,
               left_out=left_out, given_split=given)
-    run.remarks = remarks_on(recipe, _kind_of_split(run), left_out)
+    run.remarks = remarks_on(recipe, _kind_of_split(run), left_out, pixels.file_side, is_phantom(data))
     return run
 
 def _cache(data, recipe, home, progress):
     "The resized images: in that folder, or under the name of the data in the user's cache folder"
     place = dict(path=home) if home else dict(path=cache_home(), name=data.name)
-    return main_first(lambda: prepare(data.table, data.files, size=recipe.size, progress=progress, **place))
+    how = dict(size=recipe.size, progress=progress, origin=data.source)
+    return main_first(lambda: prepare(data.table, data.files, **how, **place))
 
 def _new_model(recipe, train, goes_on):
     "The network at the start, for these training images"
