@@ -59,6 +59,7 @@ RUN_FILES = {
     'checkpoints': 'the weights after each stage, the best and the last',
     'figures': 'the pictures of the report',
     'results': 'the log, tables and single heatmaps',
+    'logs': 'what --log wrote there',
     'resume': 'the state to go on from, while a run is unfinished',
 }
 

@@ -102,6 +102,6 @@ def trained(run, phantom, shared):
     made = shared/'trained'/'small'
     with FileLock(shared/'trained.lock'):
         if not (made/'report.html').is_file():
-            said = run('cxr-train', '--data', phantom, '--out', made, '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', 64, '--epochs', 1, '--device', 'cpu', '--precision', 'float32')
+            said = run('cxr-train', '--data', phantom, '--out', made, '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', 64, '--epochs', 1, '--device', 'cpu', '--precision', 'float32', '--log', 'tensorboard')
             assert said.returncode == 0, said.stderr
     return made

@@ -20,7 +20,8 @@ metrics.baselines metrics.multilabel metrics.thresholds metrics.guarantees metri
 metrics.audit
 training.losses training.recipe training.recipes training.state training.distributed training.parts training.folder training.capture
 training.callbacks training.finetuning training.run training.batch_size
-training.frozen training.judging training.engine training.series training.crossval training.gains training.costs environment
+training.frozen training.judging training.engine training.series training.crossval training.gains training.costs
+training.loggers environment
 explain.cam explain.boxes explain.sheet
 report.tables report.plots report.eda report.statements report.checklists report.page report.html report.card report.classes
 training.backbones

@@ -74,12 +74,15 @@ def cxr_train(
     cache:str=None, # Folder of the image cache; in the user's cache folder if not given
     device:str=None, # cpu, cuda, mps; the best there is if not given
     download:str=None, # Fetch a public set from Kaggle: 224 (2.3 GB), sample (4.2), release (45), indiana (14)
+    log:str=None, # Show each epoch in tensorboard, trackio or wandb
 ):
     "Train, choose thresholds, judge, explain and report."
     names = named_findings(findings)
     there = _check_folders(recipe, data, csv_path, img_root, download)
     from cxr_nb.training.distributed import best_device, leave
+    from cxr_nb.training.loggers import check_logger
     from cxr_nb.training.recipes import make_recipe
+    check_logger(log)
     own = dict(arch=arch, weights=weights, size=size, loss=loss, weighted=weighted or None, split=split, val=val,
                test=test, folds=folds, train_subset=train_subset, val_subset=val_subset, seed=seed, findings=names,
                precision=precision, compile=compile or None)
@@ -91,7 +94,7 @@ def cxr_train(
     columns = named_columns(image_col, patient_col, label_col)
     d = _training_data(recipe, data, csv_path, img_root, names or r.findings, download, columns)
     _check_weights(r, out, resume)
-    _train_and_say(d, r, out, cache=cache, device=device, resume=resume, overwrite=overwrite, every=save_every)
+    _train_and_say(d, r, out, log, cache=cache, device=device, resume=resume, overwrite=overwrite, every=save_every)
     leave()
 
 # %% ../../nbs/api/commands/03_train.ipynb #647b60ce
@@ -99,15 +102,18 @@ def _train_and_say(
     data, # `ChestData`
     recipe, # All choices
     out, # The run folder
+    log=None, # A logger, as of `logging_to`
     **kwargs # For `train` or `cross_validate`
 )->object: # The run
     "Train as the recipe's split says, and say what comes of it"
     from cxr_nb.training.crossval import cross_validate
     from cxr_nb.training.engine import train
+    from cxr_nb.training.loggers import logging_to
     ended = []
     train_it = cross_validate if recipe.split.kind == 'folds' else train
     def end(run): ended.append(finish(run))
-    run = train_it(data, recipe, out, on_stage=_say_stage, on_end=end, say=say, **kwargs)
+    with logging_to(log, out, recipe, kwargs['resume']) as cbs:
+        run = train_it(data, recipe, out, on_stage=_say_stage, on_end=end, say=say, cbs=cbs, **kwargs)
     if not ended: _say_already(run)
     return run
 
