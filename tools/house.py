@@ -17,7 +17,7 @@ data.verdicts data.release_checks data.file_checks data.duplicates data.run_chec
 models.weights models.folding models.tabular models.necks models.nets models.bundle models.peers
 metrics.predictions metrics.ranking metrics.operating metrics.bootstrap metrics.evaluation metrics.delong metrics.compare
 metrics.baselines metrics.multilabel metrics.thresholds metrics.guarantees metrics.calibration metrics.subgroups metrics.readers
-metrics.audit
+metrics.audit metrics.label_errors
 training.losses training.recipe training.recipes training.state training.distributed training.parts training.folder training.capture
 training.callbacks training.finetuning training.run training.batch_size
 training.frozen training.judging training.engine training.series training.crossval training.gains training.costs
