@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 from .core import cache_home, on_drive
+from .data.downloads import DOWNLOADS, mount_root, source_of
 from .data.indiana import PROJECTIONS, indiana_folder
 from .data.sources import DataError, fast, find_root, label_file
 from .runs import lasting_home
@@ -96,20 +97,22 @@ def _rows(csv):
 def _counted(root, csv, mend):
     "The images of a folder, and what kind they are"
     n = _rows(csv)
-    if (Path(root)/'phantom.json').is_file(): return Answer(f'{n:,} synthetic images in {Path(root).name}', mend, n)
-    return Answer(f'{n:,} real radiographs in {Path(root).name}', number=n)
+    source = source_of(root)
+    name = DOWNLOADS[source['download']].name if source else Path(root).name
+    if (Path(root)/'phantom.json').is_file(): return Answer(f'{n:,} synthetic images in {name}', mend, n)
+    return Answer(f'{n:,} real radiographs in {name}', number=n)
 
 def nih_images()->Answer: # Number and kind
     "The images that `load_data()` would find"
     try: root = find_root()
     except DataError as e: return Answer('none', str(e).partition(': ')[2])
-    if root: return _counted(root, label_file(root), FETCH)
+    if root: return _counted(root, label_file(root) or root/PROJECTIONS, FETCH)
     n = 300 if fast() else 1500
     return Answer(f'none; {n:,} synthetic ones are drawn instead', FETCH, n)
 
 def indiana_images()->Answer: # Number and kind
     "The images that `load_indiana()` would find"
-    folder = indiana_folder(os.environ.get('CXR_INDIANA') or '/kaggle/input')
+    folder = indiana_folder(os.environ.get('CXR_INDIANA') or mount_root())
     if folder: return _counted(folder, folder/PROJECTIONS, FETCH_INDIANA)
     n = 150 if fast() else 800
     return Answer(f'none; those of {n:,} synthetic reports are drawn instead', FETCH_INDIANA, 2*n)

@@ -16,7 +16,7 @@ READY = ['cxr_nb.cli', 'cxr_nb.commands.use', 'cxr_nb.training.crossval', 'cxr_n
 def env(tmp_path_factory):
     "An environment with a cache folder of its own and no data of the user's"
     clean = {k: v for k, v in os.environ.items() if not k.startswith('CXR_') and k != 'IN_TEST'}
-    return {**clean, 'CXR_CACHE': str(tmp_path_factory.mktemp('cache'))}
+    return {**clean, 'CXR_CACHE': str(tmp_path_factory.mktemp('cache')), 'KAGGLEHUB_CACHE': str(tmp_path_factory.mktemp('downloads'))}
 
 @pytest.fixture(scope='session')
 def run_alone(env):

@@ -22,7 +22,7 @@ def indiana(tmp_path_factory):
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     "Folders of this test alone: where kagglehub keeps its files, where Kaggle mounts, and the cache"
-    for variable in ('CXR_DATA', 'CXR_INDIANA', 'KAGGLE_KERNEL_RUN_TYPE'): monkeypatch.delenv(variable, raising=False)
+    for variable in ('CXR_DATA', 'CXR_INDIANA', 'CXR_FAST', 'IN_TEST', 'KAGGLE_KERNEL_RUN_TYPE'): monkeypatch.delenv(variable, raising=False)
     for variable, name in (('KAGGLEHUB_CACHE', 'hub'), ('KAGGLE_CACHE_MOUNT_FOLDER', 'input'), ('CXR_CACHE', 'cache')):
         monkeypatch.setenv(variable, str(tmp_path/name))
     disk(monkeypatch, 200e9)
@@ -62,6 +62,7 @@ def test_each_by_its_name_and_a_second_time_without_fetching(name, hub, capsys):
     again = load_data(download=name)
     assert hub.asked == [DOWNLOADS[name].handle] and 'nothing is fetched' in capsys.readouterr().out
     assert again.table.equals(data.table) and again.source == data.source
+    if name != 'indiana': assert load_data().source == data.source # and from then on without its name
 
 @pytest.mark.parametrize('form', ['name', 'owner and name'])
 @pytest.mark.parametrize('name', NAMES)
@@ -220,7 +221,7 @@ def test_cells_of_the_guide(forks, env, phantom, indiana, tmp_path):
     cells = [c.source for c in nb.cells if c.cell_type == 'code']
     assert len(cells) == 3 and cells[0].splitlines()[-1].startswith('%pip install') and all(c.startswith('#| eval: false') for c in cells)
     source = "\n".join(cells[1:])
-    home = dict(KAGGLEHUB_CACHE=str(tmp_path/'hub'), KAGGLE_CACHE_MOUNT_FOLDER=str(tmp_path/'input'), CXR_CACHE=str(tmp_path/'cache'), CXR_FAST='1')
+    home = dict(KAGGLEHUB_CACHE=str(tmp_path/'hub'), KAGGLE_CACHE_MOUNT_FOLDER=str(tmp_path/'input'), CXR_CACHE=str(tmp_path/'cache'), CXR_FAST='1', CXR_RUNS=str(tmp_path/'runs'))
     p = forks.Process(target=as_notebook, args=(Hub(phantom, indiana), source, {**env, **home}, tmp_path))
     p.start()
     p.join(300)

@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2, numpy as np, pandas as pd
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
 from .indiana_reports import PROJECTIONS, REPORTS, read_indiana_csv, read_indiana_xml
-from .downloads import DOWNLOADS, fetch, mount_root, source_of
+from .downloads import DOWNLOADS, fetch, kept, mount_root, source_of
 from .sources import PHANTOM_CAVEAT, ChestData, DataError, fast, index_images, no_boxes, with_source
 from ..core import CxrError, cache_home, made_whole, one_at_a_time, refuse_foreign
 from ..labels import LabelError, findings_of
@@ -262,7 +262,10 @@ def indiana_folder(
 def _root(root, download, kaggle):
     "The folder that was named, mounted or downloaded; None where the phantom must stand in"
     root = root or os.environ.get('CXR_INDIANA')
-    if not root: return indiana_folder(kaggle or mount_root()) or (fetch('indiana') if download else None)
+    mount = None if root else indiana_folder(kaggle or mount_root())
+    if mount: return mount
+    if not root and download: return fetch('indiana')
+    if not root: return None if fast() else kept('indiana')
     if not Path(root).is_dir(): raise DataError(f'{root}: no such folder; {HOW}')
     return Path(root)
 

@@ -19,7 +19,8 @@ from statistics import median
 import pandas as pd
 from PIL import Image
 from ..core import CxrError, cache_home
-from .downloads import DOWNLOADS, fetch, mount_root, mounted, source_fingerprint, source_of, source_text
+from .downloads import DOWNLOADS, check_layout, fetch, kept, mount_root, mounted, source_fingerprint
+from .downloads import source_of, source_text
 from ..labels import BOX_FRAME, FINDINGS, find_column, findings_of, from_release, nih_boxes, read_boxes, read_csv
 from ..labels import read_list, read_nih, read_table
 from .phantom.release import make_phantom
@@ -117,7 +118,7 @@ def find_root(
     data=None, # A folder given by the user
     kaggle=None, # Where Kaggle mounts data sets; `mount_root()` if not given
 )->Path: # The folder, or None where the phantom must stand in
-    "Argument, `CXR_DATA`, or Kaggle's mount. Raises `DataError` if a named folder is not one"
+    "Argument, `CXR_DATA`, Kaggle's mount, or an earlier download. Raises `DataError` if a named folder is not one"
     for said, path in (('--data', data), ('CXR_DATA', os.environ.get('CXR_DATA'))):
         if not path: continue
         if not Path(path).is_dir():
@@ -125,7 +126,13 @@ def find_root(
         if not label_file(path):
             raise DataError(f'{path}: holds no label file ({said}); one of {", ".join(LABEL_FILES)} must lie there')
         return Path(path)
-    return kaggle_mount(kaggle)
+    return kaggle_mount(kaggle) or _downloaded()
+
+def _downloaded():
+    "What of ChestX-ray14 was downloaded before; None in a quick run"
+    names = [] if fast() else ['release', '224', 'sample']
+    known = [(name, kept(name)) for name in names]
+    return next((check_layout(folder, name) for name, folder in known if folder), None)
 
 # %% ../../nbs/api/data/02_sources.ipynb #4a15b4c8
 SUFFIXES = {'.png', '.jpg', '.jpeg', '.dcm'}
@@ -253,7 +260,7 @@ def phantom_data(
     return load_nih(dest, findings)
 
 def load_data(
-    data=None, # Folder in the NIH layout; else a download, `CXR_DATA`, Kaggle's mount, the phantom
+    data=None, # Folder in the NIH layout; else `CXR_DATA`, Kaggle's mount, an earlier download, the phantom
     csv_path=None, # A label file of its own, in the NIH format or any other
     img_root=None, # A folder of its own for the images
     findings:list=None, # Which findings get a column; all of the release, or all of another table, if not given
