@@ -20,6 +20,7 @@ import pandas as pd
 from .core import cache_home, on_drive
 from .data.downloads import DOWNLOADS, mount_root, source_of
 from .data.indiana import PROJECTIONS, indiana_folder
+from .data.downloads import mount_root
 from .data.sources import DataError, fast, find_root, label_file
 from .runs import lasting_home
 

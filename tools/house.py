@@ -24,6 +24,7 @@ training.frozen training.judging training.engine training.series training.crossv
 training.loggers environment
 explain.cam explain.boxes explain.sheet
 report.tables report.plots report.eda report.statements report.checklists report.page report.html report.card report.classes
+report.looking
 training.backbones
 deploy.predict deploy.export deploy.app
 bench.race bench.setup bench.rows bench.cards bench.run

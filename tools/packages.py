@@ -48,7 +48,7 @@ CALLS = { # What is called first, where it is not the first function of the modu
     'metrics.multilabel': 'multilabel_scores', 'metrics.guarantees': 'guaranteed_thresholds', 'metrics.calibration': 'fit_calibration',
     'metrics.subgroups': 'evaluate_subgroups', 'metrics.readers': 'evaluate_readers', 'training.distributed': 'best_device',
     'training.frozen': 'kept_features', 'training.loggers': "logging_to('tensorboard', path, recipe)", 'training.series': 'series_run', 'report.eda': 'plot_label_counts',
-    'report.classes': 'plot_classes', 'commands.parsing': 'command', 'commands.train': 'cxr_train', 'bench.setup': 'bench_run',
+    'report.classes': 'plot_classes', 'report.looking': 'learn.show_results()', 'commands.parsing': 'command', 'commands.train': 'cxr_train', 'bench.setup': 'bench_run',
     'deploy.app': "make_app('runs/first')", 'bench.race': "race(ours, theirs)", 'bench.rows': 'startup(setup)',
     'bench.cards': 'gpu_release(setup)', 'bench.run': 'bench()'}
 

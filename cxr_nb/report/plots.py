@@ -6,8 +6,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/report/plots.html.md"""
 
 # %% auto #0
 __all__ = ['INK', 'BLUE', 'ORANGE', 'GREEN', 'GRAY', 'styled_subplots', 'laid_out', 'figure_text', 'plot_history', 'plot_lr_find',
-           'changes', 'plot_changes', 'image_loss', 'plot_top_losses', 'plot_auroc', 'plot_roc', 'plot_pr',
-           'plot_thresholds', 'plot_confusion', 'plot_localisation']
+           'changes', 'plot_changes', 'image_loss', 'plot_top_losses', 'labels_and_guesses', 'plot_auroc', 'plot_roc',
+           'plot_pr', 'plot_thresholds', 'plot_confusion', 'plot_localisation']
 
 # %% ../../nbs/api/report/02_plots.ipynb #659507fd
 import numpy as np, pandas as pd
@@ -207,20 +207,22 @@ def plot_top_losses(
         for ax, i in zip(line, numbers):
             ax.imshow(images[preds.images[i]], cmap='gray', vmin=0, vmax=255)
             _title(ax, f'loss {loss[i]:.2f}', 8, pad=3)
-            for j, (text, color) in enumerate(_labels_and_guesses(preds, i)):
+            for j, (text, color) in enumerate(labels_and_guesses(preds, i)):
                 ax.text(0, -0.04 - 0.105*j, text, transform=ax.transAxes, fontsize=7.5, color=color, va='top')
     return fig
 
-def _labels_and_guesses(preds, i):
-    "Lines below an image, each with its colour: its labels, then the likeliest of the other findings"
+def labels_and_guesses(
+    preds, # Labels `y`, probabilities `p` and the names `findings`, as of `align`
+    i:int, # Number of an image
+)->list: # Lines, each with its colour
+    "What stands below an image: its labels, then the likeliest of the other findings, with their probabilities"
     likeliest = np.argsort(-preds.p[i], kind='stable')
     name = lambda c: f'{figure_text(preds.findings[c])} {preds.p[i, c]:.2f}'
     true = [name(c) for c in likeliest if preds.y[i, c]]
     other = [name(c) for c in likeliest if not preds.y[i, c]]
     labels = true[:3] or [pretty(none_name(preds.findings))]
     if len(true) > 3: labels.append(f'and {len(true) - 3} more')
-    guesses = other[:2 if len(true) < 3 else 1]
-    return [(o, BLUE) for o in labels] + [(o, GRAY) for o in guesses]
+    return [(o, BLUE) for o in labels] + [(o, GRAY) for o in other[:2 if len(true) < 3 else 1]]
 
 # %% ../../nbs/api/report/02_plots.ipynb #ab13131c
 def plot_auroc(

@@ -174,7 +174,7 @@ class SmoothLoss(AvgSmoothLoss):
 class ValidLoss(AvgLoss):
     "Mean loss over the validation images of all processes"
     def accumulate(self, learn):
-        self.total += learn.loss.detach().float()*len(learn.y)
+        self.total += learn.loss.detach().float().mean()*len(learn.y)
         self.count += len(learn.y)
     @property
     def value(self):

@@ -44,9 +44,9 @@ class FocalLoss(nn.Module):
         super().__init__()
         self.gamma = gamma
         self.alpha = alpha
-    def forward(self, logits, y):
+    def forward(self, logits, y, reduction='mean'): # fastai asks for 'none' to tell which images are the worst
         from torchvision.ops import sigmoid_focal_loss # here: it takes seconds to load, and few runs need it
-        return sigmoid_focal_loss(logits, y, alpha=self.alpha, gamma=self.gamma, reduction='mean')
+        return sigmoid_focal_loss(logits, y, alpha=self.alpha, gamma=self.gamma, reduction=reduction)
 
 # %% ../../nbs/api/training/01_losses.ipynb #419b10b1
 LOSSES = ['bce', 'class_weight', 'pos_weight', 'focal']
@@ -77,8 +77,8 @@ class WeightedBCE(nn.Module):
         super().__init__()
         self.register_buffer('weight', weight)
         self.register_buffer('pos_weight', pos_weight)
-    def forward(self, logits, y):
-        return F.binary_cross_entropy_with_logits(logits, y, self.weight, pos_weight=self.pos_weight)
+    def forward(self, logits, y, reduction='mean'):
+        return F.binary_cross_entropy_with_logits(logits, y, self.weight, None, None, reduction, self.pos_weight)
 
 # %% ../../nbs/api/training/01_losses.ipynb #b9753967
 def weights_of(

@@ -97,7 +97,9 @@ class Run:
         rows = self.cache.rows(table.index)
         size = size or self.recipe.size
         bs = bs or pass_batch(self.device, size)
-        return Batches(self.images, rows, y, bs, size=size, device=self.device, tab=tab, **kwargs)
+        batches = Batches(self.images, rows, y, bs, size=size, device=self.device, tab=tab, **kwargs)
+        batches.vocab = list(self.recipe.findings) # as fastai calls the names of outputs
+        return batches
     def batches(self, name, bs=None, **kwargs):
         "Batches of a part in order, as in judging"
         return self.batches_of(self.part(name), bs, **kwargs)
