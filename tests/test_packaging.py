@@ -26,7 +26,7 @@ def test_build(tmp_path):
     subprocess.run([sys.executable, '-m', 'build', '--outdir', str(tmp_path), str(ROOT)], check=True, capture_output=True)
     assert len(list(tmp_path.glob('*.tar.gz'))) == 1
     names = zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist()
-    assert {'cxr_nb/nih_test_patients.txt', 'cxr_nb/checklists.json', 'cxr_nb/statements.csv', 'cxr_nb/indiana_classes.csv', 'cxr_nb/indiana_reference.csv'} <= set(names) and any(o.endswith('entry_points.txt') for o in names) and any('LICENSE' in o for o in names)
+    assert {'cxr_nb/nih_test_patients.txt', 'cxr_nb/checklists.json', 'cxr_nb/statements.csv', 'cxr_nb/weights.csv', 'cxr_nb/indiana_classes.csv', 'cxr_nb/indiana_reference.csv'} <= set(names) and any(o.endswith('entry_points.txt') for o in names) and any('LICENSE' in o for o in names)
 
 def trees(): return {k: ast.parse(f.read_text()) for k, f in house.modules().items()}
 

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from ..core import check_fields, record_from
 from ..labels import FINDINGS
 from ..data.batches import gathered
-from .weights import ModelError, check_arch, load_backbone
+from .weights import ModelError, check_arch
+from .published import load_start
 from .folding import conv_norm_pairs, fold_batchnorm
 from .tabular import TabularBranch, check_columns
 from .necks import (NECKS, Token, backbone_blocks, make_head, make_neck, pooled_after,
@@ -86,7 +87,8 @@ NET_RULES = dict(
     hidden=(_are_widths, 'up to 10 widths, each 1 to 10,000'),
     tabular=(lambda v: isinstance(v, tuple), 'a list of columns'),
     dropout=(lambda v: 0 <= v < 1, '0 or more, and below 1'),
-    kwargs=(lambda v: isinstance(v, dict), 'an object, as in {"drop_path_rate": 0.1}'))
+    kwargs=(lambda v: isinstance(v, dict), 'an object, as in {"drop_path_rate": 0.1}'),
+    offset=(lambda v: type(v) in (int, float) and abs(v) <= 10, 'a number, -10 to 10'))
 
 @dataclass(frozen=True)
 class Net:
@@ -100,6 +102,7 @@ class Net:
     tabular: tuple = () # What it is told beside the image, of age, sex and view
     dropout: float = 0. # In the head, in training
     kwargs: dict = field(default_factory=dict) # More for timm, e.g. `{'output_stride': 16}` for a finer last map
+    offset: float = 0. # Added to the normalised image, for weights to which another gray is zero
 
     def __post_init__(self):
         for name in ('findings', 'hidden', 'tabular'): # JSON has no tuples
@@ -112,8 +115,10 @@ class Net:
         object.__setattr__(self, 'kwargs', json.loads(json.dumps(self.kwargs)))
 
     def to_dict(self):
-        "Plain JSON"
-        return json.loads(json.dumps(asdict(self)))
+        "Plain JSON; `offset` only where there is one, so that what does without it can be read by older versions"
+        values = json.loads(json.dumps(asdict(self)))
+        if not self.offset: del values['offset']
+        return values
 
     @classmethod
     def from_dict(cls, values):
@@ -146,7 +151,11 @@ class ChestModel(nn.Module):
 
     def features(self, img):
         "What the head reads of images, or of what `stem` kept of them: (B, F)"
-        return self.neck(self.backbone(img)) if img.ndim == 4 else self._resume(img, self.trainable)
+        return self.neck(self.backbone(self._taken(img))) if img.ndim == 4 else self._resume(img, self.trainable)
+
+    def _taken(self, img):
+        "The image as the backbone takes it"
+        return img + self.net.offset if self.net.offset else img
 
     def forward(self, img, tab=None): return self._answer(self.features(img), tab)
 
@@ -161,7 +170,7 @@ class ChestModel(nn.Module):
         "What lies before the last `trainable` blocks: tokens (B, T, D); for 0, the features (B, F)"
         if trainable == 0: return self.features(img)
         self._refuse_cut(trainable)
-        return tokens_before(self.backbone, img, trainable)
+        return tokens_before(self.backbone, self._taken(img), trainable)
 
     def from_stem(self, kept, trainable, tab=None):
         "Logits from what `stem` gave for the same number"
@@ -247,7 +256,7 @@ def make_model(
     net='mobilenetv2_100', # A `Net`, or the name of a timm model
     findings:list=None, # Names of the outputs; the 14 of ChestX-ray14 if neither these nor the net say others
     size:int=224, # Side of the input in pixels, for a name
-    weights=None, # As of `load_backbone`; None for random weights
+    weights=None, # As of `load_start`; None for random weights
     prevalence=None, # Share of images with each finding (C,), for the first bias
     seed:int=0, # Of the random weights
     rows=None, # Tabular rows of the training images, for the scale of that input
@@ -259,7 +268,7 @@ def make_model(
     findings = findings or net.findings or FINDINGS
     torch.manual_seed(seed)
     model = ChestModel(replace(net, findings=tuple(findings)))
-    if weights is not None: load_backbone(model, weights)
+    if weights is not None: load_start(model, weights)
     if rows is not None: model.tabular.fit(rows)
     start_head(model, prevalence)
     return model.eval()

@@ -14,6 +14,7 @@ from importlib.resources import files
 
 import pandas as pd
 from ..core import CxrError
+from ..models.registry import start_sentence
 from .tables import PARTS, pretty, score_text, value_at
 
 # %% ../../nbs/api/report/04_statements.ipynb #1747f9b7
@@ -174,6 +175,7 @@ WORDS = dict(
     counts=('parts', _counts),
     several=('parts', _several),
     told=('net[tabular]', _told),
+    published=('recipe[weights]', start_sentence),
     layers=('net[hidden]', lambda hidden: len(hidden) + 1),
     all_versions=('versions', lambda versions: ', '.join(f'{k} {v}' for k, v in versions.items())),
     stages_run=('stages', _stages),
