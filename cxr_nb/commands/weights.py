@@ -69,5 +69,5 @@ def write_published(
     if (Path(out)/'config.json').exists(): raise CxrError(f'{out}: holds a run or a bundle; give another folder')
     model = load_published(weights, findings or FINDINGS)
     entry = entry_of(weights)
-    remark = start_sentence(entry.name).replace('The run began with', 'This is')
+    remark = start_sentence(entry.name).replace('The run began with the published', 'Published')
     return save_bundle(model, out, weights=entry.name, license=entry.licence.lower(), caveat=remark)

@@ -85,10 +85,10 @@ def file_of(
 
 # %% ../../nbs/api/models/005_registry.ipynb #b00d85c6
 SAW_TEST = dict(
-    yes='It had seen images of the test part of NIH ChestX-ray14, so scores on them are too kind.',
-    no='It had seen no image of NIH ChestX-ray14.',
-    selected='Its makers chose by scores on the test part of NIH ChestX-ray14, so scores there may be too kind.',
-    unknown='Whether it had seen images of the test part of NIH ChestX-ray14 is not known.')
+    yes='They had seen images of the test part of NIH ChestX-ray14, so scores on them are too kind.',
+    no='They had seen no image of NIH ChestX-ray14.',
+    selected='Their makers chose by scores on the test part of NIH ChestX-ray14, so scores there may be too kind.',
+    unknown='Whether they had seen images of the test part of NIH ChestX-ray14 is not known.')
 
 def start_sentence(
     weights # As typed after --weights, or as `recipe` in config.json has it
