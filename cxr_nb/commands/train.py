@@ -36,6 +36,7 @@ def typed_options(
             cxr-train --data /path/to/nih --out runs/first --size 224 --resume
             cxr-train --data /path/to/nih --out runs/single --recipe single --epochs 8 --lr 1e-4
             cxr-train --data /path/to/nih --out runs/fusion --recipe fusion
+            cxr-train --data /path/to/nih --out runs/eva --weights eva-x-tiny
             cxr-train --data /path/to/indiana --out runs/indiana --recipe indiana
             cxr-train --csv-path mine.csv --img-root images --patient-col person --findings Mass,Edema --out runs/mine
             torchrun --nproc_per_node=2 -m cxr_nb.cli train --data /path/to/nih --out runs/both''', goes_on='--resume')
@@ -51,7 +52,7 @@ def cxr_train(
     recipe:str='staged', # staged (three stages), single, fusion (age, sex, view), indiana (35 classes), strong, .json
     fast:bool=False, # A tiny network of the same kind, an epoch a stage: does it work at all?
     arch:str=None, # Any timm model; that of the recipe if not given
-    weights:str=None, # imagenet, none, a file, a folder or hf-hub:NAME of open_clip; the recipe's if not given
+    weights:str=None, # imagenet, none, a name of cxr-weights, NAME=FILE, a file or folder; the recipe's if not given
     size:int=None, # Side of the network's input in pixels; 224 if not given
     epochs:int=None, # Epochs of each stage
     batch_size:int=None, # Batch size of stages that train more than the head
@@ -159,13 +160,9 @@ def _check_start(r, out, resume, overwrite):
 
 def _check_weights(r, out, resume):
     "Refuse weights that cannot be had, before images are read"
-    from cxr_nb.models.weights import check_reachable
+    from cxr_nb.models.published import check_start
     from cxr_nb.runs import holds_run
-    if resume and holds_run(out): return # the weights to begin with are not needed any more
-    weights = str(r.weights or 'none')
-    if weights == 'imagenet': check_reachable(r.arch)
-    elif weights != 'none' and not weights.startswith('hf-hub:') and not Path(weights).exists():
-        raise CxrError(f'{weights}: no such weight file; check --weights')
+    if not (resume and holds_run(out)): check_start(r.weights, r.net) # else they are not needed any more
 
 def _say_already(run):
     "The scores of a run that was finished before"

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..core import markdown_text, write_whole
 from ..data.downloads import source_text
 from ..labels import none_name
+from ..models.registry import start_sentence
 from .checklists import readable, summary
 from .html import KIND, LIMITS, NOT_CLINICAL, filled_checklists, title_of
 from .tables import calibration_table, localisation_table, md_table, pretty, read_run, reader_table
@@ -75,7 +76,8 @@ def _data(run):
     "What it was trained and judged on"
     table = split_table(run)
     name = f'Data: {markdown_text(run.config.get("data", "not recorded"))}.'
-    said = [name, source_text(run.config.get('source')), run.config.get('caveat') or '']
+    start = start_sentence(value_at(run.config, 'recipe[weights]'))
+    said = [name, source_text(run.config.get('source')), run.config.get('caveat') or '', start]
     return _paragraphs(*map(markdown_text, said), '' if table.empty else md_table(table))
 
 def _scores(metrics, part, text):

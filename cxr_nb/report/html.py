@@ -23,12 +23,12 @@ from ..labels import none_name
 from ..metrics.calibration import Calibration, plot_reliability
 from ..metrics.operating import threshold_array
 from ..metrics.subgroups import plot_subgroups
+from ..models.registry import start_sentence
 from ..runs import stages_left, unfinished
 from .checklists import CHECKLISTS, cited, fill, readable, summary
 from .eda import plot_label_counts
 from .page import figure, folded, missing, note, picture, where_known, whole_page
-from .plots import plot_auroc, plot_confusion, plot_history, plot_localisation
-from .plots import plot_pr, plot_roc, plot_thresholds
+from .plots import plot_auroc, plot_confusion, plot_history, plot_localisation, plot_pr, plot_roc, plot_thresholds
 from .statements import run_facts
 from .tables import SCORES, RunFiles, capital, html_table, pretty, read_run, score_text, value_at
 from .tables import calibration_table, localisation_table, no_finding_table, overlap_table, reader_table
@@ -124,7 +124,7 @@ def _training(run):
     if run.history is None or run.history.empty: return missing('No history', 'cxr-train')
     return (figure(plot_history(run.history), 'Lines: loss and validation AUROC over all epochs'),
             P(f'{len(run.history)} epochs. The AUROC is that of the validation part, which also chose what was kept; '
-              'the test part had no say.'))
+              'the test part had no say. ', start_sentence(value_at(run.config, 'recipe[weights]'))))
 
 # %% ../../nbs/api/report/07_html.ipynb #0b7b0e7f
 KIND = ('There is no test part: weights and thresholds were chosen on these validation films, '

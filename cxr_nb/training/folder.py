@@ -18,6 +18,7 @@ import pandas as pd
 # %% ../../nbs/api/training/062_folder.ipynb #e002ec91
 from ..core import file_sha256
 from ..data.splits import fingerprint
+from ..models.registry import entry_of
 from ..models.weights import read_weights
 from .distributed import broadcast, is_main
 from .recipe import Recipe
@@ -43,9 +44,10 @@ def history_of(
 def plain_recipe(
     recipe:Recipe # Any
 )->dict: # Plain JSON
-    "A recipe without the folder of its weights, which is nobody else's business"
+    "A recipe without the folder of its weights, which is nobody else's business; published ones under their name"
     weights = str(recipe.weights or 'none')
-    if not weights.startswith('hf-hub:'): weights = Path(weights).name
+    entry = entry_of(weights)
+    if not weights.startswith('hf-hub:'): weights = entry.name if entry else Path(weights).name
     return recipe.to_dict() | dict(weights=weights)
 
 def start_weights(
@@ -53,7 +55,8 @@ def start_weights(
 )->dict: # `start_weights`: the fingerprint of the file, or a name such as 'imagenet'; nothing if the file is gone
     "What a run starts from"
     name = str(recipe.weights or 'none')
-    if name in ('imagenet', 'none') or name.startswith('hf-hub:'): return dict(start_weights=name)
+    if name == 'none' or name.startswith('hf-hub:'): return dict(start_weights=name)
+    if entry := entry_of(name): return dict(start_weights=entry.name)
     file = Path(name)
     if file.is_dir(): file = next(iter(sorted(file.glob('open_clip_*.[sb]*'))), file)
     if not file.is_file(): return {}

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..core import CxrError, check_fields, read_json, record_from
 from ..data.augment import Augment
+from ..models.published import with_published_net
 from ..models.nets import Net
 from .losses import Loss
 
@@ -121,7 +122,7 @@ RECIPE_RULES = dict(
     net=(lambda v: isinstance(v, Net), 'a Net'), split=(lambda v: isinstance(v, Split), 'a Split'),
     loss=(lambda v: isinstance(v, Loss), 'a Loss'),
     augment=(lambda v: v is None or isinstance(v, Augment), 'an Augment or None'),
-    weights=(lambda v: v is None or isinstance(v, str), "'imagenet', 'none', a file, a folder or a name of the hub"),
+    weights=(lambda v: v is None or isinstance(v, str), "'imagenet', 'none', a name that cxr-weights lists, or a file"),
     weighted=YES_NO, hide=PART, monitor=one_of(*MONITORS), thresholds=one_of('f1', 'dynamic'),
     min_precision=PART, min_f1=PART,
     budgets=(lambda v: all(is_whole(o) and o >= 1 for o in v), 'numbers of epochs'), precision=one_of(*PRECISIONS),
@@ -135,7 +136,7 @@ class Recipe:
     split: Split = field(default_factory=Split) # Who trains, who chooses, who judges
     loss: Loss = field(default_factory=Loss) # What is made small
     augment: Augment = field(default_factory=Augment) # Random changes of training images, or None
-    weights: str = 'imagenet' # To begin with: 'imagenet' from timm's hub, a file, a folder, a name of the hub, 'none'
+    weights: str = 'imagenet' # To begin with: 'imagenet', a name of the registry, NAME=FILE, a file, a folder, 'none'
     weighted: bool = False # Draw images with rare findings more often?
     hide: float = .1 # Chance of each tabular value to be hidden in training
     monitor: str = 'auroc' # Validation score by which the best epoch is kept: 'auroc', 'ap' or 'macro_f1'
@@ -183,8 +184,9 @@ def change(
     recipe:Recipe, # Stays as it is
     **options # Fields of the recipe, or of its network, split or loss
 )->Recipe: # With these choices
-    "The recipe with other choices. Raises `TrainError` on a name that there is not, or a value that makes no sense"
-    own, inner = _sorted(options)
+    """The recipe with other choices; published weights bring their network where no other is chosen.
+    Raises `TrainError` on a name that there is not, or a value that makes no sense"""
+    own, inner = _sorted(with_published_net(options))
     for place, values in inner.items():
         if not values: continue
         record = own.get(place, getattr(recipe, place))

@@ -17,6 +17,7 @@ from ..data.augment import Augment
 from ..data.indiana import INDIANA
 from ..models.nets import Net
 from ..models.weights import BIOMEDCLIP
+from ..models.published import with_published_net
 from .losses import Loss
 from .recipe import STAGED, Recipe, Split, Stage, change, read_recipe
 
@@ -120,7 +121,7 @@ def tiny(
     "A recipe to try whether everything works; its scores mean nothing"
     searched = bool(recipe.budgets)
     small = dict(weights='none', budgets=(1, 2) if searched else ()) | TINY[recipe.net.neck]
-    recipe = change(recipe, **small | options)
+    recipe = change(recipe, **small | with_published_net(options))
     epochs = 2 if searched else 1
     stages = []
     for stage in recipe.stages:
