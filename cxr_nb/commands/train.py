@@ -55,7 +55,7 @@ def cxr_train(
     weights:str=None, # imagenet, none, a name of cxr-weights, NAME=FILE, a file or folder; the recipe's if not given
     size:int=None, # Side of the network's input in pixels; 224 if not given
     epochs:int=None, # Epochs of each stage
-    batch_size:int=None, # Batch size of stages that train more than the head
+    batch_size:str=None, # Images a batch where more than the head learns; auto: what the card holds, lr follows
     lr:float=None, # Learning rate of the first stage, the others keep their ratio to it
     loss:str=None, # bce, class_weight, pos_weight or focal
     weighted:bool=False, # Draw images with rare findings more often

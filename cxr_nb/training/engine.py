@@ -160,7 +160,8 @@ def net_learner(
     wd = 0. if stage.frozen else stage.wd
     optimiser = partial(fused_adamw, wd=wd, scales=layer_scales(run.model, stage.layer_decay))
     learn = LateLearner(dls, run.model, stage_loss(run, stage, loss), opt_func=optimiser,
-                        metrics=[_epoch_metric(run.recipe)], splitter=splitter, cbs=[*cbs, *stage_callbacks(run, stage)], **kwargs)
+                        metrics=[_epoch_metric(run.recipe)], splitter=splitter,
+                        cbs=[*cbs, *stage_callbacks(run, stage)], **kwargs)
     learn.recorder.smooth_loss = SmoothLoss()
     learn.recorder.loss = ValidLoss()
     return learn

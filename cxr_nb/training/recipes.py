@@ -90,7 +90,7 @@ def make_recipe(
     name:str='staged', # One of `NAMED`, or a JSON file
     epochs:int=None, # Of each stage
     lr:float=None, # Of the first stage; the others keep their ratio to it
-    bs:int=None, # Of stages that train more than the head
+    bs:int|str=None, # Of stages that train more than the head; 'auto' or a number, which may be text
     fast:bool=False, # A tiny network of the same kind and an epoch a stage: does it work at all?
     **options # For `change`; one that is None is left as the recipe has it
 )->Recipe: # With these choices
@@ -100,6 +100,7 @@ def make_recipe(
     elif name in NAMED: recipe = NAMED[name](**options)
     else: raise CxrError(f'--recipe {name}: there are {", ".join(NAMED)}, or give a .json file')
     if fast: recipe = tiny(recipe, **options)
+    if str(bs).isdigit(): bs = int(bs)
     return replace(recipe, stages=[_vary(o, recipe.stages[0].lr, epochs, lr, bs) for o in recipe.stages])
 
 def _vary(stage, first, epochs, lr, bs):
