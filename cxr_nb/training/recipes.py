@@ -77,6 +77,7 @@ def strong(
 )->Recipe: # ConvNeXt-tiny, or any other network
     "A recipe for the score rather than the lesson: for an hour on a T4"
     gentle = Augment(degrees=5, shift=.05, scale=.05, brightness=0., contrast=0.)
+    options = with_published_net(options) # names such as 'eva-x-small' bring their network along
     arch = str(options.get('arch') or 'convnext_tiny')
     transformer = arch.startswith(TRANSFORMERS)
     net = Net(arch, size=224 if transformer else 384)
