@@ -31,7 +31,7 @@ from .engine import run_stage
 from .judging import choose_thresholds, judge, predictions_of, write_predictions
 from .recipe import Recipe, TrainError
 from .folder import config_of, history_of, without
-from .parts import fold_parts, with_findings
+from .parts import fold_parts, seed_of_split, with_findings
 from .run import Run, save_run, start_run
 from .state import disk_room, read_state
 
@@ -210,7 +210,7 @@ def cross_validate(
     path = Path(path)
     best_device(kwargs.get('device'))
     recipe = with_findings(recipe, data)
-    if split is None: split = indiana_split(data.table, recipe.seed, recipe.split.test, recipe.split.folds)
+    if split is None: split = indiana_split(data.table, seed_of_split(recipe), recipe.split.test, recipe.split.folds)
     split = check_folds(data, split)
     own = without(kwargs, 'every', 'cbs', 'loss')
     with run_lock(path, is_main()), disk_room(path):
