@@ -21,6 +21,7 @@ from ..core import CxrError
 from ..data.augment import normalise
 from ..data.gate import readable_pixels
 from ..data.images import to_square
+from ..models.ensemble import Ensemble
 
 # %% ../../nbs/api/explain/01_cam.ipynb #ffbba1b5
 class ExplainError(CxrError):
@@ -73,8 +74,9 @@ def _places(model):
 def cam_layer(
     model, # A `ChestModel`, or any network of one batch of images with `.size`
     name:bool=False, # Also say what it is called?
-)->torch.nn.Module|tuple: # The module; with `name` the module and its name
+)->torch.nn.Module|tuple|list: # The module; with `name` the module and its name; of an ensemble a list of these
     "What gives the last feature map, or the tokens before the last attention. Raises `ExplainError` without places"
+    if isinstance(model, Ensemble): return [cam_layer(member, name) for member in model.members]
     seen = []
     run = getattr(getattr(model, 'backbone', None), 'forward_features', model)
     blank = next(model.parameters()).new_zeros(1, 1, model.size, model.size)
@@ -166,7 +168,7 @@ def _gradient(logits, leaf):
 
 # %% ../../nbs/api/explain/01_cam.ipynb #3aa3f7c2
 def gradcam(
-    model, # A `ChestModel`
+    model, # A `ChestModel` or an `Ensemble`
     x, # Normalised images, float32 (B, 1, S, S)
     findings=None, # Names of the findings to explain; all of the model's if not given
     fast:bool=None, # True: insist on class activation maps; False: the package grad-cam; None: whatever the head allows
@@ -176,9 +178,18 @@ def gradcam(
     which = _which(model, findings)
     x = x.to(next(model.parameters()).device)
     layer = layer or cam_layer(model)
+    if isinstance(model, Ensemble): return _mean_maps(model, x, [model.findings[k] for k in which], fast, layer)
     with _untouched(model):
         if fast is False: return _gradcam_package(model, x, layer, which)
         return _fit_maps(_cells(model, x, layer, which, fast), x.shape[-2:])
+
+def _mean_maps(model, x, names, fast, layers):
+    "The mean of the maps of an ensemble's members, stretched like each of them"
+    maps = []
+    for member, layer in zip(model.members, layers):
+        own = gradcam(member, model.resized(x, member), names, fast, layer)
+        maps.append(_fit_maps(own, x.shape[-2:]))
+    return _fit_maps(np.mean(maps, axis=0), x.shape[-2:])
 
 def _which(model, findings):
     "Numbers of the named findings among the model's"
@@ -207,9 +218,10 @@ def pair_maps(
     "The map of each pair of an image and a finding"
     names = list(dict.fromkeys(findings))
     x = normalise(torch.as_tensor(images)[:, None]).to(next(model.parameters()).device)
+    asked = (at, [names.index(finding) for finding in findings])
+    if isinstance(model, Ensemble): return gradcam(model, x, names, layer=layer)[asked]
     with _untouched(model): cells = _cells(model, x, layer, _which(model, names))
-    asked = cells[at, [names.index(finding) for finding in findings]]
-    return _fit_maps(asked[:, None], images.shape[1:])[:, 0]
+    return _fit_maps(cells[asked][:, None], images.shape[1:])[:, 0]
 
 # %% ../../nbs/api/explain/01_cam.ipynb #9eb1314d
 def grad_cam(

@@ -25,6 +25,7 @@ from ..data.augment import MEAN, STD
 from .weights import ModelError, read_weights
 from .tabular import CODES
 from .nets import ChestModel, Net
+from .ensemble import Ensemble, ensemble_name, joint_net, member_nets
 
 # %% ../../nbs/api/models/05_bundle.ipynb #5c6e8bcf
 def _write_part(model, path):
@@ -32,7 +33,7 @@ def _write_part(model, path):
     part = path.with_name(path.name + '.part')
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     about = None # one key: safetensors shuffles several, and equal weights would differ as files
-    if isinstance(model, ChestModel): about = dict(model=json.dumps(dict(arch=model.arch, findings=model.findings)))
+    if isinstance(model, (ChestModel, Ensemble)): about = dict(model=json.dumps(dict(arch=model.arch, findings=model.findings)))
     save_file(tensors, part, metadata=about)
     part.chmod(part.parent.stat().st_mode & 0o666) # safetensors leaves it to its owner alone; a run may be shared
     return part
@@ -50,7 +51,7 @@ def save_weights(
 FORMAT = 2 # Of config.json; a bundle without it has no `net`
 
 def save_bundle(
-    model:ChestModel, # Any device
+    model:ChestModel|Ensemble, # Any device
     path, # Folder, made if needed
     **config # More for config.json: anything that JSON can hold
 )->Path: # The folder
@@ -69,11 +70,11 @@ def save_bundle(
 
 def _described(model):
     "What is needed to build a network again, and to give it its input"
-    if fields := getattr(model, 'bundle_fields', None): return fields # a network of another kind
     tabular = model.net.tabular
     codes = {k: CODES[k] for k in tabular if k in CODES}
     more = dict(tabular=dict(columns=list(tabular), codes=codes)) if tabular else {}
-    return dict(format=FORMAT, net=model.net.to_dict()) | more
+    of = dict(members=model.about) if isinstance(model, Ensemble) else dict(net=model.net.to_dict())
+    return dict(format=FORMAT) | of | more
 
 # %% ../../nbs/api/models/05_bundle.ipynb #4bc60161
 OTHER_KINDS = ('fusion', 'vit') # What older versions called a pyramid with tabular input, and a transformer
@@ -85,6 +86,7 @@ def net_of(
     for name in ('arch', 'findings', 'size'):
         if name not in cfg: raise ModelError(f'{name!r} is missing')
     if not isinstance(cfg['findings'], list): raise ModelError("'findings' must be a list of names")
+    if 'members' in cfg: return _joint_of(cfg)
     plain = Net(cfg['arch'], cfg['findings'], cfg['size'], kwargs=cfg.get('model_kwargs') or {})
     for kind in OTHER_KINDS:
         if not isinstance(cfg.get(kind, {}), dict): raise ModelError(f'{kind!r} holds no options')
@@ -94,6 +96,14 @@ def net_of(
         raise ModelError("'net' is of another architecture, size or other options than the rest of the file")
     if net.findings != plain.findings:
         raise ModelError("'net' has other findings than the rest of the file, or has them in another order")
+    return net
+
+def _joint_of(cfg):
+    "What an ensemble takes and gives, if its members are those that the rest of the file says"
+    nets = member_nets(cfg['members'])
+    net = joint_net(nets)
+    if [ensemble_name(nets), list(net.findings), net.size] != [cfg['arch'], cfg['findings'], cfg['size']]:
+        raise ModelError("'members' are of other architectures, findings or sizes than the rest of the file")
     return net
 
 def check_config(
@@ -249,7 +259,7 @@ def _refuse_findings(path, there, here):
     raise ModelError(f'{path}: its findings are others, or in another order: {what}; its outputs would get wrong names')
 
 def load_weights(
-    model:ChestModel, # Changed in place
+    model:ChestModel|Ensemble, # Changed in place
     path # Weights of the same network, as of `save_weights`
 )->ChestModel: # The same model
     """Weights of a whole model. Raises `ModelError` if they are of another architecture, or of other findings,
@@ -274,7 +284,8 @@ def load_bundle(
     cfg, weights = read_config(path), Path(path)/'model.safetensors'
     if any(o in cfg for o in OTHER_KINDS):
         raise ModelError(f'{path}: was written by an older version; cxr-check --convert {path} makes it one of today')
-    try: model = load_weights(bounded(lambda: ChestModel(net_of(cfg)), weights), weights)
+    def make(): return Ensemble(cfg['members']) if 'members' in cfg else ChestModel(net_of(cfg))
+    try: model = load_weights(bounded(make, weights), weights)
     except ModelError as e:
         raise ModelError(f'{path}: weights and configuration do not belong together ({e})') from None
     return model.eval(), cfg
@@ -305,7 +316,7 @@ def convert_bundle(
     "Make a bundle of an older version one of today, which stays as it is. Raises `ModelError` if it cannot be opened"
     cfg, weights = read_config(path), Path(path)/'model.safetensors'
     kind = next((o for o in OTHER_KINDS if o in cfg), None)
-    if kind is None and 'net' in cfg: return Path(path)
+    if kind is None and ('net' in cfg or 'members' in cfg): return Path(path)
     names = RENAMED.get(kind, {})
     try:
         net = _older_net(cfg, kind) if kind else net_of(cfg)
