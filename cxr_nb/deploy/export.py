@@ -80,7 +80,7 @@ def about(
     said = FIXED | dict(arch=clf.model.arch, findings=clf.findings, size=clf.model.size)
     said['square_numpy'] = getsource(square_in_numpy)
     if clf.thresholds is not None: said['thresholds'] = as_json(clf.thresholds.to_dict())
-    said |= {key: clf.config.get(key) for key in ('weights_sha256', 'data', 'caveat')}
+    said |= {key: clf.config.get(key) for key in ('weights_sha256', 'data', 'caveat', 'members')}
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in said.items() if v is not None}
 
 # %% ../../nbs/api/deploy/02_export.ipynb #378f5a6d
@@ -220,7 +220,7 @@ class OnnxClassifier:
 
 def _about_of(meta, path):
     "The text of a file as values, looked through"
-    parsed = ('findings', 'size', 'channels', 'mean', 'std', 'thresholds')
+    parsed = ('findings', 'size', 'channels', 'mean', 'std', 'thresholds', 'members')
     try: cfg = {k: json.loads(v) if k in parsed else v for k, v in meta.items()}
     except (ValueError, RecursionError):
         raise ExportError(f'{path}: what it says about itself cannot be read; export it again') from None

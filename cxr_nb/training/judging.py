@@ -45,10 +45,11 @@ def val_auroc(
 def write_predictions(
     run:Run, # Any run
     name:str, # 'train', 'val' or 'test'
+    p:np.ndarray=None, # Its probabilities, (n, C), where they are known; predicted if not given
 )->pd.DataFrame: # Columns image, patient, prob_<finding>..., true_<finding>...
     "Predict a part and write `predictions_<name>.csv`"
     findings, table = run.recipe.findings, run.part(name)
-    p = probabilities(run.model, run.batches(name), run.progress)
+    if p is None: p = probabilities(run.model, run.batches(name), run.progress)
     p = pd.DataFrame(p, index=table.index, columns=findings).astype(np.float64)
     columns = [table[['patient']], p.add_prefix('prob_'), table[findings].add_prefix('true_')]
     df = pd.concat(columns, axis=1).rename_axis('image').reset_index()
@@ -95,11 +96,13 @@ def judge(
     run:Run, # Any run
     n_boot:int=1000, # Resamples of patients for the intervals
     parts=('val', 'test'), # What to judge; `('val',)` between stages, so that the test part has no say
+    anew:bool=True, # Predict first? Else what the folder holds is judged
 )->dict: # What metrics.json holds
     "Predict, choose thresholds on validation, judge each part, write it all to the run folder"
     parts = [o for o in parts if len(run.part(o))]
     with run_lock(run.path, is_main()):
-        for o in parts: write_predictions(run, o)
+        if anew:
+            for o in parts: write_predictions(run, o)
         return broadcast(_judge(run, parts, n_boot) if is_main() else None)
 
 def _judge(run, parts, n_boot):
