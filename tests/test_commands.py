@@ -3,7 +3,7 @@ import json, re, shutil, subprocess, sys
 
 import pandas as pd, pytest
 
-COMMANDS = ['cxr-demo', 'cxr-prepare', 'cxr-check', 'cxr-train', 'cxr-eval', 'cxr-gradcam', 'cxr-predict', 'cxr-export', 'cxr-bench', 'cxr-app', 'cxr-weights']
+COMMANDS = ['cxr-demo', 'cxr-prepare', 'cxr-check', 'cxr-train', 'cxr-ensemble', 'cxr-eval', 'cxr-gradcam', 'cxr-predict', 'cxr-export', 'cxr-bench', 'cxr-app', 'cxr-weights']
 
 @pytest.mark.parametrize('cmd', COMMANDS)
 def test_help_has_examples(run, run_alone, cmd):

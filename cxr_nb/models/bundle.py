@@ -33,7 +33,8 @@ def _write_part(model, path):
     part = path.with_name(path.name + '.part')
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     about = None # one key: safetensors shuffles several, and equal weights would differ as files
-    if isinstance(model, (ChestModel, Ensemble)): about = dict(model=json.dumps(dict(arch=model.arch, findings=model.findings)))
+    if isinstance(model, (ChestModel, Ensemble)):
+        about = dict(model=json.dumps(dict(arch=model.arch, findings=model.findings)))
     save_file(tensors, part, metadata=about)
     part.chmod(part.parent.stat().st_mode & 0o666) # safetensors leaves it to its owner alone; a run may be shared
     return part
