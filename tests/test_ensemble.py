@@ -115,7 +115,7 @@ def test_what_cannot_be_averaged_is_refused(run, made, tmp_path):
     own = json.loads((second/'config.json').read_text())
     (tmp_path/'nothing').mkdir()
     findings = [*own['findings'][:3], 'Nodule']
-    other = changed(second, tmp_path/'other_findings', findings=findings, net=own['net'] | dict(findings=findings))
+    other = changed(second, tmp_path/'other_findings', thresholds=None, findings=findings, net=own['net'] | dict(findings=findings))
     fold = own['recipe'] | dict(split=own['recipe']['split'] | dict(kind='folds'))
     unfinished = changed(second, tmp_path/'unfinished', stages_done=[])
     cases = {'two runs or more': [first], 'no config.json there': [first, tmp_path/'nothing'], 'Mass, Nodule is known to only one': [first, other],
