@@ -128,6 +128,8 @@ def refuse_resuming(
     "Raise `RunError` if the folder holds something that cannot go on"
     refuse_older(path)
     if not holds_run(path) or can_resume(path): return
+    if 'members' in _config(path):
+        raise RunError(f'{path}: holds an ensemble, which is not trained; train its members, and average them again')
     why = 'its config.json cannot be read, or it is of another kind'
     raise RunError(f'{path}: holds a run that cannot be resumed: {why}; give another folder')
 
