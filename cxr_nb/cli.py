@@ -10,6 +10,7 @@ __all__ = ['COMMANDS']
 # %% ../nbs/api/09_cli.ipynb #62af377f
 import sys
 
+from .commands.ensemble import cxr_ensemble
 from .commands.prepare import cxr_check, cxr_prepare
 from .commands.train import cxr_demo, cxr_train
 from .commands.use import cxr_app, cxr_bench, cxr_eval, cxr_export, cxr_gradcam, cxr_predict
@@ -17,8 +18,9 @@ from .commands.weights import cxr_weights
 
 # %% ../nbs/api/09_cli.ipynb #7cef5ad4
 COMMANDS = dict(
-    demo=cxr_demo, prepare=cxr_prepare, check=cxr_check, train=cxr_train, eval=cxr_eval, gradcam=cxr_gradcam,
-    predict=cxr_predict, export=cxr_export, bench=cxr_bench, app=cxr_app, weights=cxr_weights)
+    demo=cxr_demo, prepare=cxr_prepare, check=cxr_check, train=cxr_train, ensemble=cxr_ensemble, eval=cxr_eval,
+    gradcam=cxr_gradcam, predict=cxr_predict, export=cxr_export, bench=cxr_bench, app=cxr_app,
+    weights=cxr_weights)
 
 if __name__ == '__main__' and __package__ == 'cxr_nb':
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:

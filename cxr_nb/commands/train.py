@@ -39,6 +39,7 @@ def typed_options(
             cxr-train --data /path/to/nih --out runs/eva --weights eva-x-tiny
             cxr-train --data /path/to/indiana --out runs/indiana --recipe indiana
             cxr-train --csv-path mine.csv --img-root images --patient-col person --findings Mass,Edema --out runs/mine
+            cxr-train --data /path/to/nih --out runs/second --seed 1 --split-seed 0
             torchrun --nproc_per_node=2 -m cxr_nb.cli train --data /path/to/nih --out runs/both''', goes_on='--resume')
 def cxr_train(
     data:str=None, # Folder in the NIH layout, or of the Indiana set; else download, CXR_DATA, Kaggle's mount, phantom
@@ -66,6 +67,7 @@ def cxr_train(
     train_subset:int=None, # Images to train on, class balance kept; all if not given
     val_subset:int=None, # Images to validate on; all if not given
     seed:int=None, # Of split, weights, order and augmentation; 0 if not given
+    split_seed:int=None, # Of the split alone, so that runs of several seeds share it; that of --seed if not given
     precision:str=None, # float32, bfloat16, float16, or auto: 16 bits on cards that are fast in them; auto if not given
     compile:bool=False, # Compile the network first; takes minutes, pays in long runs
     set:str=None, # Any other field of the recipe, as in --set "width=64 hide=0.2"
@@ -86,7 +88,7 @@ def cxr_train(
     check_logger(log)
     own = dict(arch=arch, weights=weights, size=size, loss=loss, weighted=weighted or None, split=split, val=val,
                test=test, folds=folds, train_subset=train_subset, val_subset=val_subset, seed=seed, findings=names,
-               precision=precision, compile=compile or None)
+               split_seed=split_seed, precision=precision, compile=compile or None)
     r = make_recipe(recipe, epochs, lr, batch_size, fast, **own, **_others(typed_options(set), own))
     _check_start(r, out, resume, overwrite)
     check_download(download, r.size)

@@ -18,6 +18,7 @@ from ..labels import none_name
 from ..models.registry import start_sentence
 from .checklists import readable, summary
 from .html import KIND, LIMITS, NOT_CLINICAL, filled_checklists, title_of
+from .members import members_text
 from .tables import calibration_table, localisation_table, md_table, pretty, read_run, reader_table
 from .tables import score_table, split_table, subgroup_table, threshold_table, value_at
 
@@ -135,6 +136,7 @@ def _how_to_load(run):
 BEFORE = {
     'Intended use': lambda run: f'**{NOT_CLINICAL}** {USE}',
     'What it predicts': _predicts,
+    'Members': members_text,
     'Data and split': _data,
     'Results': _results,
     'Thresholds': _thresholds,

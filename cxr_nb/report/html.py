@@ -27,6 +27,7 @@ from ..models.registry import start_sentence
 from ..runs import stages_left, unfinished
 from .checklists import CHECKLISTS, cited, fill, readable, summary
 from .eda import plot_label_counts
+from .members import members_section
 from .page import figure, folded, missing, note, picture, where_known, whole_page
 from .plots import plot_auroc, plot_confusion, plot_history, plot_localisation, plot_pr, plot_roc, plot_thresholds
 from .statements import run_facts
@@ -384,10 +385,10 @@ def _skipped(skipped):
     more = ' (the first 200 of them)' if len(skipped) > 200 else ''
     return folded(f'{len(skipped):,} images were skipped{more}', Div(html_table(table), cls='reasons'))
 
-SECTIONS = {'Data and split': _data, 'Training': _training, 'Scores': _scores, 'Curves': _curves,
-            'Thresholds and calls': _thresholds, 'Calibration': _calibration, 'Subgroups': _subgroups,
-            'Other readers': _readers, 'Heatmaps': _heatmaps, 'Checklists': _checklists, 'Limits': _limits,
-            'Configuration': _configuration}
+SECTIONS = {'Data and split': _data, 'Training': lambda run: members_section(run) or _training(run),
+            'Scores': _scores, 'Curves': _curves, 'Thresholds and calls': _thresholds, 'Calibration': _calibration,
+            'Subgroups': _subgroups, 'Other readers': _readers, 'Heatmaps': _heatmaps, 'Checklists': _checklists,
+            'Limits': _limits, 'Configuration': _configuration}
 
 # %% ../../nbs/api/report/07_html.ipynb #2afc0b8f
 def write_report(

@@ -23,7 +23,7 @@ class ChecklistError(CxrError):
 
 _CONFIG = ['library', 'data', 'caveat', 'recipe', 'parts', 'split', 'split_kind', 'labels', 'skipped', 'seed', 'device',
            'versions', 'mean', 'std', 'in_chans', 'arch', 'size', 'findings', 'parameters', 'stages_done',
-           'calibration', 'predictions', 'net', 'chosen']
+           'calibration', 'predictions', 'net', 'chosen', 'members']
 # Name in metrics.json to name of the fact; `calibration` is already that of the configuration
 _METRICS = dict(test='test', held_out='held_out', floors='floors', localisation='localisation',
                 calibration='measured', subgroups='subgroups', readers='readers')
@@ -88,6 +88,11 @@ def _told(columns):
     "Such as `age, sex and view`"
     *first, last = columns
     return f'{", ".join(first)} and {last}' if first else last
+
+def _members(members):
+    "Network, size and seed of each member of an ensemble"
+    text = '{net[arch]} at {net[size]} pixels, seed {seed}'
+    return '; '.join(text.format_map(dict(seed='not recorded') | member) for member in members)
 
 def _reasons(skipped):
     "Why images were left out, most frequent reason first"
@@ -171,6 +176,8 @@ WORDS = dict(
     listed=('findings', _names),
     n_findings=('findings', len),
     n_skipped=('skipped', len),
+    n_members=('members', len),
+    made_of=('members', _members),
     reasons=('skipped', _reasons),
     counts=('parts', _counts),
     several=('parts', _several),

@@ -126,7 +126,8 @@ RECIPE_RULES = dict(
     weighted=YES_NO, hide=PART, monitor=one_of(*MONITORS), thresholds=one_of('f1', 'dynamic'),
     min_precision=PART, min_f1=PART,
     budgets=(lambda v: all(is_whole(o) and o >= 1 for o in v), 'numbers of epochs'), precision=one_of(*PRECISIONS),
-    compile=YES_NO, capture=YES_NO, train_subset=COUNT, val_subset=COUNT, seed=COUNT)
+    compile=YES_NO, capture=YES_NO, train_subset=COUNT, val_subset=COUNT, seed=COUNT,
+    split_seed=(lambda v: v is None or is_whole(v) and v >= 0, 'a whole number, 0 or more, or none'))
 
 @dataclass(frozen=True)
 class Recipe:
@@ -150,6 +151,7 @@ class Recipe:
     train_subset: int = 0 # Images to train on; 0 for all
     val_subset: int = 0 # Images to validate on; 0 for all
     seed: int = 0 # Of split, weights, order and augmentation
+    split_seed: int = None # Of the split alone, so that runs of several seeds share it; `seed` if not given
 
     def __post_init__(self):
         object.__setattr__(self, 'stages', tuple(self.stages))

@@ -6,12 +6,12 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/training/run.html.md"""
 
 # %% auto #0
 __all__ = ['pass_batch', 'Run', 'run_config', 'save_run', 'write_log', 'start_run', 'new_run', 'restore', 'stage_files',
-           'open_run', 'convert_run']
+           'recipe_of', 'open_run', 'convert_run']
 
 # %% ../../nbs/api/training/07_run.ipynb #67cb1c65
 import json, platform, time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -28,6 +28,7 @@ from ..data.splits import check_split, fingerprint
 
 # %% ../../nbs/api/training/07_run.ipynb #1c5f14b6
 from ..models.bundle import convert_bundle, load_bundle, save_bundle, save_weights
+from ..models.ensemble import Ensemble
 from ..models.nets import ChestModel, make_model
 from ..models.tabular import tabular
 from ..models.weights import check_arch, read_weights
@@ -61,7 +62,7 @@ class Run:
     cache: Cache # Resized images
     split: pd.Series # Part of each usable image
     recipe: Recipe # All choices
-    model: ChestModel # As it is now
+    model: ChestModel|Ensemble # As it is now
     history: list # A dict an epoch
     device: torch.device # Where the model is
     progress: bool = True # Show progress bars?
@@ -142,6 +143,7 @@ def run_config(
         stages_done=run.done, date=time.strftime('%Y-%m-%d'))
     if run.data.source: config['source'] = run.data.source
     if run.chosen: config['chosen'] = run.chosen
+    if isinstance(run.model, Ensemble): return without(config, 'recipe', 'start_weights', 'seed', 'stages_done')
     return config
 
 # %% ../../nbs/api/training/07_run.ipynb #4e5225e1
@@ -155,7 +157,7 @@ def save_run(
     save_bundle(run.model, run.path, **run_config(run), **config)
     write_json(run.path/'data.json', _places(run))
     if run.history: pd.DataFrame(run.history).to_csv(run.path/'history.csv', index=False)
-    write_log(run)
+    if not isinstance(run.model, Ensemble): write_log(run)
 
 def _places(run):
     "Where images, label file and cache lie on this machine"
@@ -303,6 +305,14 @@ def stage_files(
     save_run(run)
 
 # %% ../../nbs/api/training/07_run.ipynb #b92aebfe
+def recipe_of(
+    model, # As of `load_bundle`
+    config:dict, # Its configuration
+)->Recipe: # All choices
+    "The recipe of a run. An ensemble has none: how it is judged is said by that of its first member"
+    if not isinstance(model, Ensemble): return Recipe.from_dict(config['recipe'])
+    return replace(Recipe.from_dict(model.about[0]['recipe']), net=model.net, weights='none')
+
 def open_run(
     path, # A run folder
     data:ChestData=None, # Its data, if they have moved
@@ -314,7 +324,7 @@ def open_run(
     progress = progress and is_main()
     model, config = load_bundle(path)
     refuse_older(path)
-    recipe = Recipe.from_dict(config['recipe'])
+    recipe = recipe_of(model, config)
     home = None
     if data is None:
         home = read_json(path/'data.json', default={}).get('cache')
