@@ -247,15 +247,14 @@ def _guarantee(run):
 def _calibration(run):
     "Are the probabilities true?"
     record = run.metrics.get('calibration')
-    held = run.held
-    if not record or held is None: return missing('No calibration', 'cxr-eval')
+    if not record or run.held is None: return missing('No calibration', 'cxr-eval')
     if 'table' not in record: return note(record['reason'])
     fitted, judged = run.parts
     text = (f'Fitted on {fitted} ({record["fitted_on"]:,} films), judged on {judged}; means over the findings. '
             f'Probabilities that are exactly right would have an ECE of {record["floor"]:.4f} here.')
     moved = ("The last row is moved by Bayes' rule to the true prevalence of the films that are judged, which nobody "
              'knows beforehand. It is right only where nothing but the prevalence differs between the two sides.')
-    return html_table(calibration_table(record), text), note(moved), _reliability(held, record)
+    return html_table(calibration_table(record), text), note(moved), _reliability(run.held, record)
 
 def _frequent(held, n=8):
     "The findings with most positives, as far as they have any"
