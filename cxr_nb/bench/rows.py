@@ -188,7 +188,7 @@ def frozen_stage_vs_forward_pass(
     s:Setup # Images and sizes
 )->Row: # In seconds
     "The frozen stage, 5 epochs at every strength of L2, against one plain forward pass over the same images"
-    run = bench_run(s, s.pick(2400, 72), 'frozen')
+    run = bench_run(s, s.pick(1200, 72), 'frozen')
     stage = replace(STAGED[0], repeats=s.pick(STAGED[0].repeats, 2))
     batches = run.batches('val')
     train, val = (run.cache.images[run.cache.rows(run.part(o).index)] for o in ('train', 'val'))
