@@ -149,7 +149,7 @@ def _runs():
     return Answer('in the folder runs', mend)
 
 # %% ../nbs/api/03_environment.ipynb #b3fe2f74
-READ = 120 # Image files a second on a core, measured
+READ = 76 # Image files of half a megabyte a second on a core, by the row `reading_vs_pillow` of cxr-bench
 TRAINED = { # Images a second in training at 224 pixels: on a core (measured), and on a T4 (estimated)
     'mobilenetv2_100': (18, 790),
     'densenet121': (2.5, 310),

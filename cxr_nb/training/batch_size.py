@@ -20,6 +20,7 @@ import torch
 from ..models.nets import ChestModel
 from .callbacks import best_precision
 from .capture import no_memory
+from .distributed import broadcast
 from .recipe import Stage, TrainError
 from .run import Run
 
@@ -100,7 +101,7 @@ def sized(
     size = stage_size(run, stage)
     few, more = (step_bytes(run.model.eval(), size, bs) for bs in (8, 16))
     fits = images_that_fit(few, more, torch.cuda.mem_get_info(run.device)[0])
-    bs = auto_batch(fits, len(run.part('train')))
+    bs = broadcast(auto_batch(fits, len(run.part('train')))) # processes must not differ in it
     return replace(stage, bs=bs, lr=scaled_lr(stage.lr, bs))
 
 # %% ../../nbs/api/training/071_batch_size.ipynb #2104ac3d

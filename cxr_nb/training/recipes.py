@@ -75,7 +75,7 @@ TRANSFORMERS = ('vit_', 'eva', 'deit', 'beit', 'swin') # How their names begin
 def strong(
     **options # For `change`
 )->Recipe: # ConvNeXt-tiny, or any other network
-    "A recipe for the score rather than the lesson: for an hour on a T4"
+    "A recipe for the score rather than the lesson"
     gentle = Augment(degrees=5, shift=.05, scale=.05, brightness=0., contrast=0.)
     options = with_published_net(options) # names such as 'eva-x-small' bring their network along
     arch = str(options.get('arch') or 'convnext_tiny')
