@@ -23,7 +23,7 @@ training.callbacks training.finetuning training.run training.batch_size
 training.frozen training.judging training.engine training.series training.ensembling training.crossval training.gains training.costs
 training.loggers environment
 explain.cam explain.boxes explain.sheet
-report.tables report.plots report.eda report.statements report.checklists report.page report.members report.html report.card report.classes
+report.tables report.plots report.style report.sources report.eda report.statements report.checklists report.page report.members report.html report.card report.classes
 report.looking
 training.backbones
 deploy.predict deploy.export deploy.app

@@ -43,7 +43,7 @@ CALLS = { # What is called first, where it is not the first function of the modu
     'training.backbones': 'compare_backbones(data, recipe, archs)', 'training.costs': "cost('resnet18')",
     'training.callbacks': 'fused_adamw(params, lr=1e-3)', 'training.gains': 'gains(fused, image)',
     'explain.cam': 'gradcam(model, x)', 'explain.boxes': 'localise(run)', 'explain.sheet': 'explain_run(run)',
-    'report.tables': "read_run('runs/first')", 'report.plots': 'plot_history(history)', 'report.html': "write_report('runs/first')",
+    'report.tables': "read_run('runs/first')", 'report.plots': 'plot_history(history)', 'report.style': 'series_style()', 'report.sources': "source_table('02')", 'report.html': "write_report('runs/first')",
     'report.card': "write_model_card('runs/first')", 'report.statements': 'answers(facts)', 'report.checklists': "checklist('claim')",
     'deploy.predict': "load_classifier('runs/first')('a.dcm')", 'deploy.export': "export_onnx('runs/first', 'model.onnx')",
     'data.checks': 'check_data', 'models.necks': 'make_neck', 'metrics.delong': 'delong', 'metrics.baselines': 'metadata_baseline',
