@@ -63,8 +63,8 @@ def beside(
     for name, claim in claims.iterrows():
         mine = ours.get(name, {})
         theirs = {'they did': claim.did, 'figure': claim.figure, 'they reached': claim.reached}
-        here = {'judged on': claim.judged_on, 'we ran': mine.get('ran', NOT_RUN), 'we reached': mine.get('reached', '–')}
-        rows.append(theirs | here | {'why it may differ': claim.why})
+        here = {'we ran': mine.get('ran', NOT_RUN), 'we reached': mine.get('reached', '–')}
+        rows.append(theirs | {'judged on': claim.judged_on} | here | {'why it may differ': claim.why})
     return pd.DataFrame(rows)
 
 def source_table(
