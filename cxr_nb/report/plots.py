@@ -86,17 +86,16 @@ def plot_history(
     history:pd.DataFrame # As of `history.csv`
 )->Figure: # Loss and AUROC by epoch, stages marked
     "How training went"
-    fig, axs = styled_subplots(8, 3, 1, 2)
-    loss, auroc = axs[0]
+    fig, ((loss, auroc),) = styled_subplots(8, 3, 1, 2)
     epoch = np.arange(1, len(history) + 1)
     line = dict(ms=3.5, lw=1.5)
     loss.plot(epoch, history['train_loss'], 'o-', color=GRAY, label='training', **line)
     loss.plot(epoch, history['valid_loss'], 'o-', color=BLUE, label='validation', **line)
     auroc.plot(epoch, history['auroc'], 'o-', color=BLUE, **line)
     _legend(loss)
-    for ax, name in ((loss, 'Loss'), (auroc, 'Macro AUROC, validation')):
+    for ax, name, unit in ((loss, 'Loss by epoch', 'loss'), (auroc, 'Macro AUROC on validation', 'macro AUROC')):
         _title(ax, name, pad=27)
-        ax.set_xlabel('epoch, all stages')
+        ax.set(xlabel='epoch, all stages', ylabel=unit)
         ax.xaxis.get_major_locator().set_params(integer=True)
         _mark_stages(ax, history)
     return laid_out(fig)
@@ -119,8 +118,7 @@ def plot_lr_find(
     lr:float=None, # Learning rate that the stage will use
 )->Figure: # Loss by learning rate, on a logarithmic axis
     "What the learning-rate finder saw"
-    fig, axs = styled_subplots(5, 2.6)
-    ax = axs[0, 0]
+    fig, ((ax,),) = styled_subplots(7, 3)
     loss = np.asarray(sweep.losses, float)
     ax.semilogx(sweep.lrs, loss, color=INK, lw=1.4)
     ax.axvline(sweep.suggestion, color=BLUE, lw=1.4, label=f'suggested, {sweep.suggestion:.1e}')
@@ -128,7 +126,7 @@ def plot_lr_find(
     low, mid = np.nanmin(loss), np.nanquantile(loss, .6)
     ax.set_ylim(low - 0.2*(mid - low) - 1e-4, mid + 0.6*(mid - low) + 1e-3)
     _title(ax, f'{figure_text(sweep.stage)}: loss while the rate rises')
-    ax.set_xlabel('learning rate')
+    ax.set(xlabel='learning rate', ylabel='training loss, smoothed')
     _legend(ax)
     return laid_out(fig)
 
@@ -169,7 +167,9 @@ def plot_changes(
     change.axvline(0, color=GRAY, lw=1, ls=':')
     rows = [f if f == 'Macro mean' else f'{figure_text(f)}  ({n:,})' for f, n in table.positives.items()]
     _name_rows(scores, rows, 'AUROC')
-    change.set_xlabel('change, paired 95 % interval by patient')
+    change.set_xlabel('change of AUROC, paired 95 % interval by patient')
+    _title(scores, f'{names[0]} and {names[1]}'.capitalize())
+    _title(change, 'What moved')
     change.grid(axis='x', alpha=0.25)
     _legend(fig, loc='outside upper right', ncols=2)
     return laid_out(fig)
@@ -235,8 +235,7 @@ def plot_auroc(
     table = table.dropna(subset='value').sort_values('value', kind='stable')
     names = [f'{figure_text(f)}  ({n:,.0f})' for f, n in table.positives.items()]
     mean = metrics[part]['macro']['auroc']
-    fig, axs = styled_subplots(6, 0.25*len(table) + 1.2)
-    ax = axs[0, 0]
+    fig, ((ax,),) = styled_subplots(7, 0.25*len(table) + 1.2)
     interval = ['value', 'low', 'high']
     _dots(ax, range(len(table)), table.reindex(columns=interval), BLUE)
     _dots(ax, [len(table)], [[mean.get(o) for o in interval]], INK, 'D')
@@ -249,6 +248,7 @@ def plot_auroc(
         _legend(fig, loc='outside upper right')
     ax.axvline(0.5, color=GRAY, lw=1, ls=':')
     where = 'validation' if part == 'val' else part
+    _title(ax, f'AUROC by finding, {where}')
     _name_rows(ax, [*names, 'Macro mean'], f'AUROC on {where}, 95 % interval by patient; dotted line: chance')
     return laid_out(fig)
 

@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/report/style.html.md"""
 
 # %% auto #0
 __all__ = ['PALETTE', 'THEME', 'FAULTS', 'series_style', 'FigureError', 'figure_faults', 'watch_figures', 'check_figures',
-           'cell_text', 'Table', 'as_table', 'interval_word']
+           'cell_text', 'Table', 'as_table', 'interval_word', 'moved_text']
 
 # %% ../../nbs/api/report/030_style.ipynb #35152924
 import numbers
@@ -136,3 +136,15 @@ def interval_word(
     if low > 0: return up
     if high < 0: return down
     return unclear
+
+# %% ../../nbs/api/report/030_style.ipynb #64144412
+def moved_text(
+    moved:pd.DataFrame, # As of `cxr_nb.report.plots.changes`
+    where:str # What was judged, such as 'the phantom release'
+)->str: # For Markdown
+    "What happened to the macro AUROC, with the paired interval and a word"
+    row = moved.loc['Macro mean']
+    word = interval_word(row.low, row.high, 'a gain', 'a loss', 'no clear change')
+    interval = '' if pd.isna(row.low) else f' (95 % interval {row.low:+.3f} to {row.high:+.3f})'
+    return (f'On {where} the macro AUROC went from {row.before:.3f} to {row.after:.3f}. '
+            f'The change is {row.change:+.3f}{interval}: **{word}**.')
