@@ -1,5 +1,5 @@
 "Chest X-ray classifier"
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 from .core import calm_threads
 calm_threads() # here, because it must come before PyTorch is loaded

@@ -6,14 +6,14 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/environment.html.md"""
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'CHOOSE_CARD', 'FETCH', 'FETCH_INDIANA', 'IMAGES', 'NO_WEIGHTS', 'MOUNT', 'READ', 'TRAINED', 'TRAIN_SHARE',
-           'Answer', 'within', 'machine', 'graphics_card', 'cores', 'nih_images', 'indiana_images', 'pretrained',
-           'minutes', 'in_words', 'environment']
+           'PACKAGES', 'Answer', 'within', 'machine', 'graphics_card', 'cores', 'nih_images', 'indiana_images',
+           'pretrained', 'minutes', 'in_words', 'environment', 'environment_text']
 
 # %% ../nbs/api/03_environment.ipynb #a9c05bde
 import os, platform, shutil, threading
 from importlib import import_module
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pandas as pd
@@ -219,3 +219,20 @@ def environment(
         rows['runs are kept'] = within(1, _runs)
     rows |= _durations(images, card, epochs, arch, sample, on_processor)
     return _Shown([[o.here, o.mend] for o in rows.values()], list(rows), ['here', 'to mend it'])
+
+# %% ../nbs/api/03_environment.ipynb #a29a7a3a
+PACKAGES = ('cxr_nb', 'torch', 'torchvision', 'timm', 'fastai', 'numpy', 'pandas', 'scikit-learn', 'nbdev', 'gradio',
+            'onnxruntime')
+
+def _version(name):
+    "The version of a package, or that it is not installed"
+    try: return version(name)
+    except PackageNotFoundError: return 'not installed'
+
+def environment_text()->str: # A line each
+    "Machine and versions, for an issue; no path and no name of a person or a host is in it"
+    facts = environment()['here'].to_dict()
+    shown = {name: fact for name, fact in facts.items() if name not in ('runs are kept', 'time')}
+    shown['system'] = f'{platform.system()} {platform.machine()}'
+    shown |= {name: _version(name) for name in PACKAGES}
+    return '\n'.join(f'{name}: {fact}' for name, fact in shown.items())

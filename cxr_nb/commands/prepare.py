@@ -75,7 +75,8 @@ def _say_doubted(cache, n=5):
 @command('''cxr-check --data /path/to/nih
             cxr-check --data /path/to/nih --quick --out checks.json
             cxr-check --run runs/first
-            cxr-check --convert runs/old''')
+            cxr-check --convert runs/old
+            cxr-check --environment''')
 def cxr_check(
     data:str=None, # Folder in the NIH layout; else that of the run, CXR_DATA, Kaggle's mount, phantom images
     csv_path:str=None, # Label file, if it does not lie in that folder
@@ -88,10 +89,12 @@ def cxr_check(
     out:str=None, # Write the table: .json, .csv or .html
     workers:int=None, # Threads; a few a core if not given
     convert:str=None, # A run or bundle of version 0.1.0, to be rewritten for this version; nothing is checked
+    environment:bool=False, # Say what machine and which versions these are, for an issue; nothing is checked
 )->int: # Exit code
     """Prove what a run relies on: release, split, boxes, files and their duplicates.
     Exit code: 0 nothing is violated, 1 something is, 2 it could not be checked."""
     if convert: return _convert(convert)
+    if environment: return _say_environment()
     from cxr_nb.data.checks import check_data
     from cxr_nb.data.verdicts import checks_text, report_form, write_checks
     if out: report_form(out)
@@ -107,6 +110,11 @@ def _what_to_check(run, data, csv_path, img_root, columns):
     from cxr_nb.data.opening import open_data, run_data
     if run and not (data or csv_path or img_root): return run_data(run)
     return say_data(open_data(data, csv_path, img_root, columns=columns))
+
+def _say_environment():
+    "Machine and versions"
+    from cxr_nb.environment import environment_text
+    say(environment_text())
 
 def _convert(path):
     "Rewrite a bundle of version 0.1.0"
