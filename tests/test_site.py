@@ -89,3 +89,38 @@ def test_public_names_are_documented_and_shown(path):
     for n, _ in public:
         if not re.search(rf'\b{n.name}\b', examples): short.setdefault(n.name, []).append('is shown in no example')
     assert not {k: v for k, v in short.items() if v}
+
+
+def shown(nb):
+    "Markdown that the cells of a page have shown"
+    for c in nb.cells:
+        for o in c.get('outputs', []): yield ''.join(o.get('data', {}).get('text/markdown', ''))
+
+@pytest.mark.parametrize('page', PAGES)
+def test_what_readers_have_stumbled_over(page, site):
+    nb = site[address(page)]
+    assert not any('execution' in c.metadata for c in nb.cells), 'times of the build: Quarto hides the headings of such outputs'
+    assert 'widgets' not in nb.metadata, 'Quarto fetches jQuery and require.js for them'
+    for c in nb.cells:
+        text = re.sub(r'```.*?```', '', c.source, flags=re.S) if c.cell_type == 'markdown' else ''
+        assert not re.search(r'\[\[`', text), f'a link in a link: {text[:80]}'
+    for text in shown(nb):
+        assert '__main__' not in text and 'NoneType' not in text, text[:200]
+        assert not re.search(r'^# ', re.sub(r'```.*?```', '', text, flags=re.S), re.M), f'a second title: {text[:80]}'
+        for line in re.findall(r'^\w[\w.]*\(.*$', text, re.M): assert len(line) <= 88, line
+    assert '127.0.0.1:' not in str([o for c in nb.cells for o in c.get('outputs', [])]), 'a frame of a server that is gone'
+
+def test_fields_of_a_dataclass_are_shown_with_their_comments(site):
+    text = '\n'.join(shown(site['api/training/recipe.html']))
+    assert re.search(r'\| `seed` \| `int` \| `0` \| \S+', text) and re.search(r'^class TrainError\(', text, re.M)
+
+def test_tables_and_code_stay_within_a_phone():
+    css = (ROOT/'nbs'/'styles.css').read_text()
+    for rule in ('white-space: pre-wrap', 'overflow-x: auto', 'scroll-margin-top'): assert rule in css
+
+def test_pages_fetch_nothing_from_other_hosts():
+    "Fonts and formulas are the reader's own"
+    import yaml
+    html = yaml.safe_load((ROOT/'_quarto.yml').read_text())['format']['html']
+    assert html['html-math-method'] == 'mathml'
+    for names in html['theme'].values(): assert '$web-font-path: false' in (ROOT/'nbs'/names[1]).read_text()

@@ -28,7 +28,7 @@ report.looking
 training.backbones
 deploy.predict deploy.export deploy.app deploy.picture
 bench.race bench.setup bench.rows bench.cards bench.run
-commands.parsing commands.prepare commands.train commands.use commands.weights commands.ensemble cli
+commands.parsing commands.prepare commands.train commands.use commands.weights commands.ensemble cli site
 """.split()
 
 def modules():

@@ -117,7 +117,7 @@ def sidebar():
     for package, (title, _) in PACKAGES.items():
         lines += [f'          - section: "{title}"', f'            href: api/{package}/index.ipynb', '            contents:']
         lines += [f'              - api/{package}/{o.name}' for o in notebooks(package)]
-    return '\n'.join([*lines, '          - api/09_cli.ipynb']) + '\n'
+    return '\n'.join([*lines, '          - api/09_cli.ipynb', '          - api/10_site.ipynb']) + '\n'
 
 def site_file():
     "`_quarto.yml` with today's sidebar"

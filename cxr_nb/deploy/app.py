@@ -121,7 +121,8 @@ def bars_html(
     positive = ', '.join(_pretty(finding) for finding in table.index[table.called])
     said = f'<strong>{_pretty(none_name(clf.findings))}</strong>: no probability reaches its threshold.'
     if positive: said = f'Positive: <strong>{positive}</strong>.'
-    return f'<p>{said}</p><table class="cxr-bars">{rows}</table><p class="cxr-note">{NOTE}</p>'
+    table = f'<table class="cxr-bars" data-quarto-disable-processing="true">{rows}</table>'
+    return f'<p>{said}</p>{table}<p class="cxr-note">{NOTE}</p>'
 
 def _bar_row(o):
     "A finding, its bar, and its probability against its threshold"
@@ -294,8 +295,8 @@ def make_page(
     return page.queue(max_size=64, default_concurrency_limit=1, api_open=False)
 
 # %% ../../nbs/api/deploy/03_app.ipynb #64592c8c
-_LAUNCH = dict(prevent_thread_lock=True, quiet=True, footer_links=[], share=False, state_session_capacity=200,
-               show_error=True, ssr_mode=False, css=_CSS) # Nothing but the page, and nothing out of it
+_LAUNCH = dict(prevent_thread_lock=True, quiet=True, inline=False, footer_links=[], share=False,
+               state_session_capacity=200, show_error=True, ssr_mode=False, css=_CSS) # Nothing but the page, and nothing out of it
 
 def open_page(
     run, # Folder of a bundle or run
