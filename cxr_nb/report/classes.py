@@ -105,6 +105,7 @@ def plot_classes(
     _mark_tiers(ax, len(classes) - .3)
     ax.set_yticks(rows, [f'{figure_text(f)} ({n:,})' for f, n in classes.positives.items()], fontsize=7)
     ax.set(ylim=(-.7, len(classes) - .3), xlabel='AUROC, 95 % interval by patient; hollow: insufficient data')
+    ax.set_title('AUROC of each class', fontsize=9.5, pad=16)
     return fig
 
 def _mark_tiers(ax, top):
@@ -132,6 +133,7 @@ def plot_search(
     ax.errorbar(search.index, search['mean'], search['sd'], **dots)
     ax.axvline(budget, color=INK, lw=1, ls=':')
     ax.set(xlabel=f'epochs; chosen: {budget}', ylabel='best macro AUROC so far, validation')
+    ax.set_title('Epoch search', fontsize=9.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     fig.legend(frameon=False, fontsize=8, loc='outside upper left', ncols=2)
     return fig

@@ -193,6 +193,7 @@ def plot_pareto(
                     fontsize=8, color=BLUE if dot.front else INK)
     score = dict(auroc='AUROC', ap='AP', f1='F1')[score]
     ax.set(xscale='log', xlabel=PRICES.get(price, price), ylabel=f'macro {score} on test')
+    ax.set_title('Score against price', fontsize=9.5)
     ax.margins(x=.15)
     ax.legend(fontsize=8, frameon=False, loc='lower right')
     return fig
