@@ -63,6 +63,7 @@ def plot_label_counts(
     ax = axs[0, 0]
     bars = ax.barh([figure_text(o) for o in counts.index], counts, color=[BLUE]*(len(counts) - 1) + [GRAY], height=0.7)
     ax.bar_label(bars, [f'{n:,}  ({n/len(df):.1%})' for n in counts], fontsize=7.5, padding=3, color=INK)
+    ax.set_title('Images per finding, and their share of all', fontsize=9.5, loc='left', color=INK)
     ax.set_xlim(right=counts.max()*1.25)
     ax.margins(y=0.01)
     ax.xaxis.set_visible(False)
@@ -81,7 +82,8 @@ def plot_cooccurrence(
     others = share.mask(np.eye(len(share), dtype=bool))
     sns.heatmap(others, cmap='cividis', annot=True, fmt='.0%', annot_kws=dict(fontsize=6.5),
                 cbar_kws=dict(format=PercentFormatter(1, 0)), linewidths=0.5, ax=ax, yticklabels=names)
-    ax.set(xlabel='also has', ylabel='films with')
+    ax.set(xlabel='… also have', ylabel='of the images with …')
+    ax.set_title('Share of images with a second finding', fontsize=9.5, loc='left', color=INK)
     ax.tick_params(labelsize=8, length=0)
     ax.set_xticks(ax.get_xticks(), names, rotation=45, ha='right', rotation_mode='anchor')
     fig.axes[1].tick_params(labelsize=8)

@@ -38,7 +38,7 @@ def series_recipe(
     usual = dict(weights=os.environ.get('CXR_WEIGHTS', 'imagenet'), train_subset=SAMPLE)
     if fast():
         short = [replace(stage, epochs=1) for stage in STAGED]
-        usual = dict(arch='mobilenetv2_050', size=64, weights='none', stages=short)
+        usual |= dict(arch='mobilenetv2_050', size=64, weights='none', stages=short)
     return staged(**usual | options)
 
 # %% ../../nbs/api/training/11_series.ipynb #cf7bc83c
