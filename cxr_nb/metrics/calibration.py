@@ -257,6 +257,7 @@ def plot_reliability(
         of_finding = {name: np.asarray(p)[:, j] for name, p in ps.items()}
         _finding(ax, np.asarray(y)[:, j], of_finding, f, bins, how, groups)
     for ax in axs[len(show):]: ax.set_visible(False)
+    fig.suptitle('Reliability', x=.1/width, y=1 - .08/height, ha='left', fontsize=9.5)
     fig.supxlabel('probability', fontsize=8)
     fig.supylabel('share with the finding', x=.1/width, fontsize=8)
     lines = axs[0].get_legend_handles_labels()

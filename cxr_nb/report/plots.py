@@ -253,12 +253,13 @@ def plot_auroc(
     return laid_out(fig)
 
 # %% ../../nbs/api/report/02_plots.ipynb #3d994f5d
-def _panels(findings, cols, xlabel, ylabel, ticks=(('0', 0, 0), ('1', 1, 1)), side=1.2):
+def _panels(findings, cols, title, xlabel, ylabel, ticks=(('0', 0, 0), ('1', 1, 1)), side=1.2):
     """A figure that is all one pair of axes, which draw faster than many; these axes; and for each finding the
     transform that puts the unit square, `side` inches wide, where its panel is"""
     cols = min(cols, len(findings))
     rows = -(-len(findings)//cols)
-    fig = Figure(figsize=(1.75*cols + .55, 1.85*rows + .45), dpi=80)
+    fig = Figure(figsize=(1.75*cols + .55, 1.85*rows + .75), dpi=80)
+    fig.suptitle(title, x=.1/fig.get_figwidth(), y=1 - .08/fig.get_figheight(), ha='left', fontsize=9.5, color=INK)
     ax = fig.add_axes((0, 0, 1, 1))
     ax.axis('off')
     fig.supxlabel(xlabel, fontsize=8)
@@ -297,7 +298,7 @@ def plot_roc(
 )->Figure: # One panel a finding with AUROC (interval) and positives
     "ROC curves"
     y, p = np.asarray(y), np.asarray(p)
-    fig, ax, panels = _panels(findings, cols, '1 - specificity', 'sensitivity')
+    fig, ax, panels = _panels(findings, cols, 'ROC curves', '1 - specificity', 'sensitivity')
     for i, (at, value) in enumerate(zip(panels, auroc(y, p))):
         _open_panel(ax, at, findings[i], y[:, i], 'auroc', value, known)
         ax.plot([0, 1], [0, 1], ':', color=GRAY, lw=1, transform=at)
@@ -315,7 +316,7 @@ def plot_pr(
     "Precision-recall curves"
     from sklearn.metrics import precision_recall_curve
     y, p = np.asarray(y), np.asarray(p)
-    fig, ax, panels = _panels(findings, cols, 'recall', 'precision')
+    fig, ax, panels = _panels(findings, cols, 'Precision-recall curves', 'recall', 'precision')
     for i, (at, value) in enumerate(zip(panels, average_precision(y, p))):
         _open_panel(ax, at, findings[i], y[:, i], 'ap', value, known)
         ax.plot([-.04, 1.04], [np.mean(y[:, i])]*2, ':', color=GRAY, lw=1, transform=at)
@@ -335,8 +336,9 @@ def plot_thresholds(
     table = pd.DataFrame.from_dict(thresholds, orient='index').reindex(columns=['threshold', 'f1']).astype(float)
     table['kept'] = pd.Series(judged, dtype=float)
     table = table.dropna(subset=['f1', 'kept']).sort_values('f1', kind='stable')
-    fig, axs = styled_subplots(6, 0.25*len(table) + 1.1)
+    fig, axs = styled_subplots(7, 0.25*len(table) + 1.3)
     ax = axs[0, 0]
+    _title(ax, 'F1 of the thresholds, where they were fitted and on other patients')
     names = (f'{parts[0]}, where it was fitted', parts[1])
     _before_after(ax, table.f1, table.kept, names)
     _name_rows(ax, [f'{figure_text(f)}  (≥ {t:.2f})' for f, t in table.threshold.items()], 'F1')
@@ -357,7 +359,7 @@ def plot_confusion(
     counts = confusion(y, p, thresholds)
     cells = np.transpose([counts.tn, counts.fp, counts.fn, counts.tp]).reshape(-1, 2, 2)
     ticks = [('no', .25, .75), ('yes', .75, .25)]
-    fig, ax, panels = _panels(findings, cols, 'called', 'label', ticks, side=1.45)
+    fig, ax, panels = _panels(findings, cols, 'Images by label and call', 'called', 'label', ticks, side=1.45)
     for at, finding, threshold, matrix in zip(panels, findings, thresholds, cells):
         called = 'never called' if np.isnan(threshold) else f'≥ {threshold:.2f}'
         ax.text(0, 1.05, f'{figure_text(finding)}\n{called}', fontsize=7, color=INK, transform=at)
