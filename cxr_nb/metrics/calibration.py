@@ -248,9 +248,9 @@ def plot_reliability(
     cols = min(cols, len(show))
     rows = -(-len(show)//cols)
     width = 2*cols + .2
-    height = 2.1*rows + .3
-    fig = Figure(figsize=(width, height), dpi=80)
-    fig.subplots_adjust(.6/width, .45/height, 1 - .1/width, 1 - .5/height, wspace=1/3, hspace=.4)
+    height = 2.1*rows + .5
+    fig = Figure(figsize=(width, height), dpi=80, layout='none')
+    fig.subplots_adjust(.6/width, .45/height, 1 - .1/width, 1 - .7/height, wspace=1/3, hspace=.4)
     axs = fig.subplots(rows, cols, squeeze=False).ravel()
     for ax, f in zip(axs, show):
         j = list(findings).index(f)
