@@ -54,7 +54,7 @@ def answer(
 
 def _maps(clf, image):
     "Heatmaps of all findings, or None where the network keeps no map"
-    try: cams = gradcam(clf.model, normalise(torch.from_numpy(image[None, None])))
+    try: cams = gradcam(clf.model, normalise(torch.from_numpy(np.array(image[None, None]))))
     except ExplainError: return None
     return (cams[0]*255).round().astype(np.uint8)
 
@@ -296,7 +296,7 @@ def make_page(
 
 # %% ../../nbs/api/deploy/03_app.ipynb #64592c8c
 _LAUNCH = dict(prevent_thread_lock=True, quiet=True, inline=False, footer_links=[], share=False,
-               state_session_capacity=200, show_error=True, ssr_mode=False, css=_CSS) # Nothing but the page, and nothing out of it
+               state_session_capacity=200, show_error=True, ssr_mode=False, css=_CSS) # Nothing but the page
 
 def open_page(
     run, # Folder of a bundle or run

@@ -184,7 +184,8 @@ def probabilities_of(
     tab:torch.Tensor=None, # What is known beside them, as of `known_rows`
 )->np.ndarray: # float32 (N, C)
     "Probabilities of ready pixels"
-    x = augment(torch.from_numpy(images[:, None]).to(clf.device), None)
+    pixels = torch.from_numpy(np.array(images[:, None])) # a copy: what a file decodes to may be read-only
+    x = augment(pixels.to(clf.device), None)
     return clf.model(x, tab).sigmoid().float().cpu().numpy()
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #c0eac2ab
