@@ -336,8 +336,7 @@ def plot_thresholds(
     table = pd.DataFrame.from_dict(thresholds, orient='index').reindex(columns=['threshold', 'f1']).astype(float)
     table['kept'] = pd.Series(judged, dtype=float)
     table = table.dropna(subset=['f1', 'kept']).sort_values('f1', kind='stable')
-    fig, axs = styled_subplots(7, 0.25*len(table) + 1.3)
-    ax = axs[0, 0]
+    fig, [[ax]] = styled_subplots(7, 0.25*len(table) + 1.3)
     _title(ax, 'F1 of the thresholds, where they were fitted and on other patients')
     names = (f'{parts[0]}, where it was fitted', parts[1])
     _before_after(ax, table.f1, table.kept, names)
@@ -386,8 +385,7 @@ def plot_localisation(
 )->Figure: # By finding: hit rate of the heatmaps and of the prior, with their intervals
     "How often heatmaps peak in a box, beside a guess that sees no image"
     table = pd.DataFrame(records[::-1])
-    fig, axs = styled_subplots(6, 0.32*len(table) + 1)
-    ax = axs[0, 0]
+    fig, [[ax]] = styled_subplots(6, 0.32*len(table) + 1)
     marks = []
     for kind, (name, beside, color, marker) in _MAPS.items():
         if kind not in table: continue
@@ -397,6 +395,6 @@ def plot_localisation(
         _dots(ax, np.arange(len(table)) + beside, scores, color, marker)
     _legend(fig, handles=marks, loc='outside upper right', ncols=3)
     names = [f'{figure_text(f)}  ({n:,})' for f, n in zip(table.finding, table.n)]
-    _name_rows(ax, names, 'share of films with the peak in a box, 95 % interval by patient')
+    _name_rows(ax, names, 'share of images with the peak in a box, 95 % interval by patient')
     ax.set_xlim(-.03, 1.03)
     return laid_out(fig)
