@@ -237,7 +237,8 @@ def _ended_before(run, stage):
     config = broadcast(_ended_config(run.path, stage.name) if is_main() else None)
     if not config: return False
     refuse_other_run(run.path, config, run_config(run))
-    then = next((o for o in config['recipe']['stages'] if o['name'] == stage.name), None)
+    known = Recipe.from_dict(config['recipe']).stages # with the fields that stages have got since
+    then = next((_stage_json(o) for o in known if o.name == stage.name), None)
     refuse_other(run.path, dict(stage=then), dict(stage=_stage_json(stage)))
     run.history += [o for o in history_of(run.path) if o['stage'] == stage.name]
     run.model.load_state_dict(read_weights(run.path/'checkpoints'/f'{stage.name}.safetensors'))
