@@ -102,6 +102,8 @@ def heatmap_sheet(
     boxes:pd.DataFrame=None, # As of `read_boxes`; drawn where there is any of the case's finding
     cols:int=3, # Cases side by side
     frame:int=BOX_FRAME, # Side of the frame that the boxes are in, in pixels
+    side:float=1.5, # Of an image, in inches
+    title:str='Radiographs and their heatmaps', # Above the sheet
 )->Figure: # Every image beside its heatmap
     "A sheet of cases: finding, decision, probability against threshold, the image and its heatmap"
     if not len(cases) == len(images) == len(cams):
@@ -110,12 +112,13 @@ def heatmap_sheet(
         raise ExplainError('there is no case to show; are there positives and a threshold for the findings asked for?')
     cols = min(cols, len(cases))
     rows = -(-len(cases)//cols)
-    fig = Figure(figsize=(3.1*cols + 1, 2.05*rows), layout='constrained', dpi=80)
+    fig = Figure(figsize=((2*side + .1)*cols + 1, (side + .55)*rows + .3), layout='constrained', dpi=80)
+    fig.suptitle(title, fontsize=11, x=.01, ha='left')
     axs = fig.subplots(rows, cols, squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for ax, gray, cam, case in zip(axs.flat, images, cams, cases.to_dict('records')):
         ax.imshow(_beside(gray, cam, _boxes_of(case, boxes), frame))
-        _label_case(ax, case)
+        _label_case(ax, case, side)
     bar = fig.colorbar(cm.ScalarMappable(cmap=CAM_CMAP), ax=axs, fraction=0.02, pad=0.01, aspect=30, ticks=[0, 1])
     bar.ax.set_yticklabels(['no evidence', 'most in\nthis map'], fontsize=8)
     fig.get_layout_engine().set(h_pad=0.08, hspace=0.06)
@@ -131,14 +134,14 @@ def _boxes_of(case, boxes):
     "The boxes of a case's image and finding"
     return boxes if boxes is None else boxes[(boxes.image == case['image']) & (boxes.finding == case['finding'])]
 
-def _label_case(ax, case):
+def _label_case(ax, case, side):
     "Two lines of text above a case"
     prob, threshold = case['prob'], case.get('threshold')
     decision = case_of(prob, threshold, case['true']) if 'true' in case else ''
     limit = ''
     if case_of(prob, threshold, 1): limit = f' {"≥" if prob >= threshold else "<"} {threshold:.2f}'
     style = dict(transform=ax.transAxes, va='bottom')
-    ax.text(0, 1.13, case['finding'].replace('_', ' '), fontsize=9, fontweight='bold', **style)
+    ax.text(0, 1.02 + .165/side, case['finding'].replace('_', ' '), fontsize=9, fontweight='bold', **style)
     ax.text(0, 1.02, f'p {prob:.2f}{limit}', fontsize=8, **style)
     ax.text(1, 1.02, decision, fontsize=8, ha='right', color=CASES.get(decision, '#666666'), fontweight='bold', **style)
 
@@ -150,9 +153,10 @@ def show_cams(
     cases:pd.DataFrame, # image, finding, prob; threshold and true where known; as of `pick_cases`
     boxes:pd.DataFrame=None, # As of `read_boxes`
     cols:int=3, # Cases side by side
+    **kwargs # More for `heatmap_sheet`
 )->Figure: # As of `heatmap_sheet`
     "Heatmaps of the cases, made from the model. Raises `ExplainError` if the image of a case is missing"
-    return heatmap_sheet(*_case_maps(model, gray, images, cases), cases, boxes, cols)
+    return heatmap_sheet(*_case_maps(model, gray, images, cases), cases, boxes, cols, **kwargs)
 
 def _case_maps(model, gray, images, cases):
     "Images (N, S, S) and maps (N, S, S) of the cases"
@@ -176,7 +180,9 @@ def plot_priors(
     "Where the boxes of each finding lie, and where heatmaps peak"
     rng = np.random.default_rng(0)
     rows = -(-len(rates)//cols)
-    fig = Figure(figsize=(2*cols, 2.15*rows), layout='constrained')
+    fig = Figure(figsize=(2*cols, 2.15*rows + .4), layout='constrained')
+    dots = '' if peaks is None else ' (bright), and where heatmaps peak (dots)'
+    fig.suptitle(f'Where the boxes of each finding lie{dots}', fontsize=11, x=.01, ha='left')
     axs = fig.subplots(rows, cols, squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for ax, (finding, rate) in zip(axs.flat, rates.items()):

@@ -246,8 +246,9 @@ def plot_readers(
 )->Figure: # AUROC by the readers and by the mined labels
     "One pair of dots a label, with intervals"
     t = s.table[s.table.auroc.notna()]
-    fig = Figure(figsize=(5.5, .5*len(t) + 1.1), layout='constrained', dpi=80)
+    fig = Figure(figsize=(7, .5*len(t) + 1.4), layout='constrained', dpi=80)
     ax = fig.subplots()
+    ax.set_title('The same predictions, judged twice', fontsize=10, loc='left')
     for m, dy, color, name in [('auroc', .12, '#0072B2', 'by the readers'),
                                ('auroc_mined', -.12, '#8a949e', 'by the mined labels')]:
         at = -np.arange(len(t)) + dy

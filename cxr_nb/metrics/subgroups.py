@@ -357,13 +357,13 @@ def plot_subgroups(
     gaps = .7*pd.factorize(t.index.get_level_values('by'))[0]
     at = -np.arange(len(t)) - gaps
     names = [f'{name}  ({n:,})' for (_, name), n in t.films.items()]
-    fig = Figure(figsize=(8, .2*(len(t) + gaps[-1]) + .9), layout='constrained', dpi=80)
+    fig = Figure(figsize=(8, .2*(len(t) + gaps[-1]) + 1.2), layout='constrained', dpi=80)
+    fig.suptitle('Subgroups, with 95 % intervals by patient', fontsize=10, x=.01, ha='left')
     for ax, (m, title) in zip(fig.subplots(1, 3, sharey=True), FIGURES.items()):
         _whole(ax, s, m, pd.Series(at, t.index))
         _dots(ax, t, m, at)
-        ax.set(ylim=(at[-1] - .7, at[0] + .7))
+        ax.set(ylim=(at[-1] - .7, at[0] + .7), yticks=at, yticklabels=names)
         ax.set_xlabel(title, fontsize=8)
-        ax.set_yticks(at, names)
         ax.tick_params(labelsize=7.5, length=2.5)
         ax.spines[['top', 'right']].set_visible(False)
     fig.get_layout_engine().set(w_pad=.07)
