@@ -396,5 +396,5 @@ def plot_localisation(
     _legend(fig, handles=marks, loc='outside upper right', ncols=3)
     names = [f'{figure_text(f)}  ({n:,})' for f, n in zip(table.finding, table.n)]
     _name_rows(ax, names, 'share of images with the peak in a box, 95 % interval by patient')
-    ax.set_xlim(-.03, 1.03)
+    ax.set(xlim=(-.03, 1.03), title='How often the peak lies in a box')
     return laid_out(fig)
