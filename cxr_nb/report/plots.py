@@ -49,7 +49,7 @@ def laid_out(
     "Give the axes their places now; else they are looked for, and everything is drawn once more, with each `savefig`"
     engine = fig.get_layout_engine()
     if engine is not None: engine.execute(fig)
-    fig.set_layout_engine(None)
+    fig.set_layout_engine('none')
     return fig
 
 def figure_text(
