@@ -258,7 +258,7 @@ def _panels(findings, cols, title, xlabel, ylabel, ticks=(('0', 0, 0), ('1', 1, 
     transform that puts the unit square, `side` inches wide, where its panel is"""
     cols = min(cols, len(findings))
     rows = -(-len(findings)//cols)
-    fig = Figure(figsize=(1.75*cols + .55, 1.85*rows + .75), dpi=80)
+    fig = Figure(figsize=(1.75*cols + .55, 1.85*rows + .75), dpi=80, layout='none')
     fig.suptitle(title, x=.1/fig.get_figwidth(), y=1 - .08/fig.get_figheight(), ha='left', fontsize=9.5, color=INK)
     ax = fig.add_axes((0, 0, 1, 1))
     ax.axis('off')
