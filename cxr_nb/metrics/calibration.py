@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, logit, ndtri
 from .predictions import PredictionError, check, check_columns, patient_codes
@@ -249,7 +250,7 @@ def plot_reliability(
     rows = -(-len(show)//cols)
     width = 2*cols + .2
     height = 2.1*rows + .5
-    fig = Figure(figsize=(width, height), dpi=80, layout='none')
+    fig = Figure(figsize=(width, height), dpi=80, layout=PlaceHolderLayoutEngine(True, True))
     fig.subplots_adjust(.6/width, .45/height, 1 - .1/width, 1 - .7/height, wspace=1/3, hspace=.4)
     axs = fig.subplots(rows, cols, squeeze=False).ravel()
     for ax, f in zip(axs, show):
