@@ -26,7 +26,7 @@ explain.cam explain.boxes explain.sheet
 report.tables report.plots report.style report.sources report.eda report.statements report.checklists report.page report.members report.html report.card report.classes
 report.looking
 training.backbones
-deploy.predict deploy.export deploy.app deploy.picture
+deploy.predict deploy.export deploy.app deploy.picture deploy.web
 bench.race bench.setup bench.rows bench.cards bench.run
 commands.parsing commands.prepare commands.train commands.use commands.weights commands.ensemble cli site
 """.split()

@@ -51,7 +51,7 @@ CALLS = { # What is called first, where it is not the first function of the modu
     'metrics.subgroups': 'evaluate_subgroups', 'metrics.readers': 'evaluate_readers', 'training.distributed': 'best_device',
     'training.frozen': 'kept_features', 'training.loggers': "logging_to('tensorboard', path, recipe)", 'training.series': 'series_run', 'report.eda': 'plot_label_counts',
     'report.classes': 'plot_classes', 'report.looking': 'learn.show_results()', 'commands.parsing': 'command', 'commands.train': 'cxr_train', 'bench.setup': 'bench_run',
-    'deploy.app': "make_app('runs/first')", 'deploy.picture': "plot_prediction(clf, 'a.png')", 'bench.race': "race(ours, theirs)", 'bench.rows': 'startup(setup)',
+    'deploy.app': "make_app('runs/first')", 'deploy.picture': "plot_prediction(clf, 'a.png')", 'deploy.web': "export_web('runs/first', 'demo')", 'bench.race': "race(ours, theirs)", 'bench.rows': 'startup(setup)',
     'bench.cards': 'gpu_release(setup)', 'bench.run': 'bench()'}
 
 def module_of(nb):

@@ -221,26 +221,36 @@ def _say_first(rows, kind, n=5):
 
 # %% ../../nbs/api/commands/04_use.ipynb #969e05a6
 @command('''cxr-export --run runs/first --out model.onnx
+            cxr-export --run runs/first --web demo
             cxr-export --run runs/first --push OWNER/NAME
             cxr-export --run runs/first --out model.onnx --push OWNER/NAME --public''')
 def cxr_export(
     run:str=None, # The run folder
     out:str=None, # Where the ONNX file goes
+    web:str=None, # Or a new folder for a page that computes in the browser of whoever opens it
+    runtime:str=None, # With --web: a folder with the files of onnxruntime-web; npm fetches them if not given
     push:str=None, # Or OWNER/NAME: weights, configuration and model card go to the Hugging Face hub, for your eyes only
     public:bool=False, # With --push: for everyone's
     revision:str=None, # With --push: branch; main if not given
 ):
-    "A trained run as one ONNX file, gray bytes in and probabilities out, or to the Hugging Face hub."
+    "A trained run as one ONNX file, gray bytes in and probabilities out, as a web page, or to the Hugging Face hub."
     folder = run_folder(run)
-    if not (out or push):
-        raise CxrError('--out or --push is missing; give a file, as in: --out model.onnx, '
-                       'or a name, as in: --push OWNER/NAME')
+    if not (out or web or push):
+        raise CxrError('--out, --web or --push is missing; give a file, as in: --out model.onnx, '
+                       'a folder, as in: --web demo, or a name, as in: --push OWNER/NAME')
     from cxr_nb.deploy.export import export_onnx, push_to_hub
     if out: _say_exported(export_onnx(folder, out))
+    if web: _say_web(folder, web, runtime)
     if push:
         seen = 'for everyone to see' if public else 'private'
         say(f'sent to {push_to_hub(folder, push, private=not public, revision=revision)}, {seen}')
     say('Research and education only, never for clinical use.')
+
+def _say_web(folder, web, runtime):
+    "Write the page, and say how it is looked at"
+    from cxr_nb.deploy.web import export_web
+    _say_exported(export_web(folder, web, runtime))
+    say(f'page: {web}; python -m http.server -d {web} serves it at http://localhost:8000')
 
 def _say_exported(done):
     "What was written, and how near it is to the original"

@@ -6,8 +6,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/deploy/export.html.md"""
 
 # %% auto #0
 __all__ = ['USE', 'SQUARE', 'FIXED', 'BUNDLE', 'FROM_HUB', 'ExportError', 'Whole', 'square_in_numpy', 'about', 'check_images',
-           'parity', 'Exported', 'export_onnx', 'OnnxClassifier', 'load_onnx', 'stage', 'push_to_hub', 'fetch_bundle',
-           'from_pretrained']
+           'parity', 'Exported', 'export_onnx', 'OnnxClassifier', 'load_onnx', 'refuse_folders', 'stage', 'push_to_hub',
+           'fetch_bundle', 'from_pretrained']
 
 # %% ../../nbs/api/deploy/02_export.ipynb #1642a344
 import copy, io, json, logging, shutil, tempfile, warnings
@@ -39,6 +39,7 @@ class ExportError(CxrError):
 
 class Whole(nn.Module):
     "Gray bytes to probabilities: uint8 (N, 1, S, S) to float32 (N, C)"
+    outputs = ['probabilities']
     def __init__(self,
         model:nn.Module # Normalised images to logits
     ):
@@ -104,14 +105,14 @@ def _reason(error):
     "Its kind, and the start of its first line"
     return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:150]}'
 
-def _traced(model):
-    "The ONNX program of a network in eval mode on the CPU, without the notes of the tracer"
+def _traced(model, whole):
+    "The ONNX program of a network in eval mode on the CPU, made whole, without the notes of the tracer"
     _need('onnxscript')
     x = torch.zeros(2, 1, model.size, model.size, dtype=torch.uint8)
     try:
         with _quiet():
-            program = torch.onnx.export(Whole(model).eval(), (x,), dynamo=True, verbose=False, input_names=['films'],
-                                        output_names=['probabilities'],
+            program = torch.onnx.export(whole(model).eval(), (x,), dynamo=True, verbose=False, input_names=['films'],
+                                        output_names=whole.outputs,
                                         dynamic_shapes={'films': {0: torch.export.Dim('films_n')}})
     except Exception as e:
         raise ExportError(f'{model.arch}: PyTorch cannot write it as ONNX ({_reason(e)}); '
@@ -169,11 +170,12 @@ def export_onnx(
     out, # The `.onnx` file; its folder is made if needed
     check:bool=True, # Compare with PyTorch, if onnxruntime is installed?
     tol:float=1e-4, # Largest difference of a probability that is let through
+    whole:type=Whole, # What is written: this, or a class like it that gives more outputs
 )->Exported: # The file, its size and how far it is from PyTorch
     """A run as one ONNX file: gray bytes in, probabilities out.
     Raises `ExportError` if it cannot be written or does not give the same"""
     clf, out = _classifier(run), Path(out)
-    program = _traced(clf.model)
+    program = _traced(clf.model, whole)
     program.model.metadata_props.update(about(clf))
     with whole_file(out) as part:
         part.write_bytes(program.model_proto.SerializeToString())
@@ -248,7 +250,7 @@ def load_onnx(
     size, n = cfg['size'], len(cfg['findings'])
     have = [(o.name, o.type, o.shape[1:]) for o in (*session.get_inputs(), *session.get_outputs())]
     want = [('films', 'tensor(uint8)', [1, size, size]), ('probabilities', 'tensor(float)', [n])]
-    if have != want: raise ExportError(f'{path}: takes and gives {have}, and says {want}; export it again')
+    if have[:2] != want: raise ExportError(f'{path}: takes and gives {have}, and says {want}; export it again')
     return OnnxClassifier(session, cfg)
 
 # %% ../../nbs/api/deploy/02_export.ipynb #4421d962
@@ -262,10 +264,13 @@ clf = from_pretrained('{repo}')
 ```
 '''
 
-def _refuse_folders(run, texts):
+def refuse_folders(
+    run, # Folder of a bundle or run
+    texts, # Files that shall go elsewhere
+):
     "Raise `ExportError` if a folder of this machine that the run knows is named in one of these files"
-    where = read_json(run/'data.json', default={})
-    folders = {str(o) for o in [run.resolve(), *where.values()] if o and len(str(o)) > 3}
+    where = read_json(Path(run)/'data.json', default={})
+    folders = {str(o) for o in [Path(run).resolve(), *where.values()] if o and len(str(o)) > 3}
     for file in texts:
         for folder in folders:
             if folder in file.read_text(encoding='utf-8'):
@@ -289,7 +294,7 @@ def stage(
     files = [run/'model.safetensors']
     if predictions: files += run.glob('predictions_*.csv')
     for file in files: shutil.copy(file, to)
-    _refuse_folders(run, [to/'config.json', to/'README.md'])
+    refuse_folders(run, [to/'config.json', to/'README.md'])
     return sorted(file.name for file in to.iterdir())
 
 # %% ../../nbs/api/deploy/02_export.ipynb #b81f927c
