@@ -15,7 +15,7 @@ from pathlib import Path
 
 import cv2, torch
 
-from ..core import CxrError, read_json, write_json
+from ..core import CxrError, write_json
 from ..data.augment import MEAN, STD, normalise
 from ..data.dicom import XRAY_MODALITIES
 from ..data.gate import ANNOTATED, COLOURED
