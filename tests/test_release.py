@@ -34,6 +34,13 @@ def test_the_site_is_deployed_from_an_artefact():
     text = (ROOT/'.github/workflows/docs.yml').read_text()
     assert '.nojekyll' in text and 'deploy-pages' in text and 'gh-pages' not in text
 
+def test_the_site_carries_the_demo():
+    "A bundle of a few megabytes, trained on drawn images, which the workflow makes the page of"
+    assert 'cxr-export --run demo --web _docs/demo' in (ROOT/'.github/workflows/docs.yml').read_text()
+    assert json.loads((ROOT/'demo/config.json').read_text())['data'].startswith('phantom')
+    assert (ROOT/'demo/model.safetensors').stat().st_size < 5e6
+    assert 'https://cxr-nb.github.io/cxr_nb/demo/' in (ROOT/'README.md').read_text()
+
 def test_a_fault_is_reported_with_its_environment():
     form = loaded('.github/ISSUE_TEMPLATE/bug.yml')
     asked = {o['id']: o for o in form['body'] if 'id' in o}
