@@ -83,7 +83,10 @@ def watch_figures():
     callbacks.insert(0, _look)
 
 def check_figures():
-    "Raise `FigureError` if a figure shown since `series_style()` lacks a title, a unit or width"
+    """Raise `FigureError` if a figure shown since `series_style()` lacks a title, a unit or width.
+    The look ends here, so that whatever runs next in this process finds matplotlib as it was"""
+    import matplotlib
+    matplotlib.rcdefaults()
     if FAULTS: raise FigureError(f'{len(FAULTS)} faults in the figures shown; the first: {FAULTS[0]}')
 
 # %% ../../nbs/api/report/030_style.ipynb #cdef3e0c
