@@ -93,7 +93,9 @@ def write_runtime(
 ):
     "The files of onnxruntime-web. Raises `CxrError` if they are not there and cannot be fetched"
     dest = Path(dest)
-    if runtime is None: return _fetch_runtime(dest)
+    if runtime is None:
+        _fetch_runtime(dest)
+        return
     places = [Path(runtime), Path(runtime)/'dist']
     whole = [place for place in places if all((place/name).is_file() for name in RUNTIME_FILES)]
     if not whole: raise CxrError(f'{runtime}: lacks {" or ".join(RUNTIME_FILES)}; give the folder of {RUNTIME}')
