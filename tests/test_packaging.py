@@ -42,7 +42,7 @@ def test_every_module_comes_from_a_notebook():
 @pytest.mark.parametrize('path', sorted(o for o in ROOT.glob('nbs/**/*.ipynb') if not set(o.parts) & {'.ipynb_checkpoints', 'runs'}), ids=lambda o: o.stem)
 def test_saved_outputs_are_small_and_clean(path):
     "No warnings, progress bars, tracebacks or folders of a machine in what readers see"
-    assert path.stat().st_size < 2_000_000
+    assert path.stat().st_size < 1_000_000
     for c in nbformat.read(path, 4).cells:
         for o in c.get('outputs', []):
             text = str({k: v for k, v in o.get('data', {}).items() if k.startswith('text')}) + o.get('text', '') + o.get('ename', '')

@@ -12,7 +12,7 @@ import cv2
 from matplotlib.figure import Figure
 
 from ..core import CxrError
-from ..data.gate import judge_file, readable_pixels
+from ..data.gate import judge_file
 from .app import answer, answer_table
 from .predict import Classifier
 from ..explain.sheet import draw_boxes, overlay
@@ -30,8 +30,9 @@ def plot_prediction(
     known:dict=None # Age, sex and view, for a network that is told them
 )->Figure: # The image, its heatmap, a chart; 9 x 3.4 inches
     "A prediction in one picture. Raises `CxrError` if the gate refuses the image, or for an unknown finding"
-    verdict = judge_file(image).verdict
-    a = answer(clf, readable_pixels(image), verdict, str(image), known)
+    judged = judge_file(image)
+    if judged.verdict.status == 'refused': raise CxrError(f'{image}: {judged.verdict.text}')
+    a = answer(clf, judged.pixels, judged.verdict, str(image), known)
     table = answer_table(a, clf)
     shown = finding or table.index[0]
     if shown not in table.index: raise CxrError(f'{shown}: this model has {", ".join(clf.findings)}')
@@ -40,6 +41,7 @@ def plot_prediction(
     left.imshow(_large(a.image), cmap='gray')
     left.set_title('Radiograph', loc='left', fontsize=11)
     _plot_map(middle, a, clf, shown, boxes)
+    for ax in (left, middle): ax.axis('off')
     _plot_bars(right, table.head(top))
     return fig
 
@@ -56,7 +58,6 @@ def _plot_map(ax, a, clf, finding, boxes):
     ax.imshow(rgb)
     said = f'Where {name} was seen' if a.cams is not None else 'This network keeps no map'
     ax.set_title(said, loc='left', fontsize=11)
-    for o in ax.figure.axes[:2]: o.axis('off')
 
 def _plot_bars(ax, table):
     "Probabilities as bars, thresholds as marks; positive predictions in orange"

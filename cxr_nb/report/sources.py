@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 
 from ..core import CxrError, read_json, write_json
 from .style import Table, as_table
@@ -47,10 +48,10 @@ def keep_ours(
     "Keep our figures for the page that shows all. Raises `SourceError` for an unknown claim"
     unknown = set(ours) - set(published().index)
     if unknown: raise SourceError(f'{min(unknown)}: no such claim in published.csv')
-    record = our_figures()
-    for name, (ran, reached) in ours.items(): record[name] = {'ran': ran, 'reached': reached}
+    new = {name: {'ran': ran, 'reached': reached} for name, (ran, reached) in ours.items()}
     ours_file().parent.mkdir(parents=True, exist_ok=True)
-    write_json(ours_file(), record)
+    with FileLock(ours_file().with_suffix('.lock')): # two chapters may run at once
+        write_json(ours_file(), our_figures() | new)
 
 NOT_RUN = 'not run here yet'
 
