@@ -241,6 +241,7 @@ def plot_reliability(
     how:str='mass', # As for `reliability`
     groups=None, # (N,) patient of each image
     cols:int=4, # Panels a row
+    where:str='', # What the images are, for the title
 )->Figure: # One panel a finding
     "Reliability curves of each finding"
     show = list(findings if show is None else show)
@@ -258,9 +259,9 @@ def plot_reliability(
         of_finding = {name: np.asarray(p)[:, j] for name, p in ps.items()}
         _finding(ax, np.asarray(y)[:, j], of_finding, f, bins, how, groups)
     for ax in axs[len(show):]: ax.set_visible(False)
-    fig.suptitle('Reliability', x=.1/width, y=1 - .08/height, ha='left', fontsize=9.5)
+    fig.suptitle(f'Reliability: {where}' if where else 'Reliability', x=.1/width, y=1 - .08/height, ha='left', fontsize=9.5)
     fig.supxlabel('probability', fontsize=8)
-    fig.supylabel('share with the finding', x=.1/width, fontsize=8)
+    fig.supylabel('share with the finding, 95 %', x=.1/width, fontsize=8)
     lines = axs[0].get_legend_handles_labels()
     fig.legend(*lines, frameon=False, fontsize=8, loc='upper right', ncols=len(ps))
     return fig

@@ -62,6 +62,10 @@ def _title(ax, text, size=9.5, **kwargs):
     "A title at the left"
     ax.set_title(text, fontsize=size, loc='left', color=INK, **kwargs)
 
+def _of(title, where):
+    "A title that says whose images these are, if that is known"
+    return f'{title}: {where}' if where else title
+
 def _legend(where, **kwargs):
     "A legend without a frame, of axes or beside a figure"
     where.legend(frameon=False, fontsize=8, **kwargs)
@@ -83,7 +87,8 @@ def _dots(ax, rows, scores, color, marker='o'):
 
 # %% ../../nbs/api/report/02_plots.ipynb #7ab70ace
 def plot_history(
-    history:pd.DataFrame # As of `history.csv`
+    history:pd.DataFrame, # As of `history.csv`
+    where:str='', # What the images are, for the title
 )->Figure: # Loss and AUROC by epoch, stages marked
     "How training went"
     fig, ((loss, auroc),) = styled_subplots(8, 3, 1, 2)
@@ -93,7 +98,7 @@ def plot_history(
     loss.plot(epoch, history['valid_loss'], 'o-', color=BLUE, label='validation', **line)
     auroc.plot(epoch, history['auroc'], 'o-', color=BLUE, **line)
     _legend(loss)
-    for ax, name, unit in ((loss, 'Loss by epoch', 'loss'), (auroc, 'Macro AUROC on validation', 'macro AUROC')):
+    for ax, name, unit in ((loss, _of('Loss by epoch', where), 'loss'), (auroc, 'Macro AUROC on validation', 'macro AUROC')):
         _title(ax, name, pad=27)
         ax.set(xlabel='epoch, all stages', ylabel=unit)
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -152,6 +157,7 @@ def plot_changes(
     before, # Predictions of a part, as of `align`
     after, # Of the same images in the same order
     names=('before', 'after'), # What to call them
+    where:str='', # What the images are, for the title
     **kwargs # More for `changes`
 )->Figure: # AUROC of each finding before and after, and the change with its interval, most gained first
     "What moved, by finding"
@@ -168,7 +174,7 @@ def plot_changes(
     rows = [f if f == 'Macro mean' else f'{figure_text(f)}  ({n:,})' for f, n in table.positives.items()]
     _name_rows(scores, rows, 'AUROC')
     change.set_xlabel('change of AUROC, paired 95 % interval by patient')
-    _title(scores, f'{names[0]} and {names[1]}'.capitalize())
+    _title(scores, _of(f'{names[0]} and {names[1]}'.capitalize(), where))
     _title(change, 'What moved')
     change.grid(axis='x', alpha=0.25)
     _legend(fig, loc='outside upper right', ncols=2)
@@ -228,6 +234,7 @@ def labels_and_guesses(
 def plot_auroc(
     metrics:dict, # As of `metrics.json`
     part:str='test', # `test` or `val`
+    where:str='', # What the images are, for the title
 )->Figure: # AUROC of each finding with its interval, best first; baselines where known
     "AUROC by finding"
     findings = metrics[part]['findings']
@@ -247,9 +254,9 @@ def plot_auroc(
         ax.plot(np.array(baseline, float), range(len(baseline)), 'x', label='view, sex and age alone', **style)
         _legend(fig, loc='outside upper right')
     ax.axvline(0.5, color=GRAY, lw=1, ls=':')
-    where = 'validation' if part == 'val' else part
-    _title(ax, f'AUROC by finding, {where}')
-    _name_rows(ax, [*names, 'Macro mean'], f'AUROC on {where}, 95 % interval by patient; dotted line: chance')
+    part = 'validation' if part == 'val' else part
+    _title(ax, _of(f'AUROC by finding, {part}', where))
+    _name_rows(ax, [*names, 'Macro mean'], f'AUROC on {part}, 95 % interval by patient; dotted line: chance')
     return laid_out(fig)
 
 # %% ../../nbs/api/report/02_plots.ipynb #3d994f5d
@@ -330,6 +337,7 @@ def plot_thresholds(
     thresholds:dict, # As of `thresholds.json`, by finding
     metrics:dict, # As of `metrics.json`; its part `test`
     parts=('validation', 'test'), # What to call where they were fitted, and where they are judged
+    where:str='', # What the images are, for the title
 )->Figure: # F1 of each finding on both
     "What thresholds promised and what they kept"
     judged = {f: o['f1']['value'] for f, o in metrics['test']['findings'].items() if 'f1' in o}
@@ -337,7 +345,7 @@ def plot_thresholds(
     table['kept'] = pd.Series(judged, dtype=float)
     table = table.dropna(subset=['f1', 'kept']).sort_values('f1', kind='stable')
     fig, [[ax]] = styled_subplots(7, 0.25*len(table) + 1.3)
-    _title(ax, 'F1 of the thresholds, where they were fitted and on other patients')
+    _title(ax, _of('F1 of the thresholds, where they were fitted and on other patients', where))
     names = (f'{parts[0]}, where it was fitted', parts[1])
     _before_after(ax, table.f1, table.kept, names)
     _name_rows(ax, [f'{figure_text(f)}  (≥ {t:.2f})' for f, t in table.threshold.items()], 'F1')
@@ -352,13 +360,15 @@ def plot_confusion(
     thresholds, # As of `threshold_array`: numbers, a dict, or a table
     findings:list, # C names
     cols:int=5, # Panels side by side
+    where:str='', # What the images are, for the title
 )->Figure: # One panel a finding: counts, coloured by their share of the row
     "Confusion matrices"
     thresholds = threshold_array(thresholds, findings)
     counts = confusion(y, p, thresholds)
     cells = np.transpose([counts.tn, counts.fp, counts.fn, counts.tp]).reshape(-1, 2, 2)
     ticks = [('no', .25, .75), ('yes', .75, .25)]
-    fig, ax, panels = _panels(findings, cols, 'Images by label and call', 'called', 'label', ticks, side=1.45)
+    title = _of('Images by label and call', where)
+    fig, ax, panels = _panels(findings, cols, title, 'called', 'label', ticks, side=1.45)
     for at, finding, threshold, matrix in zip(panels, findings, thresholds, cells):
         called = 'never called' if np.isnan(threshold) else f'≥ {threshold:.2f}'
         ax.text(0, 1.05, f'{figure_text(finding)}\n{called}', fontsize=7, color=INK, transform=at)
@@ -381,7 +391,8 @@ _MAPS = dict(hit=('peak of the heatmap', .13, BLUE, 'o'), prior=('location prior
              random=('random weights', -.25, ORANGE, 's'))
 
 def plot_localisation(
-    records:list # `metrics['localisation']`: dicts finding, n, hit, low, high, prior, prior_low, prior_high
+    records:list, # `metrics['localisation']`: dicts finding, n, hit, low, high, prior, prior_low, prior_high
+    where:str='', # What the images are, for the title
 )->Figure: # By finding: hit rate of the heatmaps and of the prior, with their intervals
     "How often heatmaps peak in a box, beside a guess that sees no image"
     table = pd.DataFrame(records[::-1])
@@ -396,5 +407,5 @@ def plot_localisation(
     _legend(fig, handles=marks, loc='outside upper right', ncols=3)
     names = [f'{figure_text(f)}  ({n:,})' for f, n in zip(table.finding, table.n)]
     _name_rows(ax, names, 'share of images with the peak in a box, 95 % interval by patient')
-    ax.set(xlim=(-.03, 1.03), title='How often the peak lies in a box')
+    ax.set(xlim=(-.03, 1.03), title=_of('How often the peak lies in a box', where))
     return laid_out(fig)
