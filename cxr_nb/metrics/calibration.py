@@ -259,7 +259,8 @@ def plot_reliability(
         of_finding = {name: np.asarray(p)[:, j] for name, p in ps.items()}
         _finding(ax, np.asarray(y)[:, j], of_finding, f, bins, how, groups)
     for ax in axs[len(show):]: ax.set_visible(False)
-    fig.suptitle(f'Reliability: {where}' if where else 'Reliability', x=.1/width, y=1 - .08/height, ha='left', fontsize=9.5)
+    title = f'Reliability: {where}' if where else 'Reliability'
+    fig.suptitle(title, x=.1/width, y=1 - .08/height, ha='left', fontsize=9.5)
     fig.supxlabel('probability', fontsize=8)
     fig.supylabel('share with the finding, 95 %', x=.1/width, fontsize=8)
     lines = axs[0].get_legend_handles_labels()

@@ -6,8 +6,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/report/plots.html.md"""
 
 # %% auto #0
 __all__ = ['INK', 'BLUE', 'ORANGE', 'GREEN', 'GRAY', 'styled_subplots', 'laid_out', 'figure_text', 'plot_history', 'plot_lr_find',
-           'changes', 'plot_changes', 'image_loss', 'plot_top_losses', 'labels_and_guesses', 'plot_auroc', 'plot_roc',
-           'plot_pr', 'plot_thresholds', 'plot_confusion', 'plot_localisation']
+           'plot_changes', 'image_loss', 'plot_top_losses', 'labels_and_guesses', 'plot_auroc', 'plot_roc', 'plot_pr',
+           'plot_thresholds', 'plot_confusion', 'plot_localisation']
 
 # %% ../../nbs/api/report/02_plots.ipynb #659507fd
 import numpy as np, pandas as pd
@@ -17,10 +17,10 @@ from matplotlib.transforms import Affine2D
 
 # %% ../../nbs/api/report/02_plots.ipynb #e2d6c23f
 from ..labels import none_name
-from ..metrics.compare import compare
+from ..metrics.compare import changes
 from ..metrics.operating import confusion, threshold_array
 from ..metrics.ranking import auroc, average_precision, roc_points
-from .tables import SCORES, ReportError, pretty, score_text
+from .tables import SCORES, pretty, score_text
 
 # %% ../../nbs/api/report/02_plots.ipynb #2decd6f4
 INK, BLUE, ORANGE, GREEN, GRAY = '#1b2733', '#0072B2', '#D55E00', '#009E73', '#8a949e'
@@ -98,8 +98,8 @@ def plot_history(
     loss.plot(epoch, history['valid_loss'], 'o-', color=BLUE, label='validation', **line)
     auroc.plot(epoch, history['auroc'], 'o-', color=BLUE, **line)
     _legend(loss)
-    for ax, name, unit in ((loss, _of('Loss by epoch', where), 'loss'), (auroc, 'Macro AUROC on validation', 'macro AUROC')):
-        _title(ax, name, pad=27)
+    for ax, name, unit in ((loss, 'Loss by epoch', 'loss'), (auroc, 'Macro AUROC on validation', 'macro AUROC')):
+        _title(ax, _of(name, where), pad=27)
         ax.set(xlabel='epoch, all stages', ylabel=unit)
         ax.xaxis.get_major_locator().set_params(integer=True)
         _mark_stages(ax, history)
@@ -134,23 +134,6 @@ def plot_lr_find(
     ax.set(xlabel='learning rate', ylabel='training loss, smoothed')
     _legend(ax)
     return laid_out(fig)
-
-# %% ../../nbs/api/report/02_plots.ipynb #dd351cae
-def changes(
-    before, # Predictions of a part, as of `align`
-    after, # Of the same images in the same order
-    n_boot:int=1000, # Resamples of patients
-    seed:int=0, # Which resamples; both predictions are judged on the same ones
-)->pd.DataFrame: # By finding, most gained first, after the macro mean: positives, before, after, change, low, high
-    "AUROC before and after, and the change with its paired interval. Raises `ReportError` if images or findings differ"
-    if before.images != after.images or before.findings != after.findings:
-        raise ReportError('predictions of different films or findings cannot be compared; predict the same part twice')
-    table = compare(before.y, before.p, after.p, before.findings, before.patients, n_boot=n_boot, seed=seed).table
-    table = table.rename(columns=dict(base='before', new='after', difference='change'))
-    table = table.rename(index={'macro mean': 'Macro mean'})
-    table.insert(0, 'positives', [int(before.y.sum()), *before.y.sum(0).astype(int)])
-    by_gain = table.iloc[1:].sort_values('change', ascending=False)
-    return pd.concat([table.iloc[:1], by_gain]).drop(columns='verdict').rename_axis('finding')
 
 # %% ../../nbs/api/report/02_plots.ipynb #0b78ae1c
 def plot_changes(
