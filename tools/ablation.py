@@ -2,7 +2,8 @@
 
 `python tools/ablation.py DIR --weights FILE` takes hours on two cores, writes a run folder each, and goes on where it
 was left. All seeds share the test images. The table has the mean difference to the whole recipe over seeds, with an
-interval by patient, and the spread over seeds beside it."""
+interval by patient, and the spread over seeds beside it. Its last row adds a piece that the recipe does not have:
+each test image is judged in five views, and their probabilities are averaged."""
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fastcore.script import call_parse
 from cxr_nb.data.augment import Augment
 from cxr_nb.data.sources import phantom_data
 from cxr_nb.metrics.bootstrap import Estimate, bootstrap
+from cxr_nb.models.nets import probabilities
 from cxr_nb.training.engine import train
 from cxr_nb.training.recipes import change, strong
 
@@ -44,17 +46,27 @@ def predictions(run, name='predictions_test.csv'):
     rows = run.part('test')
     return table.loc[rows.index, [f'prob_{o}' for o in run.recipe.findings]].to_numpy()
 
+VIEWS = 5 # The image as it is, and four that are turned, moved and zoomed a little
+
+def in_views(run):
+    "Probabilities of the test images, each the mean over `VIEWS` views"
+    total = predictions(run)
+    for seed in range(1, VIEWS):
+        view = run.batches('test', aug=run.recipe.augment, seed=seed)
+        total = total + probabilities(run.model.eval(), view)
+    return total/VIEWS
+
 def mean_estimate(estimates):
     "The mean of scores of several seeds on the same patients"
     k = len(estimates)
     return Estimate(sum(o.value for o in estimates)/k, sum(o.draws for o in estimates)/k,
                     sum(o.influence for o in estimates)/k)
 
-def scores(run):
-    "Macro AUROC on the test part, with its draws"
+def scores(run, p):
+    "Macro AUROC of probabilities of the test part, with its draws"
     rows = run.part('test')
     y = rows[run.recipe.findings].to_numpy()
-    return bootstrap(y, predictions(run), rows.patient.to_numpy(), n_boot=1000)['auroc'].macro()
+    return bootstrap(y, p, rows.patient.to_numpy(), n_boot=1000)['auroc'].macro()
 
 def ablation_table(found):
     "A row for each piece: AUROC without it, and its difference to the whole recipe; `found` is seeds by name"
@@ -88,12 +100,14 @@ def main(
     data = phantom_data(images, pixels, seed=11)
     names = [o.strip() for o in only.split(',') if o] or list(LEFT_OUT)
     found = {name: {} for name in ['nothing', *(o for o in names if o != 'nothing')]}
+    more = {}
     for seed in range(seeds): # one seed of all, then the next: a table comes early
         for name in found:
             recipe = LEFT_OUT[name](whole_recipe(arch, size, weights, seed))
             path = Path(out)/f'{name.replace(" ", "_")}-{seed}'
             run = train(data, recipe, path, resume=True, say=lambda line: None)
-            found[name][seed] = scores(run)
-        table = ablation_table(found)
+            found[name][seed] = scores(run, predictions(run))
+            if name == 'nothing': more[seed] = scores(run, in_views(run))
+        table = ablation_table(found | {'nothing, five views added': more})
         table.to_csv(Path(out)/'ablation.csv')
         print(table.round(4).to_string(), flush=True)

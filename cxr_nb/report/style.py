@@ -14,7 +14,9 @@ import numbers
 import numpy as np, pandas as pd
 
 from ..core import CxrError, markdown_table
+from ..labels import FINDINGS
 from .plots import BLUE, GRAY, GREEN, INK, ORANGE
+from .tables import pretty
 
 # %% ../../nbs/api/report/030_style.ipynb #bc0a96b7
 PALETTE = (BLUE, ORANGE, GREEN, GRAY, INK)
@@ -94,11 +96,11 @@ def cell_text(
     value, # Of a table
     digits:int=3 # Decimals of a number that is no count
 )->str: # For a reader
-    "A cell's value as text"
+    "A cell's value as text; findings are written as in figures"
     if value is None or value is pd.NA: return '–'
     if isinstance(value, (bool, np.bool_)): return 'yes' if value else 'no'
     if isinstance(value, numbers.Integral): return f'{value:,}'
-    if not isinstance(value, numbers.Real): return str(value)
+    if not isinstance(value, numbers.Real): return pretty(value) if value in FINDINGS else str(value)
     if np.isnan(value): return '–'
     return f'{value:,.{digits}f}'
 
@@ -110,6 +112,13 @@ def _is_count(column):
     "Are all numbers of a column whole, as counts are that pandas has made floats?"
     values = pd.to_numeric(column, errors='coerce').dropna()
     return len(values) > 0 and (values == values.round()).all() and (values.abs() >= 2).any()
+
+def _side(column):
+    "'r' for a column of numbers, be they in a column of objects, else 'l'"
+    if column.dtype.kind in 'iuf': return 'r'
+    known = [o for o in column if o is not None and o is not pd.NA]
+    numeric = [isinstance(o, numbers.Real) and not isinstance(o, (bool, np.bool_)) for o in known]
+    return 'r' if known and all(numeric) else 'l'
 
 def as_table(
     df, # A table, or a series, which becomes a column
@@ -123,7 +132,7 @@ def as_table(
         column = df.iloc[:, i]
         places = 0 if column.dtype.kind == 'f' and _is_count(column) else digits
         texts[i] = [cell_text(o, places) for o in column]
-    sides = ''.join('r' if o.dtype.kind in 'iuf' else 'l' for _, o in df.items())
+    sides = ''.join(_side(o) for _, o in df.items())
     head = [' '.join(map(str, o)).strip() if isinstance(o, tuple) else str(o).replace('_', ' ') for o in df.columns]
     return Table(markdown_table(head, texts.itertuples(index=False), sides))
 
