@@ -111,6 +111,51 @@ def test_what_readers_have_stumbled_over(page, site):
         for line in re.findall(r'^\w[\w.]*\(.*$', text, re.M): assert len(line) <= 88, line
     assert '<iframe' not in str([o for c in nb.cells for o in c.get('outputs', [])]), 'a frame of a server that is gone'
 
+def outside_code(text):
+    "Prose of a cell, without code in blocks and in lines"
+    return re.sub(r'`[^`]*`', '', re.sub(r'```.*?```', '', text, flags=re.S))
+
+@pytest.mark.parametrize('page', PAGES)
+def test_no_markup_stands_in_the_text(page, site):
+    "A link whose text is code is linked once more by nbdev; and a table in HTML shows backticks and stars as they are"
+    nb = site[address(page)]
+    for c in nb.cells:
+        if c.cell_type == 'markdown': assert not re.search(r'\]\([^)]*\]\(', outside_code(c.source)), c.source[:100]
+        for html in (''.join(o.get('data', {}).get('text/html', '')) for o in c.get('outputs', [])):
+            cells = re.findall(r'<t[dh][^>]*>([^<]*)</t[dh]>', html)
+            assert not [o for o in cells if re.search(r'`\w[^`]*`|\*\*\w', o)], f'markup in a table: {c.source[:100]}'
+
+CHAPTERS = sorted(ROOT.glob('nbs/[01]*.ipynb'))
+
+@pytest.mark.parametrize('path', CHAPTERS, ids=lambda o: o.stem)
+def test_findings_are_written_as_readers_write_them(path):
+    "In what a chapter shows; the code has the names of the columns"
+    for c in nbformat.read(path, 4).cells:
+        for o in c.get('outputs', []):
+            text = ''.join(o.get('data', {}).get('text/markdown', ''))
+            rows = [row for row in outside_code(text).splitlines() if 'underscore' not in row and 'left out as inconsistent' not in row]
+            assert 'Pleural_Thickening' not in '\n'.join(rows), c.source[:100]
+
+def test_the_first_page_shows_and_leads():
+    "A picture before any code, the clone before the install, the demo, the whole course; the repository in the bar"
+    text = '\n'.join(c.source for c in nbformat.read(ROOT/'nbs'/'index.ipynb', 4).cells if c.cell_type == 'markdown')
+    assert text.index('![') < text.index('```') and text.index('git clone') < text.index('pip install')
+    assert 'cxr_nb/demo/' in text and all(f']({o.name})' in text for o in CHAPTERS)
+    assert '0.6' not in text[:text.index('## On real')], 'results before a word on what this is'
+
+def test_the_bar_and_the_pages_lead_on():
+    import yaml
+    site = yaml.safe_load((ROOT/'_quarto.yml').read_text())
+    assert site['website']['page-navigation'] and site['website']['repo-url'] and site['website']['navbar']['search']
+    assert {'light', 'dark'} == set(site['format']['html']['theme'])
+    for name in (site['website']['favicon'], site['website']['image']): assert (ROOT/'nbs'/name).is_file()
+
+@pytest.mark.parametrize('path', CHAPTERS + [ROOT/'nbs'/'index.ipynb'], ids=lambda o: o.stem)
+def test_pictures_have_a_text_for_those_who_do_not_see_them(path):
+    for c in nbformat.read(path, 4).cells:
+        if c.cell_type == 'markdown': assert all(o.strip() for o in re.findall(r'!\[([^\]]*)\]\(', outside_code(c.source)))
+        elif any('image/png' in o.get('data', {}) for o in c.get('outputs', [])): assert '#| fig-alt:' in c.source, c.source[:100]
+
 def test_fields_of_a_dataclass_are_shown_with_their_comments(site):
     text = '\n'.join(shown(site['api/training/recipe.html']))
     assert re.search(r'\| `seed` \| `int` \| `0` \| \S+', text) and re.search(r'^class TrainError\(', text, re.M)
