@@ -189,7 +189,7 @@ def plot_top_losses(
     order = np.argsort(loss, kind='stable')
     some = order[preds.y[order].any(1)]
     rows = {'Highest loss': order[::-1], 'Lowest loss with a finding': some, 'Lowest loss': order}
-    fig, axs = styled_subplots(2*n, 2.75*len(rows), len(rows), n)
+    fig, axs = styled_subplots(2*n, 3*len(rows), len(rows), n)
     for ax in axs.flat: ax.axis('off')
     for line, (name, numbers) in zip(axs, rows.items()):
         line[0].text(0, 1.13, name, transform=line[0].transAxes, fontsize=9.5, color=INK)
@@ -248,7 +248,7 @@ def _panels(findings, cols, title, xlabel, ylabel, ticks=(('0', 0, 0), ('1', 1, 
     transform that puts the unit square, `side` inches wide, where its panel is"""
     cols = min(cols, len(findings))
     rows = -(-len(findings)//cols)
-    fig = Figure(figsize=(1.75*cols + .55, 1.85*rows + .75), dpi=80, layout='none')
+    fig = Figure(figsize=(1.75*cols + .55, 1.85*rows + .85), dpi=80, layout='none')
     fig.suptitle(title, x=.1/fig.get_figwidth(), y=1 - .08/fig.get_figheight(), ha='left', fontsize=9.5, color=INK)
     ax = fig.add_axes((0, 0, 1, 1))
     ax.axis('off')
@@ -258,7 +258,7 @@ def _panels(findings, cols, title, xlabel, ylabel, ticks=(('0', 0, 0), ('1', 1, 
     panels = []
     for i in range(len(findings)):
         row, col = divmod(i, cols)
-        at = Affine2D().scale(side).translate(1.75*col + .55, 1.85*(rows - 1 - row) + .5) + fig.dpi_scale_trans
+        at = Affine2D().scale(side).translate(1.75*col + .55, 1.85*(rows - 1 - row) + .6) + fig.dpi_scale_trans
         panels.append(at)
         style = dict(transform=at, fontsize=8, color=INK)
         for name, x, y in ticks:
