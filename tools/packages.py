@@ -1,11 +1,13 @@
 """A page for each package of the library, and the sidebar, from the notebooks.
 
-`python tools/packages.py` writes `nbs/api/<package>/index.ipynb` and the last section of `_quarto.yml`; a test compares.
+`python tools/packages.py` writes `nbs/api/<package>/index.ipynb`, the last section of `_quarto.yml` and `nbs/llms.txt`;
+a test compares.
 """
 import ast, json, re
 from pathlib import Path
 
 import nbformat
+from llms import llms_text
 
 ROOT = Path(__file__).resolve().parent.parent
 API = ROOT/'nbs'/'api'
@@ -128,7 +130,9 @@ def site_file():
 
 def files():
     "What is written: file to text"
-    return {**{API/o/'index.ipynb': page(o) for o in PACKAGES}, ROOT/'_quarto.yml': site_file()}
+    quarto = site_file()
+    pages = {API/o/'index.ipynb': page(o) for o in PACKAGES}
+    return pages | {ROOT/'_quarto.yml': quarto, ROOT/'nbs'/'llms.txt': llms_text(quarto)}
 
 if __name__ == '__main__':
     for file, text in files().items(): file.write_text(text)
