@@ -10,7 +10,6 @@ __all__ = ['at_most', 'image_titles', 'plot_images', 'plot_label_counts', 'plot_
 # %% ../../nbs/api/report/03_eda.ipynb #46122fd4
 import numpy as np, pandas as pd, seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 # %% ../../nbs/api/report/03_eda.ipynb #63eb5c19
 from ..labels import findings_of, label_counts, no_finding, none_name
@@ -77,14 +76,13 @@ def plot_cooccurrence(
     y = df[findings_of(df)].astype(int)
     share = (y.T @ y).div(y.sum().replace(0, np.nan), axis=0)
     names = [figure_text(o) for o in share]
-    fig, axs = styled_subplots(0.4*len(share) + 1.6, 0.33*len(share) + 1.2)
+    fig, axs = styled_subplots(0.4*len(share) + 1, 0.33*len(share) + 1.2)
     ax = axs[0, 0]
     others = share.mask(np.eye(len(share), dtype=bool))
     sns.heatmap(others, cmap='cividis', annot=True, fmt='.0%', annot_kws=dict(fontsize=6.5),
-                cbar_kws=dict(format=PercentFormatter(1, 0)), linewidths=0.5, ax=ax, yticklabels=names)
+                cbar=False, linewidths=0.5, ax=ax, yticklabels=names)
     ax.set(xlabel='… also have', ylabel='of the images with …')
     ax.set_title('Share of images with a second finding', fontsize=9.5, loc='left', color=INK)
     ax.tick_params(labelsize=8, length=0)
     ax.set_xticks(ax.get_xticks(), names, rotation=45, ha='right', rotation_mode='anchor')
-    fig.axes[1].tick_params(labelsize=8)
     return fig
