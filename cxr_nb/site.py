@@ -7,7 +7,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/site.html.md"""
 # %% auto #0
 __all__ = ['WORDS', 'drop_times', 'one_link', 'mend_links', 'short', 'comment_at', 'parameters', 'fields', 'parameter_table',
            'call_line', 'find_definition', 'patched', 'returned', 'signature', 'with_signature', 'mend_signatures',
-           'lower', 'lower_headings', 'DropWidgets']
+           'lower', 'lower_headings', 'card', 'as_cards', 'show_cards', 'DropWidgets']
 
 # %% ../nbs/api/10_site.ipynb #12488078
 import ast, re
@@ -202,6 +202,32 @@ def lower_headings(
     for output in cell.get('outputs', []):
         data = output.get('data', {})
         if 'text/markdown' in data: data['text/markdown'] = lower(''.join(data['text/markdown']))
+
+# %% ../nbs/api/10_site.ipynb #b17562d2
+_CARDS = '| chapter | you learn |\n|---|---|\n'
+
+def card(
+    row:str # Of the table: a link, and what is behind it
+)->str: # Markdown of Quarto
+    "A row as a card"
+    link, said = (o.strip() for o in row.strip('| ').split('|'))
+    return f'::: {{.g-col-12 .g-col-md-6 .g-col-lg-4 .chapter}}\n**{link}**\n\n{said}\n:::'
+
+def as_cards(
+    text:str # Markdown of a page
+)->str: # The same, if it has no table of chapters
+    "The table of chapters as cards"
+    before, head, rest = text.partition(_CARDS)
+    if not head: return text
+    table, blank, after = rest.partition('\n\n')
+    cards = '\n\n'.join(card(row) for row in table.splitlines())
+    return f'{before}:::: {{.grid}}\n{cards}\n::::{blank}{after}'
+
+def show_cards(
+    cell # Of a notebook, changed in place
+):
+    "`as_cards` for a cell of Markdown"
+    if cell.cell_type == 'markdown': cell.source = as_cards(cell.source)
 
 # %% ../nbs/api/10_site.ipynb #9e96e6c6
 class DropWidgets:

@@ -143,6 +143,18 @@ def test_the_first_page_shows_and_leads():
     assert 'cxr_nb/demo/' in text and all(f']({o.name})' in text for o in CHAPTERS)
     assert '0.6' not in text[:text.index('## On real')], 'results before a word on what this is'
 
+def test_chapters_are_cards_on_the_site(site):
+    text = text_of(site['index.html'])
+    assert text.count('.chapter}') == len(CHAPTERS) and '| you learn |' not in text
+
+def test_programs_find_every_page_with_its_twin(site):
+    "`llms.txt`, which Quarto copies, and the Markdown twins that its links name"
+    import yaml
+    quarto = yaml.safe_load((ROOT/'_quarto.yml').read_text())
+    assert 'llms.txt' in quarto['project']['resources'] and 'commonmark' in quarto['format'] and quarto['format']['html']['keep-md']
+    named = {o.removesuffix('.md') for o in re.findall(r'\]\(' + re.escape(SITE) + r'([^)]+)\)', (ROOT/'nbs'/'llms.txt').read_text())}
+    assert named == set(site) - {'index.html'}
+
 def test_the_bar_and_the_pages_lead_on():
     import yaml
     site = yaml.safe_load((ROOT/'_quarto.yml').read_text())
