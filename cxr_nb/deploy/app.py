@@ -124,10 +124,15 @@ def bars_html(
     table = f'<table class="cxr-bars" data-quarto-disable-processing="true">{rows}</table>'
     return f'<p>{said}</p>{table}<p class="cxr-note">{NOTE}</p>'
 
+def _places(threshold):
+    "Decimals that show two digits of a threshold: three to six"
+    return int(np.clip(1 - np.floor(np.log10(threshold)), 3, 6)) if threshold > 0 else 3
+
 def _bar_row(o):
     "A finding, its bar, and its probability against its threshold"
     bar = f'<div class="cxr-bar"><i style="width:{o.bar:.1%}"></i><b></b></div>'
-    limit = f'{o.probability:.2f} {"≥" if o.called else "&lt;"} {o.threshold:.2f}'
+    places = _places(o.threshold)
+    limit = f'{o.probability:.{places}f} {"≥" if o.called else "&lt;"} {o.threshold:.{places}f}'
     shade = 'called' if o.called else ''
     return f'<tr class="{shade}"><th>{_pretty(o.Index)}</th><td class="room">{bar}</td><td>{limit}</td></tr>'
 

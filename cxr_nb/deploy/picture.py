@@ -24,9 +24,9 @@ SHOWN = 448 # Pixels of a side
 def plot_prediction(
     clf:Classifier, # As of `load_classifier`
     image, # A file: PNG, JPEG or DICOM
-    finding:str=None, # Whose heatmap is shown; if not given, the one that stands highest above its threshold
+    finding:str=None, # Whose heatmap is shown; if not given, the first of the chart
     boxes=None, # Boxes to draw on the heatmap: x, y, w, h
-    top:int=6, # Findings in the chart
+    top:int=6, # Findings in the chart, by probability over threshold, the highest first
     known:dict=None # Age, sex and view, for a network that is told them
 )->Figure: # The image, its heatmap, a chart; 9 x 3.4 inches
     "A prediction in one picture. Raises `CxrError` if the gate refuses the image, or for an unknown finding"
@@ -41,8 +41,10 @@ def plot_prediction(
     left.imshow(_large(a.image), cmap='gray')
     left.set_title('Radiograph', loc='left', fontsize=11)
     _plot_map(middle, a, clf, shown, boxes)
-    for ax in (left, middle): ax.axis('off')
     _plot_bars(right, table.head(top))
+    for ax in (left, middle):
+        ax.axis('off')
+        ax.set_anchor('N') # titles at one height
     return fig
 
 def _large(pixels):
@@ -56,17 +58,19 @@ def _plot_map(ax, a, clf, finding, boxes):
     rgb = overlay(_large(a.image), _large(cam))
     if boxes is not None: rgb = draw_boxes(rgb, boxes)
     ax.imshow(rgb)
-    said = f'Where {name} was seen' if a.cams is not None else 'This network keeps no map'
+    said = f'Heatmap of {name}' if a.cams is not None else 'This network keeps no map'
     ax.set_title(said, loc='left', fontsize=11)
 
 def _plot_bars(ax, table):
-    "Probabilities as bars, thresholds as marks; positive predictions in orange"
+    "Probabilities as bars, thresholds as marks; called findings in orange, with the word beside them"
     table = table[::-1]
     names = [o.replace('_', ' ') for o in table.index]
     ax.barh(names, table.probability, color=[ORANGE if o else BLUE for o in table.called], height=.6)
     ax.scatter(table.threshold, names, marker='|', s=220, color=INK, label='threshold', zorder=3)
+    for name, o in zip(names, table.itertuples()):
+        if o.called: ax.text(o.probability + .02, name, 'called', color=ORANGE, va='center', fontsize=9)
     ax.set_xlim(0, 1)
     ax.set_xlabel('probability')
     ax.spines[['top', 'right']].set_visible(False)
     ax.legend(frameon=False, fontsize=9, loc='upper right', bbox_to_anchor=(1, -.12))
-    ax.set_title('Positive predictions in orange' if table.called.any() else 'No Finding', loc='left', fontsize=11)
+    ax.set_title('Probability and threshold' if table.called.any() else 'No Finding', loc='left', fontsize=11)
