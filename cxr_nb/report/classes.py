@@ -91,6 +91,7 @@ def tiers(
 def plot_classes(
     table:pd.DataFrame, # As of `class_table`
     least:int=10, # As of `tiers`
+    unit:str='patient', # What the intervals redraw
 )->Figure: # Hollow where data are insufficient, N/A without positives
     "Classes, best first: AUROC of each with its interval over the borders of the tiers"
     classes = tiers(table, least).sort_values('auroc', kind='stable', na_position='first')
@@ -104,7 +105,9 @@ def plot_classes(
     for i in np.flatnonzero(classes.auroc.isna()): ax.text(.5, i, ' N/A', fontsize=7, va='center', color=INK)
     _mark_tiers(ax, len(classes) - .3)
     ax.set_yticks(rows, [f'{figure_text(f)} ({n:,})' for f, n in classes.positives.items()], fontsize=7)
-    ax.set(ylim=(-.7, len(classes) - .3), xlabel='AUROC, 95 % interval by patient; hollow: insufficient data')
+    label = (f'AUROC, 95 % interval by {unit}; in brackets: positive images\n'
+             f'hollow: fewer than {least} positive {unit}s, or no interval')
+    ax.set(ylim=(-.7, len(classes) - .3), xlabel=label)
     ax.set_title('AUROC of each class', fontsize=9.5, pad=16)
     return fig
 
@@ -129,6 +132,8 @@ def plot_search(
         style = dict(color=ORANGE, label=f'{fold}, the best') if fold == best else dict(color=GRAY)
         ax.plot(history.epoch, history.auroc, color=GRAY, lw=.6, alpha=.6)
         ax.plot(history.epoch, history.auroc.cummax(), lw=1.2, **style)
+    ax.plot([], [], color=GRAY, lw=1.2, label='other folds')
+    ax.plot([], [], color=GRAY, lw=.6, alpha=.6, label='thin: each epoch')
     dots = dict(fmt='o', color=BLUE, ms=5, capsize=3, label='mean and standard deviation of the folds')
     ax.errorbar(search.index, search['mean'], search['sd'], **dots)
     ax.axvline(budget, color=INK, lw=1, ls=':')
