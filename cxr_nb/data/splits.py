@@ -93,7 +93,7 @@ def pick_patients(
 
 # %% ../../nbs/api/data/03_splits.ipynb #2334bc56
 def _carve(df, split, part, share, seed):
-    "Make a mirrored share of the training patients another part of the split, in place"
+    "Make a matched share of the training patients another part of the split, in place"
     if not share: return
     train = df.loc[split.index[split == 'train']]
     picked = train.patient.isin(pick_patients(train, float(share), seed))
@@ -139,7 +139,7 @@ def random_split(
     test:float=.2, # Share of all patients for test
     seed:int=0, # Which split
 )->pd.Series: # 'train', 'val' or 'test' by image
-    "A mirrored random split by patient. Raises `CxrError` unless the shares leave something for training"
+    "A matched random split by patient. Raises `CxrError` unless the shares leave something for training"
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise CxrError(f'shares of {val:g} for validation and {test:g} for test leave nothing to train on; '
                        'give less, as in val=.1, test=.2')
@@ -172,7 +172,7 @@ def subset(
     df:pd.DataFrame, # Image table
     n_images:int, # How many images, about
     seed:int=0, # Which pick
-)->pd.DataFrame: # The rows of a mirrored pick of patients; the table itself if it is not larger
+)->pd.DataFrame: # The rows of a matched pick of patients; the table itself if it is not larger
     "About `n_images` images of whole patients, with the class balance of the table"
     if not n_images or n_images >= len(df): return df
     n_patients = round(n_images/len(df)*df.patient.nunique())
