@@ -166,7 +166,7 @@ def test_the_bar_and_the_pages_lead_on():
 def test_pictures_have_a_text_for_those_who_do_not_see_them(path):
     for c in nbformat.read(path, 4).cells:
         if c.cell_type == 'markdown': assert all(o.strip() for o in re.findall(r'!\[([^\]]*)\]\(', outside_code(c.source)))
-        elif any('image/png' in o.get('data', {}) for o in c.get('outputs', [])): assert '#| fig-alt:' in c.source, c.source[:100]
+        elif any({'image/png', 'image/jpeg'} & set(o.get('data', {})) for o in c.get('outputs', [])): assert '#| fig-alt:' in c.source, c.source[:100]
 
 def test_fields_of_a_dataclass_are_shown_with_their_comments(site):
     text = '\n'.join(shown(site['api/training/recipe.html']))
