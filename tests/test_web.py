@@ -14,7 +14,6 @@ from cxr_nb.deploy.web import EXAMPLES, RUNTIME, write_runtime
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine; Debian has it as the package chromium')
 N_FILES = int(os.environ.get('CXR_WEB_FILES', 12))
-JUDGED = {'inverted', 'not_chest', 'rotated_90', 'rotated_180', 'rotated_270'} # only Python's judge knows these
 
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args): pass
@@ -108,19 +107,20 @@ def test_the_same_probabilities_and_only_one_host(browser, url, films, trained, 
     for file in films:
         said, got, positive = give(page, file)
         row = want.loc[file.name]
+        assert set(said['codes'].split()) == set(row.gate_codes.split()), file.name
+        if said['status'] == 'refused': continue
         assert said['status'] in ('ok', 'warning') and set(got) == set(clf.findings), (file.name, said)
-        assert set(said['codes'].split()) == set(row.gate_codes.split()) - JUDGED, file.name
         assert positive == {o for o in clf.findings if row.get(f'call_{o}') == 1}, file.name
         far[file.name] = max(abs(got[o] - row[f'prob_{o}']) for o in clf.findings)
     with capsys.disabled(): print(f'\nlargest difference of a probability on {len(far)} files: {max(far.values()):.1g} ({max(far, key=far.get)})')
-    assert max(far.values()) < 1e-3, far
+    assert max(far.values()) < 1e-3 and len(far) > .8*len(films), far
     assert 'Secret' not in page.content() and not page.wrong, page.wrong
     assert page.asked and all(o.startswith((url, 'data:')) for o in page.asked), page.asked
     assert page.evaluate("fetch('https://example.com').then(() => 'sent', () => 'refused')") == 'refused'
     page.close()
 
 def bad_files(out):
-    "Files that Python refuses without its judge"
+    "Files that Python refuses for what they are, whatever they show"
     a, _ = phantom_image(phantom_body(1), size=256)
     rng = np.random.default_rng(0)
     write = lambda name, o: cv2.imwrite(str(out/name), o)
@@ -142,9 +142,27 @@ def test_the_same_refusals(browser, url, tmp_path):
         verdict = judge_file(file).verdict
         said, _, _ = give(page, file)
         assert said['status'] == verdict.status == 'refused', (file.name, said, verdict)
-        want = set(verdict.codes) - JUDGED
+        want = set(verdict.codes)
         assert set(said['codes'].split()) - {'broken', 'truncated'} == want - {'broken', 'truncated'}, (file.name, said, verdict.codes)
         if file.suffix == '.dcm' or 'cut' not in file.name: assert verdict.reasons[0].text in said['text'], (said, verdict.text)
+    page.close()
+
+def test_the_same_verdict_on_how_an_image_lies(browser, url, tmp_path):
+    "Upright, turned, inverted, no chest at all: eight views of a radiograph, noise, and half an image"
+    a, _ = phantom_image(phantom_body(2), [], size=320, view='PA', seed=2)
+    for k in range(4):
+        cv2.imwrite(str(tmp_path/f'turned_{k}.png'), np.rot90(a, k))
+        cv2.imwrite(str(tmp_path/f'inverted_{k}.png'), 255 - np.rot90(a, k))
+    cv2.imwrite(str(tmp_path/'noise.png'), np.random.default_rng(0).integers(0, 256, (200, 260), dtype=np.uint8))
+    cv2.imwrite(str(tmp_path/'half.png'), a[:, :160])
+    page, seen = visit(browser, url), set()
+    for file in sorted(tmp_path.iterdir()):
+        verdict = judge_file(file).verdict
+        said, _, _ = give(page, file)
+        assert (said['status'], said['codes'].split()) == (verdict.status, verdict.codes), (file.name, said, verdict)
+        for reason in verdict.reasons: assert reason.text in said['text'], (file.name, said)
+        seen |= set(verdict.codes)
+    assert {'inverted', 'rotated_90', 'rotated_180', 'rotated_270', 'not_chest'} <= seen
     page.close()
 
 def test_compressed_dicom_is_refused_with_the_mend(browser, url, tmp_path):

@@ -132,6 +132,7 @@ def export_web(
     heatmaps = map_weights(clf.model) is not None
     write_runtime(dest/'runtime', runtime)
     for file in (files('cxr_nb')/'web').iterdir(): (dest/file.name).write_bytes(file.read_bytes())
+    (dest/'gate.json').write_bytes((files('cxr_nb')/'gate.json').read_bytes())
     for name, finding in EXAMPLES.items(): _draw(dest/name, finding)
     refuse_folders(run, [write_json(dest/'model.json', page_facts(run, clf, heatmaps))])
     return export_onnx(clf, dest/'model.onnx', whole=WithMaps if heatmaps else Whole)

@@ -1,5 +1,6 @@
 // A file goes in; the verdict, findings against thresholds and a heatmap come out. All of it in this browser.
 import * as ort from './runtime/ort.wasm.min.mjs'
+import { turnReasons } from './gate.js'
 import { readImage, toSquare } from './read.js'
 import { Refusal } from './refusal.js'
 
@@ -13,12 +14,14 @@ const $ = (id) => document.getElementById(id)
 const pretty = (finding) => finding.replaceAll('_', ' ')
 
 let model // what model.json says
+let gate // the numbers of the judge of pixels
 let session // of onnxruntime
 let shown // the last answer: { pixels, probabilities, maps }
 let latest = 0 // number of the last file that was given
 
 async function start() {
   model = await (await fetch('model.json')).json()
+  gate = await (await fetch('gate.json')).json()
   describe()
   ort.env.wasm.wasmPaths = new URL('./runtime/', import.meta.url).href
   ort.env.wasm.numThreads = 1 // more need headers that a plain server does not send
@@ -78,6 +81,7 @@ async function answer(file) {
 // What the network says of a file. Throws a Refusal
 async function judged(file) {
   const image = await readImage(file, model)
+  image.reasons.push(...turnReasons(image, gate))
   const refused = image.reasons.some((reason) => reason.refuse)
   if (refused) throw Object.assign(new Refusal('', ''), { reasons: image.reasons })
   const pixels = toSquare(image, model.size)

@@ -1,5 +1,5 @@
 // A PNG, JPEG or DICOM file becomes gray pixels and a verdict, then a square as the network takes it.
-// The same steps as cxr_nb.data.images and cxr_nb.data.gate; what only Python checks is said on the page.
+// The same steps as cxr_nb.data.images; the judge of pixels is in gate.js.
 import { readDicom } from './dicom.js'
 import { Refusal, checkSize } from './refusal.js'
 
@@ -145,7 +145,7 @@ function colourShare({ width, height, rgba }, least = 40) { // looked at on a gr
   return coloured / (columns * rows)
 }
 
-function percentile(sorted, share) {
+export function percentile(sorted, share) {
   const at = share * (sorted.length - 1)
   const [low, high] = [sorted[Math.floor(at)], sorted[Math.ceil(at)]]
   return low + (high - low) * (at - Math.floor(at))
@@ -195,7 +195,7 @@ export function toSquare({ width, height, gray }, size) {
 }
 
 // For each pixel of the result: the first pixel below it, and the share that it takes of that one and the next ones
-function areaWeights(side, size) {
+export function areaWeights(side, size) {
   const scale = side / size
   return Array.from({ length: size }, (_, i) => {
     const [from, to] = [i * scale, (i + 1) * scale]
@@ -228,7 +228,7 @@ function shrunk(square, side, size) {
   return small
 }
 
-function evenly(value) { // to the nearest whole number, and from the middle to the even one
+export function evenly(value) { // to the nearest whole number, and from the middle to the even one
   const low = Math.floor(value)
   const rest = value - low
   if (Math.abs(rest - .5) < 1e-6) return low + (low & 1)
