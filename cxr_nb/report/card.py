@@ -141,7 +141,7 @@ BEFORE = {
     'Results': _results,
     'Thresholds': _thresholds,
     'The official test part': _official,
-    'Floors': _baselines,
+    'Baselines': _baselines,
     'Calibration': _calibration,
     'Subgroups': _records('subgroups', subgroup_table),
     'Other readers': _records('readers', reader_table),

@@ -157,7 +157,7 @@ def plot_changes(
     rows = [f if f == 'Macro mean' else f'{figure_text(f)}  ({n:,})' for f, n in table.positives.items()]
     _name_rows(scores, rows, 'AUROC')
     change.set_xlabel('change of AUROC, paired 95 % interval by patient')
-    _title(scores, _of(f'{names[0]} and {names[1]}'.capitalize(), where))
+    _title(scores, _of('AUROC', where))
     _title(change, 'What moved')
     change.grid(axis='x', alpha=0.25)
     _legend(fig, loc='outside upper right', ncols=2)
