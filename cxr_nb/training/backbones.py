@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator
 from tqdm.auto import tqdm
 
 # %% ../../nbs/api/training/15_backbones.ipynb #a3b36df4
@@ -173,11 +175,19 @@ def pareto(
 PRICES = {'madds': 'multiply-adds an image', 'parameters': 'parameters', 'memory': 'memory of a training step, bytes',
           'seconds': 'seconds of training'}
 
+def _name_dot(ax, name, dot):
+    "The name beside a dot: those of the front above at the left, the others below at the right, so that they stay apart"
+    color, side, away = (BLUE, 'right', (-6, 5)) if dot.front else (INK, 'left', (6, -12))
+    text = ax.annotate(figure_text(name), (dot.price, dot.value), away, textcoords='offset points', fontsize=8,
+                       color=color, ha=side)
+    text.set_path_effects([withStroke(linewidth=2.5, foreground='white')])
+
 def plot_pareto(
     table:pd.DataFrame, # As of `comparison_table`
     costs:pd.DataFrame, # As of `cost_table`, or any with the networks as index
     price:str='madds', # Column of `costs`, lower is better
     score:str='auroc', # auroc, ap or f1
+    where:str='', # What the images are, for the title
 )->Figure: # A dot a network with its interval, the front as a line
     "Score against price, logarithmic, with the networks that nothing cheaper equals"
     dots = table.assign(price=costs[price], value=table[score]).sort_values('price')
@@ -188,12 +198,13 @@ def plot_pareto(
     ax.errorbar(dots.price, dots.value, bars, fmt='none', ecolor=GRAY, elinewidth=1)
     ax.plot('price', 'value', '--', data=dots[dots.front], color=BLUE, lw=1, label='Pareto front')
     ax.scatter(dots.price, dots.value, c=np.where(dots.front, BLUE, INK), zorder=3, s=28)
-    for i, (name, dot) in enumerate(dots.iterrows()): # names above and below in turn, so that neighbours stay apart
-        ax.annotate(figure_text(name), (dot.price, dot.value), (5, -12 if i % 2 else 6), textcoords='offset points',
-                    fontsize=8, color=BLUE if dot.front else INK)
+    for name, dot in dots.iterrows(): _name_dot(ax, name, dot)
     score = dict(auroc='AUROC', ap='AP', f1='F1')[score]
     ax.set(xscale='log', xlabel=PRICES.get(price, price), ylabel=f'macro {score} on test')
-    ax.set_title('Score against price', fontsize=9.5)
-    ax.margins(x=.15)
+    ax.set_title(f'Score against price: {where}' if where else 'Score against price', fontsize=9.5)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter('{x:,g}')
+    ax.minorticks_off()
+    ax.margins(x=.2)
     ax.legend(fontsize=8, frameon=False, loc='lower right')
     return fig
