@@ -176,7 +176,7 @@ PRICES = {'madds': 'multiply-adds an image', 'parameters': 'parameters', 'memory
           'seconds': 'seconds of training'}
 
 def _name_dot(ax, name, dot):
-    "The name beside a dot: those of the front above at the left, the others below at the right, so that they stay apart"
+    "The name beside a dot: above at the left on the front, else below at the right, so that they stay apart"
     color, side, away = (BLUE, 'right', (-6, 5)) if dot.front else (INK, 'left', (6, -12))
     text = ax.annotate(figure_text(name), (dot.price, dot.value), away, textcoords='offset points', fontsize=8,
                        color=color, ha=side)
