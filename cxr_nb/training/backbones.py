@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import EngFormatter, LogLocator
 from tqdm.auto import tqdm
 
 # %% ../../nbs/api/training/15_backbones.ipynb #a3b36df4
@@ -179,7 +179,7 @@ def _name_dot(ax, name, dot):
     "The name beside a dot: above at the left on the front, else below at the right, so that they stay apart"
     color, side, away = (BLUE, 'right', (-6, 5)) if dot.front else (INK, 'left', (6, -12))
     text = ax.annotate(figure_text(name), (dot.price, dot.value), away, textcoords='offset points', fontsize=8,
-                       color=color, ha=side)
+                       color=color, ha=side, zorder=2)
     text.set_path_effects([withStroke(linewidth=2.5, foreground='white')])
 
 def plot_pareto(
@@ -203,8 +203,8 @@ def plot_pareto(
     ax.set(xscale='log', xlabel=PRICES.get(price, price), ylabel=f'macro {score} on test')
     ax.set_title(f'Score against price: {where}' if where else 'Score against price', fontsize=9.5)
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter('{x:,g}')
+    ax.xaxis.set_major_formatter(EngFormatter(sep=' '))
     ax.minorticks_off()
-    ax.margins(x=.2)
+    ax.margins(x=.28)
     ax.legend(fontsize=8, frameon=False, loc='lower right')
     return fig
