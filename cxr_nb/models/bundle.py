@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 # %% ../../nbs/api/models/05_bundle.ipynb #ad0887be
@@ -35,8 +35,8 @@ def _write_part(model, path):
     about = None # one key: safetensors shuffles several, and equal weights would differ as files
     if isinstance(model, (ChestModel, Ensemble)):
         about = dict(model=json.dumps(dict(arch=model.arch, findings=model.findings)))
-    save_file(tensors, part, metadata=about)
-    part.chmod(part.parent.stat().st_mode & 0o666) # safetensors leaves it to its owner alone; a run may be shared
+    part.write_bytes(save(tensors, metadata=about)) # `save_file` would leave a file of its own at a kill
+    part.chmod(part.parent.stat().st_mode & 0o666) # a run may be shared
     return part
 
 def save_weights(

@@ -20,7 +20,7 @@ from fastai.callback.core import Callback, CancelEpochException
 from fastai.learner import Learner
 from fastcore.basics import patch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from ..core import CxrError
 
 # %% ../../nbs/api/training/04_state.ipynb #957378ca
@@ -52,7 +52,8 @@ def write_state(
     path.parent.mkdir(parents=True, exist_ok=True)
     part, tensors = path.with_name(path.name + '.part'), {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     try:
-        save_file(tensors, part, metadata=dict(info=json.dumps(info), crc=str(_crc(tensors, json.dumps(info)))))
+        text = json.dumps(info)
+        part.write_bytes(save(tensors, metadata=dict(info=text, crc=str(_crc(tensors, text)))))
         _sync(part)
         os.replace(part, path)
         _sync(path.parent)
