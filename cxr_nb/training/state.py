@@ -52,8 +52,7 @@ def write_state(
     path.parent.mkdir(parents=True, exist_ok=True)
     part, tensors = path.with_name(path.name + '.part'), {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     try:
-        text = json.dumps(info)
-        part.write_bytes(save(tensors, metadata=dict(info=text, crc=str(_crc(tensors, text)))))
+        part.write_bytes(save(tensors, dict(info=json.dumps(info), crc=str(_crc(tensors, json.dumps(info))))))
         _sync(part)
         os.replace(part, path)
         _sync(path.parent)
