@@ -8,9 +8,9 @@ from readme import ROOT, page
 
 FIRST = 'Research and education only, never clinical use. Every page has a twin in Markdown: `.md` behind its address.'
 
-def summary(path):
-    "Title and one-line description of a notebook"
-    text = next(c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'markdown' and c.source.startswith('# '))
+def summary(nb):
+    "Title and one-line description of a notebook; empty if it has none"
+    text = next(c.source for c in nb.cells if c.cell_type == 'markdown' and c.source.startswith('# '))
     title, _, rest = text.partition('\n')
     said = re.search(r'^> (.+)', rest, re.M)
     return title.removeprefix('# '), said[1] if said else ''
@@ -23,12 +23,12 @@ def below(entry):
 
 def line(name):
     "A page in the list"
-    title, said = summary(ROOT/'nbs'/name)
+    title, said = summary(nbformat.read(ROOT/'nbs'/name, 4))
     return f'- [{title}]({page(name.removesuffix(".ipynb"))}.html.md): {said}'
 
 def render(sidebar):
     "The list, by section of the sidebar"
-    title, said = summary(ROOT/'nbs'/'index.ipynb')
+    title, said = summary(nbformat.read(ROOT/'nbs'/'index.ipynb', 4))
     parts = [f'# {title}', f'> {said}', FIRST]
     for entry in sidebar:
         if isinstance(entry, dict): parts.append('\n'.join([f'## {entry["section"]}', '', *map(line, below(entry))]))

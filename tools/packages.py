@@ -7,7 +7,7 @@ import ast, json, re
 from pathlib import Path
 
 import nbformat
-from llms import llms_text
+from llms import llms_text, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 API = ROOT/'nbs'/'api'
@@ -61,11 +61,6 @@ def module_of(nb):
     found = [re.search(r'#\|\s*default_exp (\S+)', c.source) for c in nb.cells if c.cell_type == 'code']
     return next((m[1] for m in found if m), None)
 
-def sentence_of(nb):
-    "Title and description of a notebook"
-    head = next(c.source for c in nb.cells if c.cell_type == 'markdown' and c.source.startswith('# '))
-    return head.splitlines()[0].removeprefix('# '), ended(head.partition('> ')[2].splitlines()[0].strip())
-
 def ended(sentence): return sentence if sentence.endswith(('.', '?')) else sentence + '.'
 
 def public(nb):
@@ -100,8 +95,8 @@ def notebooks(package):
 def row(file):
     "A row of the table: module, sentence, call"
     nb = nbformat.read(file, 4)
-    module, (_, sentence) = module_of(nb), sentence_of(nb)
-    return f'| [{module}]({file.name}) | {sentence} | `{call_of(module, public(nb))}` |'
+    module, (_, sentence) = module_of(nb), summary(nb)
+    return f'| [{module}]({file.name}) | {ended(sentence)} | `{call_of(module, public(nb))}` |'
 
 def page(package):
     "The page of a package, as JSON"

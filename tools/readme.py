@@ -25,7 +25,8 @@ def cell(c):
     for o in c.outputs:
         data = o.get('data', {})
         text = data.get('text/markdown') or o.get('text') or data.get('text/plain')
-        if text and not text.startswith('<Figure'): out.append(text if 'text/markdown' in data else '\n'.join('    ' + l for l in text.rstrip().splitlines()))
+        if not text or text.startswith('<Figure'): continue
+        out.append(text if 'text/markdown' in data else '\n'.join('    ' + l for l in text.rstrip().splitlines()))
     return '\n\n'.join(out)
 
 def render(nb=ROOT/'nbs'/'index.ipynb'):

@@ -11,7 +11,7 @@ __all__ = ['GRID', 'loader_vs_torchxrayvision', 'loader_vs_fastai', 'loader_vs_t
            'gradcam_vs_one_by_one', 'startup']
 
 # %% ../../nbs/api/bench/03_rows.ipynb #b0109c89
-import subprocess, sys, tempfile, warnings
+import subprocess, sys, tempfile
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -87,9 +87,7 @@ def loader_vs_fastai(
     s:Setup # Images and sizes
 )->Row: # In images/s
     "Batches from the cache, against fastai's `ImageDataLoaders` with `Resize` and `aug_transforms` on PNGs"
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning) # fastai 2.8 still calls torch.jit.script
-        from fastai.vision.all import ImageDataLoaders, MultiCategoryBlock, PILImage, Resize, aug_transforms
+    from fastai.vision.all import ImageDataLoaders, MultiCategoryBlock, PILImage, Resize, aug_transforms
     resize, labels = Resize(s.size), MultiCategoryBlock(encoded=True, vocab=FINDINGS)
     loaders = ImageDataLoaders.from_df(s.images.table[FINDINGS].reset_index(), s.folder/'images', valid_pct=.01,
                                        label_col=FINDINGS, y_block=labels, item_tfms=resize, bs=s.bs,

@@ -36,7 +36,6 @@ def _write_part(model, path):
     if isinstance(model, (ChestModel, Ensemble)):
         about = dict(model=json.dumps(dict(arch=model.arch, findings=model.findings)))
     part.write_bytes(save(tensors, metadata=about)) # `save_file` would leave a file of its own at a kill
-    part.chmod(part.parent.stat().st_mode & 0o666) # a run may be shared
     return part
 
 def save_weights(

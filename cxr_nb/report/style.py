@@ -151,7 +151,7 @@ def interval_word(
 
 # %% ../../nbs/api/report/030_style.ipynb #64144412
 def moved_text(
-    moved:pd.DataFrame, # As of `cxr_nb.report.plots.changes`
+    moved:pd.DataFrame, # As of `cxr_nb.metrics.compare.changes`
     where:str # What was judged, such as 'the phantom release'
 )->str: # For Markdown
     "What happened to the macro AUROC, with the paired interval and a word"
