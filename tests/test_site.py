@@ -172,6 +172,17 @@ def test_fields_of_a_dataclass_are_shown_with_their_comments(site):
     text = '\n'.join(shown(site['api/training/recipe.html']))
     assert re.search(r'\| `seed` \| `int` \| `0` \| \S+', text) and re.search(r'^class TrainError\(', text, re.M)
 
+def wide_lines(nb, most=88):
+    "Lines of the code that readers see, in cells and in texts, that are wider than a column of the site"
+    for c in nb.cells:
+        flags = re.findall(r'^#\| *(.*)', c.source, re.M)
+        if c.cell_type == 'code' and any(o.startswith(('export', 'hide', 'echo: false', 'default_exp')) for o in flags): continue
+        blocks = [c.source] if c.cell_type == 'code' else re.findall(r'^```.*?^```', c.source, re.M | re.S)
+        yield from (o for block in blocks for o in block.split('\n') if len(o) > most and not o.startswith('#|'))
+
+@pytest.mark.parametrize('page', PAGES)
+def test_code_is_no_wider_than_a_column(page): assert not list(wide_lines(nbformat.read(ROOT/'nbs'/f'{page}.ipynb', 4)))
+
 def test_tables_and_code_stay_within_a_phone():
     css = (ROOT/'nbs'/'styles.css').read_text()
     for rule in ('white-space: pre-wrap', 'overflow-x: auto', 'scroll-margin-top'): assert rule in css

@@ -21,7 +21,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from torch import nn
 
 # %% ../../nbs/api/models/015_published.ipynb #68f1cb60
-from ..core import cache_home, file_sha256, read_json, write_json
+from ..core import cache_home, file_sha256, one_at_a_time, read_json, write_json
 from ..data.augment import MEAN, STD
 from .registry import Entry, entries, entry_of, file_of
 from .weights import (ModelError, check_reachable, fill_backbone, fold_first, is_reached, load_backbone,
@@ -119,12 +119,14 @@ def _downloaded(entry):
 def _compare(entry, file):
     "Raise `ModelError` if a file has another fingerprint than the first time; the first time it is kept"
     ledger = cache_home()/'weights'/'sha256.json'
-    known = read_json(ledger, 'delete it', default={})
     now = file_sha256(file)
-    if known.get(entry.name, now) != now:
+    with one_at_a_time(ledger, 'the fingerprints of weights'):
+        known = read_json(ledger, 'delete it', default={})
+        if entry.name not in known: write_json(ledger, known | {entry.name: now})
+    first = known.get(entry.name, now)
+    if first != now:
         raise ModelError(f'{file}: is not the file that {entry.name} was the first time (SHA-256 {now[:12]}, then '
-                         f'{known[entry.name][:12]}); delete it, and the line in {ledger} if its makers renewed it')
-    if entry.name not in known: write_json(ledger, known | {entry.name: now})
+                         f'{first[:12]}); delete it, and the line in {ledger} if its makers renewed it')
 
 # %% ../../nbs/api/models/015_published.ipynb #cd54942c
 def xrv_classes()->list: # Classes

@@ -8,7 +8,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/training/loggers.html.md"""
 __all__ = ['PROJECT', 'LOGGERS', 'LogEpochs', 'check_logger', 'logging_to']
 
 # %% ../../nbs/api/training/16_loggers.ipynb #5d831ffb
-import json, math, os
+import json, math, os, re
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
@@ -71,8 +71,8 @@ class LogEpochs(Callback):
     def after_epoch(self):
         if not hasattr(self.learn, 'history'): return
         folder = self.learn.keep_best.path
-        fold = folder.parent.name if folder and folder.parent.name.startswith('fold') else ''
-        self.write(self.learn.history.rows[-1], fold and f'{fold}/')
+        run = folder.parent.name if folder else ''
+        self.write(self.learn.history.rows[-1], f'{run}/' if re.fullmatch(r'fold\d+', run) else '')
     def after_fit(self):
         if not hasattr(self.learn, 'best_heads'): return
         heads = self.learn.best_heads
