@@ -113,7 +113,7 @@ def read_csv(
 def image_names(
     paths # File names, or paths of either kind
 )->pd.Index: # As many, named `image`
-    "Names without their folders; the whole paths where only folders tell films apart, as in CheXpert"
+    "Names without their folders; the whole paths where only folders tell images apart, as in CheXpert"
     whole = pd.Index([str(o).strip() for o in paths], name='image')
     name = pd.Index([re.split(r'[\\/]', o)[-1] for o in whole], name='image')
     return whole if name.has_duplicates and whole.is_unique else name
@@ -292,7 +292,7 @@ def from_release(
 ADJUDICATED = ['Pneumothorax', 'Nodule or mass', 'Airspace opacity', 'Fracture']
 
 def adjudicated()->pd.DataFrame: # Index `image`; `set` ('test' or 'val' of that paper); uint8 for each of `ADJUDICATED`
-    "The adjudicated labels of 4,376 ChestX-ray14 films"
+    "The adjudicated labels of 4,376 ChestX-ray14 images"
     df = read_csv(xrv_data('google2019_nih-chest-xray-labels.csv.gz'), ['Image Index', 'Set Id', *ADJUDICATED])
     df = df.set_index(df['Image Index'].rename('image'))
     return df[['Set Id']].rename(columns={'Set Id': 'set'}).join(df[ADJUDICATED].eq('YES').astype(np.uint8))

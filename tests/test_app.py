@@ -63,12 +63,12 @@ def test_png_dicom_and_broken_file(browser, served, files):
     page = visit(browser, url)
     assert 'Not for clinical use' in page.inner_text('.cxr-warn')
     drop(page, files/'film.png', 'ok')
-    assert page.locator('#bars tr').count() == 14 and page.get_attribute('#film img', 'src').startswith('data:image/png;base64,')
-    before = page.get_attribute('#film img', 'src')
+    assert page.locator('#bars tr').count() == 14 and page.get_attribute('#image img', 'src').startswith('data:image/png;base64,')
+    before = page.get_attribute('#image img', 'src')
     page.click('#finding input')
     page.get_by_role('option', name='Hernia').click()
-    page.wait_for_function('s => document.querySelector("#film img").src != s', arg=before, timeout=120_000)
-    assert 'Hernia' in page.inner_text('#film')
+    page.wait_for_function('s => document.querySelector("#image img").src != s', arg=before, timeout=120_000)
+    assert 'Hernia' in page.inner_text('#image')
     for file, state in (('broken.png', 'refused'), ('film.dcm', 'ok')):
         page = visit(browser, url)
         drop(page, files/file, state)
@@ -80,7 +80,7 @@ def test_png_dicom_and_broken_file(browser, served, files):
 def test_refusal_is_a_sentence(browser, served, files):
     page = visit(browser, served[0])
     drop(page, files/'broken.png', 'refused')
-    assert 'Refused' in page.inner_text('#verdict') and len(page.inner_text('#verdict li')) > 15 and page.locator('#film img').count() == 0
+    assert 'Refused' in page.inner_text('#verdict') and len(page.inner_text('#verdict li')) > 15 and page.locator('#image img').count() == 0
     cv2.imwrite(str(files/'negative.png'), 255 - cv2.imread(str(files/'film.png')))
     page = visit(browser, served[0])
     drop(page, files/'negative.png', 'refused')
@@ -106,7 +106,7 @@ def test_too_large_a_file_is_a_sentence(browser, served, tmp_path):
 def test_fits_a_phone(browser, served):
     page = visit(browser, served[0], viewport=dict(width=390, height=844))
     page.click('#example-Cardiomegaly')
-    page.wait_for_selector('#film img', timeout=240_000)
+    page.wait_for_selector('#image img', timeout=240_000)
     assert page.evaluate('document.documentElement.scrollWidth') <= 392
 
 def test_serves_no_file_of_the_machine(served, trained):

@@ -155,7 +155,7 @@ def fit_gate(
     net.fit((x - judge.mean)/judge.scale, np.arange(len(x)) < good.shape[1])
     judge.w1, judge.w2 = net.coefs_[0], net.coefs_[1][:, 0]
     judge.b1, judge.b2 = net.intercepts_[0], float(net.intercepts_[1][0])
-    judge.facts = dict(films=len(images), pictures=int(other.shape[1]), copies=copies)
+    judge.facts = dict(images=len(images), pictures=int(other.shape[1]), copies=copies)
     return judge
 
 def five_digits(o): return [five_digits(v) for v in o] if isinstance(o, list) else float(f'{o:.5g}')

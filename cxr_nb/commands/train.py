@@ -211,7 +211,7 @@ def say_localisation(
 ):
     "One line about the pointing game"
     a = scores.loc['All']
-    say(f'pointing game: peak in the box on {a.hit:.2f} of {int(a.films)} boxed findings on {part} images '
+    say(f'pointing game: peak in the box on {a.hit:.2f} of {int(a.images)} boxed findings on {part} images '
         f'({a.low:.2f} to {a.high:.2f}), a location prior that sees no image {a.prior:.2f} '
         f'({a.prior_low:.2f} to {a.prior_high:.2f}), random weights {a.random:.2f}')
 

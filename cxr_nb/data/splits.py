@@ -37,9 +37,9 @@ def check_split(
 # %% ../../nbs/api/data/03_splits.ipynb #9444327b
 def patient_counts(
     df:pd.DataFrame # Image table
-)->pd.DataFrame: # A row a patient: `films` (images), `none` (without a finding), `ap`, and images with each finding
+)->pd.DataFrame: # A row a patient: `images`, `none` (without a finding), `ap`, and images with each finding
     "What each patient adds to a part"
-    per_image = pd.DataFrame({'films': 1, 'none': no_finding(df), 'ap': df['view'].eq('AP')}, index=df.index)
+    per_image = pd.DataFrame({'images': 1, 'none': no_finding(df), 'ap': df['view'].eq('AP')}, index=df.index)
     counted = pd.concat([per_image, df[findings_of(df)]], axis=1).astype(np.int32)
     return counted.groupby(df.patient).sum()
 
@@ -154,12 +154,12 @@ _PARTS = ['train', 'val', 'test']
 def split_table(
     df:pd.DataFrame, # Image table
     split:pd.Series, # Part of each image
-)->pd.DataFrame: # A row a part: `films` (images), patients, `films a patient`, share AP, No Finding and of each finding
+)->pd.DataFrame: # A row a part: images, patients, `images per patient`, share AP, No Finding and of each finding
     "What is in each part"
     df = df.loc[split.index]
     parts = df.groupby(split, sort=False)
-    table = pd.DataFrame({'films': parts.size(), 'patients': parts.patient.nunique()}).rename_axis(None)
-    table['films a patient'] = table.films/table.patients
+    table = pd.DataFrame({'images': parts.size(), 'patients': parts.patient.nunique()}).rename_axis(None)
+    table['images per patient'] = table.images/table.patients
     table['AP'] = df['view'].eq('AP').groupby(split).mean()
     table[NO_FINDING] = no_finding(df).groupby(split).mean()
     findings = findings_of(df)
@@ -283,8 +283,8 @@ def _parts(df, split):
     table = split_table(df, check_split(df, split))
     lines = []
     for part, row in table.iterrows():
-        lines.append(f'{part}: {row.films:,.0f} images of {row.patients:,.0f} patients, '
-                     f'{row["films a patient"]:.1f} a patient, {NO_FINDING} {row[NO_FINDING]:.1%}')
+        lines.append(f'{part}: {row.images:,.0f} images of {row.patients:,.0f} patients, '
+                     f'{row["images per patient"]:.1f} a patient, {NO_FINDING} {row[NO_FINDING]:.1%}')
     first, last = table.index[[0, -1]]
     shares = table[findings_of(df)]
     ratio = (shares.loc[last]/shares.loc[first]).replace([0, np.inf], np.nan).dropna()

@@ -290,7 +290,7 @@ def make_page(
                     buttons = [gr.Button(f, size='sm', min_width=90, elem_id=f'example-{f}') for f in EXAMPLES]
                 verdict = gr.HTML(elem_id='verdict')
                 pick = gr.Dropdown(names, **heatmap_of)
-                picture = gr.HTML(elem_id='film')
+                picture = gr.HTML(elem_id='image')
             with gr.Column(min_width=300): bars = gr.HTML(elem_id='bars')
         with gr.Accordion('The model, its figures and its limits', open=False): gr.Markdown(card)
         out = [held, verdict, bars, picture, pick]

@@ -45,7 +45,7 @@ class Whole(nn.Module):
     ):
         super().__init__()
         self.model = model
-    def forward(self, films): return self.model((films.float() - 255*MEAN)/(255*STD)).sigmoid()
+    def forward(self, images): return self.model((images.float() - 255*MEAN)/(255*STD)).sigmoid()
 
 # %% ../../nbs/api/deploy/02_export.ipynb #255d2e25
 USE = 'Research and education only, never for clinical use.'
@@ -55,9 +55,9 @@ SQUARE = (
     '(INTER_AREA of OpenCV; no filter of Pillow does this). When growing, linear between pixel centres '
     '(INTER_LINEAR). Round to whole numbers. square_numpy has it in NumPy.')
 FIXED = dict(library='cxr_nb', library_version=__version__, use=USE, square=SQUARE, channels=1, mean=MEAN, std=STD,
-             input='films: uint8 (N, 1, size, size), 0 to 255',
+             input='images: uint8 (N, 1, size, size), 0 to 255',
              output='probabilities: float32 (N, findings), 0 to 1',
-             normalisation='(film/255 - mean)/std, inside of the graph')
+             normalisation='(image/255 - mean)/std, inside of the graph')
 
 def square_in_numpy(
     a, # uint8 (H, W), gray, black is air
@@ -111,9 +111,9 @@ def _traced(model, whole):
     x = torch.zeros(2, 1, model.size, model.size, dtype=torch.uint8)
     try:
         with _quiet():
-            program = torch.onnx.export(whole(model).eval(), (x,), dynamo=True, verbose=False, input_names=['films'],
+            program = torch.onnx.export(whole(model).eval(), (x,), dynamo=True, verbose=False, input_names=['images'],
                                         output_names=whole.outputs,
-                                        dynamic_shapes={'films': {0: torch.export.Dim('films_n')}})
+                                        dynamic_shapes={'images': {0: torch.export.Dim('images_n')}})
     except Exception as e:
         raise ExportError(f'{model.arch}: PyTorch cannot write it as ONNX ({_reason(e)}); '
                           'choose another network') from e
@@ -218,7 +218,7 @@ class OnnxClassifier:
             raise ExportError(f'images of {images.dtype} {images.shape}; this model takes uint8 (N, {self.size}, '
                               f'{self.size}), as of cxr_nb.data.images.to_square')
         if not len(images): return np.zeros((0, len(self.findings)), np.float32)
-        return self.session.run(None, {'films': images[:, None]})[0]
+        return self.session.run(None, {'images': images[:, None]})[0]
 
 def _about_of(meta, path):
     "The text of a file as values, looked through"
@@ -249,7 +249,7 @@ def load_onnx(
     cfg = _about_of(session.get_modelmeta().custom_metadata_map, path)
     size, n = cfg['size'], len(cfg['findings'])
     have = [(o.name, o.type, o.shape[1:]) for o in (*session.get_inputs(), *session.get_outputs())]
-    want = [('films', 'tensor(uint8)', [1, size, size]), ('probabilities', 'tensor(float)', [n])]
+    want = [('images', 'tensor(uint8)', [1, size, size]), ('probabilities', 'tensor(float)', [n])]
     if have[:2] != want: raise ExportError(f'{path}: takes and gives {have}, and says {want}; export it again')
     return OnnxClassifier(session, cfg)
 

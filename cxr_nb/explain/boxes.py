@@ -185,7 +185,7 @@ def score_boxes(
     seed:int=0, # Of the bootstrap
     level:float=0.95, # Of the intervals
     frame:int=BOX_FRAME, # Side of the frame, in pixels
-)->pd.DataFrame: # By finding and `All`: boxes, films, patients, hit, prior and gain (hit - prior), with low and high
+)->pd.DataFrame: # By finding and `All`: boxes, images, patients, hit, prior and gain (hit - prior), with low and high
     "Hit rates with patient-clustered intervals, beside the prior. Raises `ExplainError` if nothing matches"
     if prior is None:
         pairs, maps = location_prior(boxes, patients, frame=frame)
@@ -198,7 +198,7 @@ def score_boxes(
     for finding, d in [*both.groupby('finding'), ('All', both)]:
         hits = {'value': d[['hit']].to_numpy(float), 'prior': d[['hit_prior']].to_numpy(float)}
         rates = {name: rate[0] for name, rate in _compare(hits, d.who, n_boot, seed, level).items()}
-        counts = dict(boxes=int(d.boxes.sum()), films=len(d), patients=d.who.nunique())
+        counts = dict(boxes=int(d.boxes.sum()), images=len(d), patients=d.who.nunique())
         rows[finding] = counts | {'hit': rates.pop('value')} | rates
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('finding')
 
@@ -324,7 +324,7 @@ def score_maps(
     n_boot:int=1000, # Bootstrap draws
     seed:int=0, # Of the bootstrap
     level:float=0.95, # Of the intervals
-)->pd.DataFrame: # By finding (`All` last) and score: films, patients; value, prior, gain, random, learnt (low, high)
+)->pd.DataFrame: # By finding (`All` last) and score: images, patients; value, prior, gain, random, learnt (low, high)
     "Every score with its interval by patient, beside both baselines. Raises `ExplainError` if one lacks a pair"
     who = _patients(scores.image, patients)
     values = {'value': _figures(scores), 'prior': _figures(_same_pairs(scores, prior))}
@@ -364,7 +364,7 @@ def _block(values, similarity, who, *bootstrap):
 
 def _table(values, who, names, bootstrap):
     "A row a score, with the number of images and patients"
-    counts = dict(films=len(who), patients=len(set(who)))
+    counts = dict(images=len(who), patients=len(set(who)))
     return pd.DataFrame(counts | _compare(values, who, *bootstrap), index=names)
 
 # %% ../../nbs/api/explain/02_boxes.ipynb #d90ccb73
@@ -375,7 +375,7 @@ def join_scores(
     "The table of the pointing game with a group of columns for each other score"
     out = [hits]
     for score in scores.index.unique('score'):
-        d = scores.xs(score, level='score').drop(columns=['films', 'patients'])
+        d = scores.xs(score, level='score').drop(columns=['images', 'patients'])
         if score == 'similarity': d = d[['value', 'low', 'high']]
         if score == 'hit': d = d[d.columns.difference([*hits, 'value'], sort=False)]
         else: d = d.add_prefix(f'{score}_').rename(columns={f'{score}_value': score})
@@ -386,4 +386,4 @@ def localisation_records(
     scores:pd.DataFrame # As of `score_boxes` or `join_scores`
 )->list: # Dicts finding, n, hit, low, high, prior, ...; NaN as None
     "The score table as records for `metrics['localisation']`"
-    return as_json(scores.rename(columns={'films': 'n'}).reset_index().to_dict('records'))
+    return as_json(scores.rename(columns={'images': 'n'}).reset_index().to_dict('records'))

@@ -216,7 +216,7 @@ def plot_map_scores(
         ax.errorbar(value, np.arange(len(d)) + .22*(i - 1), xerr=error, fmt=mark, color=color, ms=4, lw=1.2, label=name)
     ax.set_yticks(range(len(d)), list(SCORES.values()), fontsize=8)
     ax.set(xlim=(-.03, 1.03), ylim=(len(d) - .5, -.5))
-    share = f'share of {int(d.films.iloc[0]):,} films, or mean share (energy)'
+    share = f'share of {int(d.images.iloc[0]):,} images, or mean share (energy)'
     ax.set_xlabel(f'{share}; 95 % interval by patient', fontsize=8)
     ax.grid(axis='x', alpha=.25)
     fig.legend(frameon=False, fontsize=8, loc='outside upper right', ncols=3)

@@ -50,14 +50,14 @@ def interval_width(
     a:Aligned, # Truth and predictions
     n_boot:int=1000, # Resamples
     seed:int=0, # Which
-)->dict: # `by_patient`, `by_film`: width of the 95 % interval of the macro AUROC; `ratio`; NaN without an interval
+)->dict: # `by_patient`, `by_image`: width of the 95 % interval of the macro AUROC; `ratio`; NaN without an interval
     "The interval by patient beside the one by image"
     out = {}
-    for name, groups in [('by_patient', a.patients), ('by_film', None)]:
+    for name, groups in [('by_patient', a.patients), ('by_image', None)]:
         estimate = bootstrap(a.y, a.p, groups, n_boot=n_boot, seed=seed)['auroc']
         low, high = estimate.macro().interval()[:, 0]
         out[name] = float(high - low)
-    out['ratio'] = out['by_patient']/out['by_film'] if out['by_film'] else np.nan
+    out['ratio'] = out['by_patient']/out['by_image'] if out['by_image'] else np.nan
     return out
 
 # %% ../../nbs/api/metrics/15_audit.ipynb #e13fa62e

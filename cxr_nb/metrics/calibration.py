@@ -57,7 +57,7 @@ def reliability(
     bins:int=10, # Number of bins; those without images are left out
     how:str='mass', # 'mass': as many images in each; 'width': as wide as each other
     groups=None, # (N,) patient of each image; None if each image is a patient of its own
-)->pd.DataFrame: # By bin, lowest first: predicted, observed, low, high (95 % interval of observed), films, positives
+)->pd.DataFrame: # By bin, lowest first: predicted, observed, low, high (95 % interval of observed), images, positives
     "Mean probability beside the share that came true. Raises `PredictionError`"
     y, p = _one(y, p, 'a reliability curve')
     code, _ = patient_codes(groups, len(y))
@@ -67,7 +67,7 @@ def reliability(
     observed = positives[some]/n[some]
     low, high = _wilson(observed, patients)
     out = pd.DataFrame(dict(predicted=total[some]/n[some], observed=observed, low=low, high=high))
-    return out.assign(films=n[some], positives=positives[some].astype(int))
+    return out.assign(images=n[some], positives=positives[some].astype(int))
 
 # %% ../../nbs/api/metrics/12_calibration.ipynb #6cd8c49b
 def ece(

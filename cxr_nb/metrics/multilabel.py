@@ -23,7 +23,7 @@ def _scores(y, p, t):
     overlap = ratio((y & calls).sum(1), (y | calls).sum(1)) # NaN where nothing is there and nothing called
     right = y == calls
     out = {'exact_match': right.all(1).mean(), 'hamming_loss': (~right).mean(), 'label_accuracy': right.mean(),
-           'jaccard_films': np.nan_to_num(overlap, nan=1).mean(), 'jaccard_films_0': np.nan_to_num(overlap).mean()}
+           'jaccard_images': np.nan_to_num(overlap, nan=1).mean(), 'jaccard_images_0': np.nan_to_num(overlap).mean()}
     for m in ('jaccard', 'precision', 'recall', 'f1'): out[f'{m}_macro'] = macro(getattr(counts, m))['value']
     for m in ('precision', 'recall', 'f1'): out[f'{m}_micro'] = getattr(total, m)[0]
     out['lrap'] = label_ranking_average_precision_score(y, p)

@@ -112,7 +112,7 @@ def label_agreement(
     mapped = sum(mapping.values(), [])
     findings = [o for o in table.columns if o in mapped]
     mined = _mapped(any_label, rows[findings], findings, mapping)
-    out = dict(films=len(rows), patients=rows.patient.nunique())
+    out = dict(images=len(rows), patients=rows.patient.nunique())
     out['positives'] = truth.sum(0, dtype=int)
     out['mined'] = mined.sum(0, dtype=int)
     out |= _agreement(truth, mined, rows.patient, n_boot, seed)
@@ -124,7 +124,7 @@ class Readings:
     "What `evaluate_readers` found"
     table: pd.DataFrame # By label: counts; PPV and sensitivity of the mined; AUROC and AP by both; word; reason
     mapping: dict # Label of the readers -> findings
-    films: dict # Images judged of each part of the readers, 'test' and 'val', and `left_out` as trained on
+    images: dict # Images judged of each part of the readers, 'test' and 'val', and `left_out` as trained on
     patients: int # Patients judged
     n_boot: int # Resamples
     tie_band: float # Differences up to this do not matter
@@ -186,7 +186,7 @@ def evaluate_readers(
     figures[[o != '' for o in reasons]] = np.nan
     gaps = figures[['auroc_difference', 'auroc_difference_low', 'auroc_difference_high']].to_numpy()
     words = ['' if reason else verdict(*gap, tie_band, len(gaps)) for gap, reason in zip(gaps, reasons)]
-    counts = dict(films=len(readers), positives=truth.sum(0, dtype=int), mined=mined.sum(0, dtype=int))
+    counts = dict(images=len(readers), positives=truth.sum(0, dtype=int), mined=mined.sum(0, dtype=int))
     table = pd.DataFrame(counts, figures.index).join(figures)
     table = table.assign(word=words, reason=reasons)
     images = dict(readers.set.value_counts().reindex(['test', 'val'], fill_value=0), left_out=left_out)
@@ -201,8 +201,7 @@ SHOWN = {'ppv': 'PPV of mined', 'sensitivity': 'sensitivity of mined', 'auroc': 
 def formatted(self:Readings)->pd.DataFrame: # Text by label
     "Figures with their intervals, to be read"
     t = self.table
-    out = t[['films', 'positives', 'mined']].map('{:,}'.format)
-    out = out.rename(columns={'films': 'images'})
+    out = t[['images', 'positives', 'mined']].map('{:,}'.format)
     for m, name in SHOWN.items(): out[name] = interval_texts(t, m)
     out['difference'] = with_words(t, 'auroc_difference', t.word)
     return out
@@ -210,7 +209,7 @@ def formatted(self:Readings)->pd.DataFrame: # Text by label
 @patch(as_prop=True)
 def notes(self:Readings)->list: # Sentences
     "What the figures rest on"
-    n = self.films
+    n = self.images
     parts = (f'{n["test"]:,} images of the readers\' test part (official test), '
              f'{n["val"]:,} of their val part (official train and validation)')
     if n['left_out']: parts += f', {n["left_out"]:,} left out as trained on'
@@ -270,8 +269,8 @@ def records(self:Readings)->list: # Of dicts: label, findings, counts, each figu
     figures = [o.removesuffix('_low') for o in self.table if o.endswith('_low')]
     out = []
     for label, row in self.table.iterrows():
-        record = dict(label=label, findings=self.mapping[label], parts=self.films)
-        record |= row[['films', 'positives', 'mined', 'word', 'reason']].to_dict()
+        record = dict(label=label, findings=self.mapping[label], parts=self.images)
+        record |= row[['images', 'positives', 'mined', 'word', 'reason']].to_dict()
         for m in figures: record[m] = interval_record(row, m)
         out.append(record)
     return as_json(out)

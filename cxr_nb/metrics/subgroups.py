@@ -108,7 +108,7 @@ def _image_counts(a, groups, code, t):
     called = np.full(len(a.findings), np.nan) if t is None else t
     kinds = no_finding_counts(a.y, a.p, called)
     member = pd.get_dummies(groups).to_numpy(dtype=float)
-    counts = {'films': by_patient(code, code.max() + 1, member)}
+    counts = {'images': by_patient(code, code.max() + 1, member)}
     for name, mask in kinds.items():
         counts[name] = by_patient(code, code.max() + 1, member*mask[:, None])
     if t is None:
@@ -201,11 +201,11 @@ def _judge_grouping(a, groups, code, t, weights, least, positives):
     enough, judged, shared = comparable(patients, positive, negative, least, positives)
     compared = [f for f, o in zip(a.findings, shared) if o]
     counts = _image_counts(a, groups, code, t)
-    images = counts.pop('films')
+    images = counts.pop('images')
     labels = pd.DataFrame(a.y.astype(int)).groupby(groups.array, observed=True).sum().to_numpy()
     each = _each_auroc(a, groups, code, weights, enough)
     estimates = _macro(each, judged, shared, images.sum(0)) | _rates(counts, weights, least)
-    columns = dict(films=images.sum(0).astype(int), patients=patients)
+    columns = dict(images=images.sum(0).astype(int), patients=patients)
     columns['positives'] = labels[:, shared].sum(1)
     columns['n_findings'] = np.where(judged, len(compared), 0)
     columns |= {name: o.sum(0) for name, o in counts.items()}
@@ -271,7 +271,7 @@ def evaluate_subgroups(
     rows = _known_images(a, table)
     t = None if thresholds is None else threshold_array(thresholds, a.findings)
     code, patients = patient_codes(a.patients, len(a.y))
-    everyone = pd.Series(pd.Categorical(['all films']*len(rows)), rows.index, name='all')
+    everyone = pd.Series(pd.Categorical(['all images']*len(rows)), rows.index, name='all')
     groupings = [everyone, *(groups_of(rows, o) for o in ([by] if isinstance(by, str) else by))]
     weights = [o.astype(np.int16) for o in boot_counts(patients, n_boot, seed)]
     judged = [_judge_grouping(a, o, code, t, weights, min_patients, min_positives) for o in groupings]
@@ -297,7 +297,7 @@ def formatted(self:Subgroups,
 )->pd.DataFrame: # Text by grouping and subgroup
     "Figures with their intervals, to be read"
     t = self.table if by is None else self.table.loc[[by]]
-    counts = t[['films', 'patients', 'positives', 'n_findings']].map('{:,}'.format)
+    counts = t[['images', 'patients', 'positives', 'n_findings']].map('{:,}'.format)
     out = counts.set_axis(['images', 'patients', 'positives', 'findings'], axis=1)
     for m, name in FIGURES.items():
         out[name] = interval_texts(t, m)
@@ -324,7 +324,7 @@ def judged_title(
     s # `Subgroups` or `Readings`
 )->str: # One line
     "How many images and patients were judged, and how"
-    return (f'{s.table.films.iloc[0]:,} images of {s.patients:,} patients; 95 % intervals by patient '
+    return (f'{s.table.images.iloc[0]:,} images of {s.patients:,} patients; 95 % intervals by patient '
             f'from {s.n_boot:,} resamples, tie band {s.tie_band:g}')
 
 @patch
@@ -343,8 +343,8 @@ def _dots(ax, t, m, at):
 def _whole(ax, s, m, heights):
     "The figure of all images, beside each grouping; AUROC over the findings that are compared there"
     for name, y in heights.groupby(level='by'):
-        value = s.table.loc[('all', 'all films'), m]
-        if m == 'auroc': value = s.by_finding.auroc['all']['all films'][s.compared[name]].mean()
+        value = s.table.loc[('all', 'all images'), m]
+        if m == 'auroc': value = s.by_finding.auroc['all']['all images'][s.compared[name]].mean()
         ax.vlines(value, y.min() - .4, y.max() + .4, color='#8a949e', lw=1, ls=':')
 
 def plot_subgroups(
@@ -356,7 +356,7 @@ def plot_subgroups(
         raise PredictionError('there are no subgroups to draw; of these images neither age nor sex nor view is known')
     gaps = .7*pd.factorize(t.index.get_level_values('by'))[0]
     at = -np.arange(len(t)) - gaps
-    names = [f'{name}  ({n:,})' for (_, name), n in t.films.items()]
+    names = [f'{name}  ({n:,})' for (_, name), n in t.images.items()]
     fig = Figure(figsize=(8, .2*(len(t) + gaps[-1]) + 1.2), layout='constrained', dpi=80)
     fig.suptitle('Subgroups, with 95 % intervals by patient', fontsize=10, x=.01, ha='left')
     for ax, (m, title) in zip(fig.subplots(1, 3, sharey=True), FIGURES.items()):
@@ -375,7 +375,7 @@ def plot_subgroups(
 @patch
 def records(self:Subgroups)->list: # Of dicts: by, subgroup, counts, findings, figures, differences with a word, reason
     "The table for JSON, NaN as None"
-    counts = ['films', 'patients', 'positives', 'n_findings', 'with_finding', 'missed', 'without_finding', 'alarmed']
+    counts = ['images', 'patients', 'positives', 'n_findings', 'with_finding', 'missed', 'without_finding', 'alarmed']
     out = []
     for (by, name), row in self.table.iterrows():
         record = dict(by=by, subgroup=name, reason=row.reason, findings=self.compared[by])

@@ -47,7 +47,7 @@ def _hub_entry(run, scores):
     "One result of the model, as the hub lists it"
     data = run.config.get('data', 'unnamed')
     task = dict(type='image-classification', name='multi-label chest X-ray classification')
-    judged_on = dict(name=data, type='image-folder', split='all films of the file' if run.foreign else 'test')
+    judged_on = dict(name=data, type='image-folder', split='all images of the file' if run.foreign else 'test')
     result = dict(task=task, dataset=judged_on, metrics=scores)
     return dict(name=f'{run.config.get("arch", "model")} on {data}', results=[result])
 
@@ -57,7 +57,7 @@ from cxr_nb.models.bundle import load_bundle
 model, config = load_bundle('path/of/this/folder')  # safetensors and JSON; loading runs no code
 ```
 
-The input is one gray film, `size` x `size` pixels, as float (B, 1, S, S) from `cxr_nb.data.augment.normalise`; \
+The input is one gray image, `size` x `size` pixels, as float (B, 1, S, S) from `cxr_nb.data.augment.normalise`; \
 the output is one logit a finding, in the order of `config['findings']`.'''
 
 USE = ('To learn and to study how multi-label classifiers of chest X-rays are trained, judged and explained. '
@@ -90,7 +90,7 @@ def _results(run):
     "The scores, of validation where there is no test part"
     metrics = run.metrics
     if 'test' in metrics:
-        text = f'{run.scored}: {metrics["test"]["n"]:,} films. 95 % intervals by patient. F1 at {run.f1_at}.'
+        text = f'{run.scored}: {metrics["test"]["n"]:,} images. 95 % intervals by patient. F1 at {run.f1_at}.'
         return _scores(metrics, 'test', text)
     if 'val' in metrics: return _paragraphs(KIND, md_table(score_table(metrics, 'val')))
     return 'Not judged yet; `cxr-eval` does it.'
@@ -104,7 +104,7 @@ def _thresholds(run):
 def _official(run):
     "The official test part by itself"
     if part := run.metrics.get('official_test'):
-        return _scores(run.metrics, 'official_test', '{n:,} films of {patients:,} patients.'.format(**part))
+        return _scores(run.metrics, 'official_test', '{n:,} images of {patients:,} patients.'.format(**part))
 
 def _baselines(run):
     "What needs no image"

@@ -72,7 +72,7 @@ def _cards(run):
     yield _macro_card(test, 'ap')
     yield _macro_card(test, 'f1', at=' at 0.5' if run.foreign else '')
     if baseline is not None: yield _card(f'{baseline:.3f}', 'floor: macro AUROC from view, sex and age alone')
-    yield _card(f'{test["n"]:,}', f'{"films" if run.foreign else "test films"} {who}')
+    yield _card(f'{test["n"]:,}', f'{"images" if run.foreign else "test images"} {who}')
 
 def _card(value, text, cls='card'): return Div(B(value), Span(text), cls=cls)
 
@@ -104,8 +104,8 @@ def _label_counts(run):
     "Images with each finding"
     if run.test is None: return None
     labels = pd.DataFrame(run.test.y, columns=run.test.findings)
-    return (figure(plot_label_counts(labels), 'Bars: films with each finding', 'fig slim'),
-            note('Films by label.' if run.foreign else 'Films of the test part by label.'))
+    return (figure(plot_label_counts(labels), 'Bars: images with each finding', 'fig slim'),
+            note('Images by label.' if run.foreign else 'Images of the test part by label.'))
 
 def _shared(run):
     "Whether validation and test have patients in common, by their own files"
@@ -128,7 +128,7 @@ def _training(run):
               'the test part had no say. ', start_sentence(value_at(run.config, 'recipe[weights]'))))
 
 # %% ../../nbs/api/report/07_html.ipynb #0b7b0e7f
-KIND = ('There is no test part: weights and thresholds were chosen on these validation films, '
+KIND = ('There is no test part: weights and thresholds were chosen on these validation images, '
         'so the scores are too kind.')
 
 def _validation(run):
@@ -157,7 +157,7 @@ def _official(metrics):
     "The official test part by itself, and what intervals by image would have hidden"
     part = metrics.get('official_test')
     if part:
-        text = '{n:,} films of {patients:,} patients. '.format(**part)
+        text = '{n:,} images of {patients:,} patients. '.format(**part)
         baseline = value_at(part, 'floors[metadata][macro]')
         if baseline: text += f'View, sex and age alone: macro AUROC {baseline:.3f}.'
         yield H3('The official test part')
@@ -166,12 +166,12 @@ def _official(metrics):
     where = ' on this part' if part else ''
     if ratio := value_at(metrics, 'width[ratio]'):
         yield P(f'The interval of the macro AUROC{where}, drawn by patient, is {ratio:.2f} times as wide '
-                'as one that takes the films of a patient for independent.')
+                'as one that takes the images of a patient for independent.')
 
 MANY = dict(
     exact_match='Exact match', hamming_loss='Hamming loss', label_accuracy='Accuracy of labels',
-    jaccard_films='Jaccard of films, nothing on nothing counts 1',
-    jaccard_films_0='Jaccard of films, nothing on nothing counts 0',
+    jaccard_images='Jaccard of images, nothing on nothing counts 1',
+    jaccard_images_0='Jaccard of images, nothing on nothing counts 0',
     lrap='Label-ranking average precision', map='Mean average precision', brier='Brier score')
 for score in ('jaccard', 'precision', 'recall', 'f1'):
     for mean in ('macro', 'micro'): MANY[f'{score}_{mean}'] = f'{SCORES.get(score, "Jaccard")}, {mean}'
@@ -181,7 +181,7 @@ def _many(metrics):
     if not metrics.get('multilabel'): return None
     table = pd.DataFrame(metrics['multilabel']).T.rename_axis('Score')
     table = table.rename(index=lambda o: MANY.get(o, pretty(o)), columns={'value': 'Model', 'blind': 'Blind'})
-    text = ('At the thresholds below. "Blind" looks at no film: it gives each finding its prevalence and calls '
+    text = ('At the thresholds below. "Blind" looks at no image: it gives each finding its prevalence and calls '
             'nothing. A score in which it comes close says little.')
     return H3('Scores of many labels'), html_table(table.map(score_text), text)
 
@@ -223,7 +223,7 @@ def _nothing_called(table, name):
         percent = f' ({n/total:.0%})' if total else ''
         shares.append(f'{n:,} of {total:,}{percent}')
     return (f'"{name}" is called where no finding reaches its threshold. That is so on {shares[0]} '
-            f'films without a finding, and, wrongly, on {shares[1]} with one.')
+            f'images without a finding, and, wrongly, on {shares[1]} with one.')
 
 GUARANTEE = dict(threshold='Threshold', fitted='Precision, proved on', precision='Precision, judged on',
                  recall='Recall, judged on', reason='Why not')
@@ -250,9 +250,9 @@ def _calibration(run):
     if not record or run.held is None: return missing('No calibration', 'cxr-eval')
     if 'table' not in record: return note(record['reason'])
     fitted, judged = run.parts
-    text = (f'Fitted on {fitted} ({record["fitted_on"]:,} films), judged on {judged}; means over the findings. '
+    text = (f'Fitted on {fitted} ({record["fitted_on"]:,} images), judged on {judged}; means over the findings. '
             f'Probabilities that are exactly right would have an ECE of {record["floor"]:.4f} here.')
-    moved = ("The last row is moved by Bayes' rule to the true prevalence of the films that are judged, which nobody "
+    moved = ("The last row is moved by Bayes' rule to the true prevalence of the images that are judged, which nobody "
              'knows beforehand. It is right only where nothing but the prevalence differs between the two sides.')
     return html_table(calibration_table(record), text), note(moved), _reliability(run.held, record)
 
@@ -275,7 +275,7 @@ def _subgroup_figures(run):
     records = run.metrics['subgroups']
     table = pd.json_normalize(records, sep='_').set_index(['by', 'subgroup']).fillna(np.nan)
     table.columns = table.columns.str.replace('_value', '').str.replace('_difference_word', '_word')
-    aurocs = {('all', 'all films', f): o['auroc']['value'] for f, o in run.scores['test']['findings'].items()}
+    aurocs = {('all', 'all images', f): o['auroc']['value'] for f, o in run.scores['test']['findings'].items()}
     return SimpleNamespace(table=table, compared={o['by']: o['findings'] for o in records},
                            by_finding=pd.Series(aurocs, dtype=float).to_frame('auroc'))
 
@@ -283,12 +283,12 @@ def _subgroups(run):
     "For whom it is worse"
     records = run.metrics.get('subgroups')
     if records == [] or run.foreign and not records:
-        return note('No age, sex or view is known of these films, so there are no subgroups.')
+        return note('No age, sex or view is known of these images, so there are no subgroups.')
     if not records: return missing('No subgroups', 'cxr-eval')
     text = (f'On {run.parts[1]}, with the same thresholds for everyone; 95 % intervals by patient. False No Finding: '
-            'films with a finding on which nothing is called. The last column compares with all others that are '
+            'images with a finding on which nothing is called. The last column compares with all others that are '
             'judged, where the difference is above 0.01, and allows for how many were looked at. Within a grouping '
-            'AUROC is a mean over the same findings for all, so that of "all films" need not lie between.')
+            'AUROC is a mean over the same findings for all, so that of "all images" need not lie between.')
     findings = {o['by']: ', '.join(map(pretty, o['findings'])) or 'no finding' for o in records}
     lines = [f'{by}: {names}' for by, names in findings.items()]
     lines += ['{by}: {subgroup}: {reason}.'.format(**o) for o in records if o.get('reason')]
@@ -300,12 +300,12 @@ def _readers(run):
     "What other readers say"
     records = run.metrics.get('readers')
     if not records:
-        return note('None of these films is among those that other readers have labelled, or the labels are not '
+        return note('None of these images is among those that other readers have labelled, or the labels are not '
                     'those of ChestX-ray14.')
-    text = ('Films of ChestX-ray14 that radiologists have read again (Majkowska et al., 2020); they are no random '
+    text = ('Images of ChestX-ray14 that radiologists have read again (Majkowska et al., 2020); they are no random '
             'sample of the release. First how far the mined labels agree with the readers, then the same scores '
             'against both. Where several findings stand for a label, the score is the probability that at least one '
-            'is there. The model may have been trained on some of these films.')
+            'is there. The model may have been trained on some of these images.')
     reasons = [note('{label}: {reason}.'.format(**o)) for o in records if o.get('reason')]
     return html_table(reader_table(records), text), *reasons
 
@@ -332,7 +332,7 @@ def _heatmaps(run):
     records = run.metrics.get('localisation')
     out = []
     if sheet.is_file():
-        out += [picture('png', sheet.read_bytes(), 'Films and their heatmaps, right and wrong cases'),
+        out += [picture('png', sheet.read_bytes(), 'Images and their heatmaps, right and wrong cases'),
                 P('Right and wrong cases. A heatmap shows where the evidence for the score was, not where disease is. '
                   'Each is stretched to its own maximum.')]
     if records: out += _localisation(records)
@@ -340,7 +340,7 @@ def _heatmaps(run):
 
 def _localisation(records):
     "Heatmaps against boxes"
-    text = ("Share of films whose heatmap peaks inside a radiologist's box, 95 % intervals by patient; the location "
+    text = ("Share of images whose heatmap peaks inside a radiologist's box, 95 % intervals by patient; the location "
             "prior is a guess from other patients' boxes that sees no image.")
     alt = 'Dots: share of heatmaps that peak in a box, and of a guess that sees no image'
     yield figure(plot_localisation(records), alt, 'fig slim')
@@ -354,12 +354,12 @@ def _localisation(records):
 # %% ../../nbs/api/report/07_html.ipynb #40035d2b
 LIMITS = [
     NOT_CLINICAL + ' The model is no medical device, and nobody has tested it on patients.',
-    'Labels that a program read from reports are often wrong: for ChestX-ray14, radiologists who looked at the films '
+    'Labels that a program read from reports are often wrong: for ChestX-ray14, radiologists who looked at the images '
     'confirmed fewer than half of the labels of Pneumothorax. A score against such labels is agreement with them, not '
     'with the truth.',
-    'Scores hold for films like those of the test part. Another hospital, machine or mix of patients gives others, '
+    'Scores hold for images like those of the test part. Another hospital, machine or mix of patients gives others, '
     'usually lower ones.',
-    'Networks use shortcuts: chest drains, portable films, markers. A high AUROC does not show that the finding '
+    'Networks use shortcuts: chest drains, portable radiographs, markers. A high AUROC does not show that the finding '
     'itself was seen.',
     'A probability depends on how frequent the finding was in the training data. Thresholds carry over to other data '
     'no better.',

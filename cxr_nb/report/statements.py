@@ -103,13 +103,13 @@ def _counts(parts):
     "Images and patients of each part"
     texts = []
     for k in sorted(parts, key=lambda o: [*PARTS, o].index(o)):
-        who = '{films:,} films of {patients:,} patients'.format(**parts[k])
+        who = '{images:,} images of {patients:,} patients'.format(**parts[k])
         texts.append(f'{PARTS.get(k, k).lower()} {who}')
     return '; '.join(texts)
 
 def _several(parts):
     "Has some patient several images?"
-    return any(o['films'] > o['patients'] for o in parts.values())
+    return any(o['images'] > o['patients'] for o in parts.values())
 
 _HOW = {0: 'last layer alone, one L2 strength of {strengths} chosen on validation, {repeats} passes an epoch',
         -1: 'whole network, weight decay {wd:g}, BatchNorm {bn}'}

@@ -52,7 +52,7 @@ class RunFiles:
     @property
     def short(self): return ('one half', 'the other') if self.foreign else ('validation', 'test')
     @property
-    def scored(self): return 'All films' if self.foreign else 'Test part' # What the scores are of
+    def scored(self): return 'All images' if self.foreign else 'Test part' # What the scores are of
     @property
     def f1_at(self): return '0.5' if self.foreign else 'the thresholds below' # A file has no thresholds of its own
     @property
@@ -170,7 +170,7 @@ def threshold_table(
 # %% ../../nbs/api/report/01_tables.ipynb #a273264c
 PARTS = {'train': 'Training', 'val': 'Validation', 'test': 'Test'}
 HALVES = {'val': 'Half to choose on', 'held': 'Half to judge on', 'test': 'All'}
-_COUNTS = dict(films=('Films', '{:,}'), patients=('Patients', '{:,}'), nothing=('Without finding', '{:.1%}'))
+_COUNTS = dict(images=('Images', '{:,}'), patients=('Patients', '{:,}'), nothing=('Without finding', '{:.1%}'))
 
 def split_table(
     run:RunFiles # A run
@@ -180,7 +180,7 @@ def split_table(
     for part, preds in dict(val=run.val, held=run.held if run.foreign else None, test=run.test).items():
         if preds is None: continue
         patients, nothing = len(set(preds.patients)), no_finding(preds.y).mean()
-        parts[part] = dict(films=len(preds.images), patients=patients, nothing=nothing)
+        parts[part] = dict(images=len(preds.images), patients=patients, nothing=nothing)
     names = HALVES if run.foreign else PARTS
     rows = {}
     for part in sorted(parts, key=lambda o: [*names, o].index(o)):
@@ -195,7 +195,8 @@ def localisation_table(
     "The score of heatmaps against boxes"
     rows = {}
     for o in records:
-        row = {'Films': o['n'], 'Peak in box': score_text(o, 2, 'hit'), 'Location prior': score_text(o.get('prior'), 2)}
+        row = {'Images': o['n'], 'Peak in box': score_text(o, 2, 'hit'),
+               'Location prior': score_text(o.get('prior'), 2)}
         for key, name in dict(gain='Gain', random='Random weights').items():
             if key in o: row[name] = score_text(o, 2, key)
         rows[pretty(o['finding'])] = row
@@ -227,7 +228,7 @@ def no_finding_table(
     counts = confusion_matrix(no_finding(y), no_finding(apply_thresholds(p, t)), labels=[True, False])
     names = [name, 'Some finding']
     table = pd.DataFrame(counts, [f'{o} in the labels' for o in names], [f'{o} called' for o in names])
-    return table.assign(All=table.sum(axis=1)).rename_axis('Films')
+    return table.assign(All=table.sum(axis=1)).rename_axis('Images')
 
 # %% ../../nbs/api/report/01_tables.ipynb #906b9eb1
 def calibration_table(
@@ -250,7 +251,7 @@ def subgroup_table(
     names = {figure: capital(name) for figure, name in FIGURES.items()}
     rows = {}
     for o in records:
-        row = {'Films': f'{o["films"]:,}', 'Patients': f'{o["patients"]:,}', **_score_texts(o, names)}
+        row = {'Images': f'{o["images"]:,}', 'Patients': f'{o["patients"]:,}', **_score_texts(o, names)}
         row['Missed'] = '–' if o.get('missed') is None else '{missed:,.0f} of {with_finding:,.0f}'.format(**o)
         row['Against all others'] = _differences(o)
         rows[o['subgroup'] if o['by'] == 'all' else f'{o["by"]}: {o["subgroup"]}'] = row
@@ -265,7 +266,7 @@ def reader_table(
     "The other readers' labels"
     columns = {}
     for o in records:
-        column = {'Judged by': ', '.join(map(pretty, o['findings'])) or '–', 'Films': f'{o["films"]:,}',
+        column = {'Judged by': ', '.join(map(pretty, o['findings'])) or '–', 'Images': f'{o["images"]:,}',
                   'Positive by readers': o['positives'], 'Positive by mined labels': o.get('mined', '–')}
         columns[o['label']] = column | {name: score_text(o[k]) for k, name in READERS.items() if k in o}
     return pd.DataFrame(columns).rename_axis('Other readers')

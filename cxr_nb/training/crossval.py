@@ -166,7 +166,7 @@ def set_scores(
     t, # Thresholds, (C,); NaN is never positive
 )->pd.DataFrame: # By score, in the order of `SET_SCORES`: value, and that of a blind classifier; `classes` with AUROC
     "The six scores of the publication"
-    names = dict(jaccard_films='jaccard', jaccard_macro='jaccard_c', f1_macro='f1')
+    names = dict(jaccard_images='jaccard', jaccard_macro='jaccard_c', f1_macro='f1')
     m = multilabel_scores(y, p, t).rename(index=names).astype(float)
     a = macro(auroc(y, p))
     m.loc['auroc'] = [a['value'], .5 if a['n_findings'] else np.nan]

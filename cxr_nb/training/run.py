@@ -119,7 +119,7 @@ def _parts(run):
     patients = run.data.table.patient
     parts = {}
     for name, images in run.split.groupby(run.split):
-        parts[name] = dict(films=len(images), patients=int(patients[images.index].nunique()))
+        parts[name] = dict(images=len(images), patients=int(patients[images.index].nunique()))
     return parts
 
 def _kind_of_split(run):

@@ -85,11 +85,11 @@ async function judged(file) {
   const refused = image.reasons.some((reason) => reason.refuse)
   if (refused) throw Object.assign(new Refusal('', ''), { reasons: image.reasons })
   const pixels = toSquare(image, model.size)
-  const films = new ort.Tensor('uint8', pixels, [1, 1, model.size, model.size])
-  const out = await session.run({ films })
+  const images = new ort.Tensor('uint8', pixels, [1, 1, model.size, model.size])
+  const out = await session.run({ images })
   const found = { pixels, reasons: image.reasons, probabilities: [...out.probabilities.data] }
   if (out.maps) found.maps = { side: out.maps.dims[2], data: out.maps.data.slice() }
-  films.dispose()
+  images.dispose()
   for (const tensor of Object.values(out)) tensor.dispose()
   return found
 }

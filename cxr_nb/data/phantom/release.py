@@ -183,7 +183,7 @@ def _write_boxes(dest, names, boxes):
     _write_lines(dest/'BBox_List_2017.csv', rows)
 
 _README = """Synthetic chest radiographs, drawn by cxr_nb.data.phantom in the layout of NIH ChestX-ray14.
-No patient was imaged: the label rows are real ones under new patient numbers, the films are drawings.
+No patient was imaged: the label rows are real ones under new patient numbers, the images are drawings.
 For running and testing software only; never for clinical use, and no figure from them is a result.
 """
 
@@ -196,8 +196,8 @@ def _is_done(dest, params):
     note = dest/'phantom.json'
     try: old = json.loads(note.read_text())
     except (OSError, ValueError): return False
-    films = old.pop('films', None)
-    return old == {**params, 'complete': True} and sum(1 for _ in dest.glob('images_*/images/*.png')) == films
+    images = old.pop('images', None)
+    return old == {**params, 'complete': True} and sum(1 for _ in dest.glob('images_*/images/*.png')) == images
 
 def make_phantom(
     dest, # folder to write; made if absent
@@ -214,7 +214,7 @@ def make_phantom(
     "Write synthetic images in the layout of ChestX-ray14. Raises `CxrError` if `dest` holds anything else"
     dest = Path(dest)
     params = dict(version=VERSION, size=size, seed=seed, enrich=enrich, n_images=n_images, n_patients=n_patients,
-                  max_films=max_images, first_patient=first_patient)
+                  max_images=max_images, first_patient=first_patient)
     if _is_done(dest, params): return dest
     with one_at_a_time(dest, 'these synthetic images'):
         if _is_done(dest, params): return dest # another process has made them meanwhile
@@ -226,14 +226,14 @@ def make_phantom(
 def _write_all(dest, params, workers, progress):
     "Images, label files, lists and boxes into an empty folder"
     seed = params['seed']
-    who = (params[k] for k in ('n_images', 'n_patients', 'seed', 'enrich', 'max_films', 'first_patient'))
+    who = (params[k] for k in ('n_images', 'n_patients', 'seed', 'enrich', 'max_images', 'first_patient'))
     df = phantom_table(*who)
     boxes = _write_images(_jobs(dest, df, seed), params['size'], workers, progress)
     _write_lists(dest, df, seeded(seed, 302))
     _write_entries(dest, df, seeded(seed, 303))
     _write_boxes(dest, df.index, boxes)
     (dest/'README.txt').write_text(_README)
-    write_json(dest/'phantom.json', {**params, 'films': len(df), 'complete': True})
+    write_json(dest/'phantom.json', {**params, 'images': len(df), 'complete': True})
 
 def _jobs(dest, df, seed):
     "One job an image, images spread over 3 to 12 folders"
