@@ -1,9 +1,10 @@
 """What each piece of the strong recipe brings, on a phantom release: every run leaves one piece out.
 
 `python tools/ablation.py DIR --weights FILE` takes hours on two cores, writes a run folder each, and goes on where it
-was left. All seeds share the test images. The table has the mean difference to the whole recipe over seeds, with an
-interval by patient, and the spread over seeds beside it. Its last row adds a piece that the recipe does not have:
-each test image is judged in five views, and their probabilities are averaged."""
+was left. All seeds share their patients. The table has the mean difference to the whole recipe over seeds: on test,
+with an interval by patient and the spread over seeds, and on validation, which is what decides. Time is that of
+training against that of the whole recipe. Two rows take nothing away: one doubles the learning rate, and one judges
+each image in five views and averages."""
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,9 @@ LEFT_OUT = { # Name to a recipe with one piece less
     'averaged weights': lambda r: every(r, ema=0.),
     'small images first': lambda r: every(r, size=0),
     'gentle augmentation': lambda r: change(r, augment=Augment()),
-    'any augmentation': lambda r: change(r, augment=None)}
+    'any augmentation': lambda r: change(r, augment=None),
+    'nothing, twice the learning rate': lambda r: change(r, stages=[o if o.frozen else replace(o, lr=2*o.lr)
+                                                                    for o in r.stages])}
 
 def whole_recipe(arch, size, weights, seed):
     "The strong recipe at sizes that a processor can train"
@@ -40,21 +43,31 @@ def _growing(recipe, size):
     head, whole, *rest = recipe.stages
     return change(recipe, stages=[head, replace(whole, size=size), *rest])
 
-def predictions(run, name='predictions_test.csv'):
-    "Probabilities of the test images, in the order of their table"
-    table = pd.read_csv(run.path/name, index_col='image')
-    rows = run.part('test')
-    return table.loc[rows.index, [f'prob_{o}' for o in run.recipe.findings]].to_numpy()
+def predictions(run, part):
+    "Probabilities of the images of a part, in the order of their table"
+    table = pd.read_csv(run.path/f'predictions_{part}.csv', index_col='image')
+    return table.loc[run.part(part).index, [f'prob_{o}' for o in run.recipe.findings]].to_numpy()
 
 VIEWS = 5 # The image as it is, and four that are turned, moved and zoomed a little
 
-def in_views(run):
-    "Probabilities of the test images, each the mean over `VIEWS` views"
-    total = predictions(run)
+def in_views(run, part):
+    "Probabilities of the images of a part, each the mean over `VIEWS` views"
+    total = predictions(run, part)
     for seed in range(1, VIEWS):
-        view = run.batches('test', aug=run.recipe.augment, seed=seed)
+        view = run.batches(part, aug=run.recipe.augment, seed=seed)
         total = total + probabilities(run.model.eval(), view)
     return total/VIEWS
+
+def scores(run, part, judge=predictions):
+    "Macro AUROC of a part, with its draws"
+    rows = run.part(part)
+    y = rows[run.recipe.findings].to_numpy()
+    return bootstrap(y, judge(run, part), rows.patient.to_numpy(), n_boot=1000)['auroc'].macro()
+
+def facts_of(run, judge=predictions):
+    "What the table needs of a run; views of a run that is trained already take no training"
+    seconds = sum(o['seconds'] for o in run.history) if judge is predictions else np.nan
+    return {'val': scores(run, 'val', judge), 'test': scores(run, 'test', judge), 'seconds': seconds}
 
 def mean_estimate(estimates):
     "The mean of scores of several seeds on the same patients"
@@ -62,28 +75,24 @@ def mean_estimate(estimates):
     return Estimate(sum(o.value for o in estimates)/k, sum(o.draws for o in estimates)/k,
                     sum(o.influence for o in estimates)/k)
 
-def scores(run, p):
-    "Macro AUROC of probabilities of the test part, with its draws"
-    rows = run.part('test')
-    y = rows[run.recipe.findings].to_numpy()
-    return bootstrap(y, p, rows.patient.to_numpy(), n_boot=1000)['auroc'].macro()
+def table_row(by_seed, whole):
+    "AUROC without a piece, and differences to the whole recipe; both are facts by seed"
+    seeds = sorted(set(by_seed) & set(whole))
+    gaps = {part: [by_seed[s][part] - whole[s][part] for s in seeds] for part in ('val', 'test')}
+    gap = mean_estimate(gaps['test'])
+    low, high = gap.interval()[:, 0]
+    each = [float(o.value[0]) for o in gaps['test']]
+    return {'seeds': len(seeds), 'AUROC': mean_estimate([by_seed[s]['test'] for s in seeds]).value[0],
+            'difference': gap.value[0], 'low': low, 'high': high,
+            'spread over seeds': float(np.std(each, ddof=1)) if len(each) > 1 else np.nan,
+            'difference, validation': mean_estimate(gaps['val']).value[0],
+            'time': float(np.mean([by_seed[s]['seconds']/whole[s]['seconds'] for s in seeds]))}
 
 def ablation_table(found):
-    "A row for each piece: AUROC without it, and its difference to the whole recipe; `found` is seeds by name"
-    whole = found['nothing']
-    rows = []
-    for name, by_seed in found.items():
-        seeds = sorted(set(by_seed) & set(whole))
-        value = mean_estimate([by_seed[s] for s in seeds])
-        gap = mean_estimate([by_seed[s] - whole[s] for s in seeds])
-        low, high = gap.interval()[:, 0]
-        each = [float(by_seed[s].value[0] - whole[s].value[0]) for s in seeds]
-        spread = float(np.std(each, ddof=1)) if len(each) > 1 else np.nan
-        rows.append({'left out': name, 'seeds': len(seeds), 'AUROC': value.value[0], 'difference': gap.value[0],
-                     'low': low, 'high': high, 'spread over seeds': spread})
-    table = pd.DataFrame(rows).set_index('left out')
-    table.loc['nothing', ['difference', 'low', 'high', 'spread over seeds']] = np.nan
-    return table
+    "A row for each piece that was left out; `found` is facts by name, then by seed"
+    table = pd.DataFrame({name: table_row(o, found['nothing']) for name, o in found.items()}).T.rename_axis('left out')
+    table.loc['nothing', ['difference', 'low', 'high', 'spread over seeds', 'difference, validation']] = np.nan
+    return table.astype({'seeds': int})
 
 @call_parse
 def main(
@@ -104,10 +113,10 @@ def main(
     for seed in range(seeds): # one seed of all, then the next: a table comes early
         for name in found:
             recipe = LEFT_OUT[name](whole_recipe(arch, size, weights, seed))
-            path = Path(out)/f'{name.replace(" ", "_")}-{seed}'
+            path = Path(out)/f'{name.replace(" ", "_").replace(",", "")}-{seed}'
             run = train(data, recipe, path, resume=True, say=lambda line: None)
-            found[name][seed] = scores(run, predictions(run))
-            if name == 'nothing': more[seed] = scores(run, in_views(run))
+            found[name][seed] = facts_of(run)
+            if name == 'nothing': more[seed] = facts_of(run, in_views)
         table = ablation_table(found | {'nothing, five views added': more})
         table.to_csv(Path(out)/'ablation.csv')
         print(table.round(4).to_string(), flush=True)
