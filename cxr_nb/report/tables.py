@@ -89,6 +89,12 @@ def _predictions(path):
 _SUFFICIENT = ['config.json', 'metrics.json', 'thresholds.json', 'history.csv',
                'predictions_val.csv', 'predictions_test.csv', 'predictions_all.csv']
 
+def _of_today(record):
+    "A record with the names of today; in version 0.1.0 images were called films"
+    if isinstance(record, list): return [_of_today(o) for o in record]
+    if not isinstance(record, dict): return record
+    return {k.replace('films', 'images'): _of_today(v) for k, v in record.items()}
+
 def read_run(
     run_dir # A run folder
 )->RunFiles: # Everything in it that a report uses
@@ -96,7 +102,7 @@ def read_run(
     path = Path(run_dir)
     if not any((path/o).is_file() for o in _SUFFICIENT):
         raise ReportError(f'{path}: holds no run; give the folder that cxr-train or cxr-eval wrote with --out')
-    record = lambda name: read_json(path/f'{name}.json', default={}, error=ReportError)
+    record = lambda name: _of_today(read_json(path/f'{name}.json', default={}, error=ReportError))
     part = lambda name: _predictions(path/f'predictions_{name}.csv')
     config, metrics, thresholds = map(record, ('config', 'metrics', 'thresholds'))
     val, test = part('val') or part('fit'), part('test') or part('all')
