@@ -21,7 +21,8 @@ def cell(c):
     "A cell as markdown; hidden cells leave nothing"
     if c.cell_type == 'markdown': return links(c.source)
     if c.source.startswith(('#| hide', '#|hide')): return ''
-    out = [f'```python\n{c.source}\n```']
+    code = '\n'.join(line for line in c.source.splitlines() if not line.startswith('#|'))
+    out = [f'```python\n{code}\n```']
     for o in c.outputs:
         data = o.get('data', {})
         text = data.get('text/markdown') or o.get('text') or data.get('text/plain')
