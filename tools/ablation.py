@@ -3,8 +3,8 @@
 `python tools/ablation.py DIR --weights FILE` takes hours on two cores, writes a run folder each, and goes on where it
 was left. All seeds share their patients. The table has the mean difference to the whole recipe over seeds: on test,
 with an interval by patient and the spread over seeds, and on validation, which is what decides. Time is that of
-training against that of the whole recipe. Two rows take nothing away: one doubles the learning rate, and one judges
-each image in five views and averages."""
+training against that of the whole recipe. The last row takes nothing away: each image is judged in five views, and
+their probabilities are averaged."""
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from fastcore.script import call_parse
 from cxr_nb.data.augment import Augment
 from cxr_nb.data.sources import phantom_data
 from cxr_nb.metrics.bootstrap import Estimate, bootstrap
-from cxr_nb.models.nets import probabilities
+from cxr_nb.models.nets import over_batches
+from cxr_nb.models.views import in_views
 from cxr_nb.training.engine import train
+from cxr_nb.training.recipe import Stage
 from cxr_nb.training.recipes import change, strong
 
 def every(recipe, **values):
@@ -29,34 +31,24 @@ LEFT_OUT = { # Name to a recipe with one piece less
     'averaged weights': lambda r: every(r, ema=0.),
     'small images first': lambda r: every(r, size=0),
     'gentle augmentation': lambda r: change(r, augment=Augment()),
-    'any augmentation': lambda r: change(r, augment=None),
-    'nothing, twice the learning rate': lambda r: change(r, stages=[o if o.frozen else replace(o, lr=2*o.lr)
-                                                                    for o in r.stages])}
+    'any augmentation': lambda r: change(r, augment=None)}
 
 def whole_recipe(arch, size, weights, seed):
-    "The strong recipe at sizes that a processor can train"
-    recipe = strong(arch=arch, size=size, weights=weights, seed=seed, split='official')
-    return every(recipe, size=2*size//3) if len(recipe.stages) < 3 else _growing(recipe, 2*size//3)
-
-def _growing(recipe, size):
-    "Small images in the second stage alone"
-    head, whole, *rest = recipe.stages
-    return change(recipe, stages=[head, replace(whole, size=size), *rest])
+    "The strong recipe with all that was thought of for it, at sizes that a processor can train"
+    recipe = strong(arch=arch, size=size, weights=weights, seed=seed, split='official', views=1)
+    whole, *rest = (replace(o, ema=.999) for o in recipe.stages if not o.frozen)
+    head = Stage('frozen_head', 3, 1e-3, trainable=0, bs=256)
+    return change(recipe, stages=[head, replace(whole, size=2*size//3), *rest])
 
 def predictions(run, part):
     "Probabilities of the images of a part, in the order of their table"
     table = pd.read_csv(run.path/f'predictions_{part}.csv', index_col='image')
     return table.loc[run.part(part).index, [f'prob_{o}' for o in run.recipe.findings]].to_numpy()
 
-VIEWS = 5 # The image as it is, and four that are turned, moved and zoomed a little
-
-def in_views(run, part):
-    "Probabilities of the images of a part, each the mean over `VIEWS` views"
-    total = predictions(run, part)
-    for seed in range(1, VIEWS):
-        view = run.batches(part, aug=run.recipe.augment, seed=seed)
-        total = total + probabilities(run.model.eval(), view)
-    return total/VIEWS
+def several_views(run, part):
+    "Probabilities of the images of a part, each the mean over all views"
+    model = run.model.eval()
+    return over_batches(model, run.batches(part), lambda *xb: in_views(model, *xb).sigmoid())
 
 def scores(run, part, judge=predictions):
     "Macro AUROC of a part, with its draws"
@@ -116,7 +108,7 @@ def main(
             path = Path(out)/f'{name.replace(" ", "_").replace(",", "")}-{seed}'
             run = train(data, recipe, path, resume=True, say=lambda line: None)
             found[name][seed] = facts_of(run)
-            if name == 'nothing': more[seed] = facts_of(run, in_views)
+            if name == 'nothing': more[seed] = facts_of(run, several_views)
         table = ablation_table(found | {'nothing, five views added': more})
         table.to_csv(Path(out)/'ablation.csv')
         print(table.round(4).to_string(), flush=True)

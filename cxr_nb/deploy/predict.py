@@ -186,7 +186,7 @@ def probabilities_of(
     "Probabilities of ready pixels"
     pixels = torch.from_numpy(np.array(images[:, None])) # a copy: what a file decodes to may be read-only
     x = augment(pixels.to(clf.device), None)
-    return clf.model(x, tab).sigmoid().float().cpu().numpy()
+    return clf.model.in_views(x, tab).sigmoid().float().cpu().numpy()
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #c0eac2ab
 def predict_files(

@@ -56,8 +56,10 @@ class WithMaps(Whole):
         super().__init__(model)
         self.register_buffer('weights', map_weights(model))
     def forward(self, images):
-        maps, features = _last_map(self.model, (images.float() - 255*MEAN)/(255*STD))
-        logits = self.model.head(self.model.neck(self.model.backbone.forward_head(features)))
+        x = (images.float() - 255*MEAN)/(255*STD)
+        maps, features = _last_map(self.model, x)
+        if self.model.net.views > 1: logits = self.model.in_views(x)
+        else: logits = self.model.head(self.model.neck(self.model.backbone.forward_head(features)))
         cams = torch.einsum('bchw,kc->bkhw', maps, self.weights).relu()
         return logits.sigmoid(), cams/(maps.shape[2]*maps.shape[3])
 

@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import numpy as np, torch
 from torch import nn
-from torch.nn.functional import logsigmoid
 
 # %% ../../nbs/api/models/051_ensemble.ipynb #8765ea20
 from .weights import ModelError
+from .views import mean_logits
 from .nets import ChestModel, Net
 
 # %% ../../nbs/api/models/051_ensemble.ipynb #1e78fe45
@@ -48,7 +48,8 @@ def joint_net(
 )->Net: # The first, with the largest size and all that any of them is told
     "What an ensemble takes and gives; its architecture is that of the first member alone"
     told = [column for net in nets for column in net.tabular]
-    return replace(nets[0], size=max(net.size for net in nets), tabular=tuple(dict.fromkeys(told)))
+    columns = tuple(dict.fromkeys(told))
+    return replace(nets[0], size=max(net.size for net in nets), tabular=columns, views=1) # members have their own
 
 def ensemble_name(
     nets:list # Of the members
@@ -103,13 +104,16 @@ class Ensemble(nn.Module):
 
     def logits_of(self, member, img, tab=None):
         "The logits of a member, in the order of the ensemble's findings"
-        logits = member(self.resized(img, member), self.rows_for(tab, member)).float()
+        logits = member.in_views(self.resized(img, member), self.rows_for(tab, member)).float()
         if member.findings == self.findings: return logits
         return logits[:, [member.findings.index(finding) for finding in self.findings]]
 
     def forward(self, img, tab=None):
-        z = torch.stack([self.logits_of(member, img, tab) for member in self.members])
-        return torch.logsumexp(logsigmoid(z), 0) - torch.logsumexp(logsigmoid(-z), 0)
+        return mean_logits(torch.stack([self.logits_of(member, img, tab) for member in self.members]))
+
+    def in_views(self, img, tab=None):
+        "The same: each member has views of its own"
+        return self(img, tab)
 
 def ensemble_of(
     models:list, # `ChestModel`s

@@ -26,6 +26,7 @@ from .weights import ModelError, check_arch
 from .published import load_start
 from .folding import conv_norm_pairs, fold_batchnorm
 from .tabular import TabularBranch, check_columns
+from .views import VIEWS, in_views
 from .necks import (NECKS, Token, backbone_blocks, make_head, make_neck, pooled_after,
                                  tokens_before)
 
@@ -88,7 +89,8 @@ NET_RULES = dict(
     tabular=(lambda v: isinstance(v, tuple), 'a list of columns'),
     dropout=(lambda v: 0 <= v < 1, '0 or more, and below 1'),
     kwargs=(lambda v: isinstance(v, dict), 'an object, as in {"drop_path_rate": 0.1}'),
-    offset=(lambda v: type(v) in (int, float) and abs(v) <= 10, 'a number, -10 to 10'))
+    offset=(lambda v: type(v) in (int, float) and abs(v) <= 10, 'a number, -10 to 10'),
+    views=(lambda v: _is_whole(v) and 1 <= v <= len(VIEWS), f'a whole number, 1 to {len(VIEWS)}'))
 
 @dataclass(frozen=True)
 class Net:
@@ -103,6 +105,7 @@ class Net:
     dropout: float = 0. # In the head, in training
     kwargs: dict = field(default_factory=dict) # More for timm, e.g. `{'output_stride': 16}` for a finer last map
     offset: float = 0. # Added to the normalised image, for weights to which another gray is zero
+    views: int = 1 # How many of `VIEWS` are averaged in a prediction; training and its epochs see one
 
     def __post_init__(self):
         for name in ('findings', 'hidden', 'tabular'): # JSON has no tuples
@@ -115,9 +118,10 @@ class Net:
         object.__setattr__(self, 'kwargs', json.loads(json.dumps(self.kwargs)))
 
     def to_dict(self):
-        "Plain JSON; `offset` only where there is one, so that what does without it can be read by older versions"
+        "Plain JSON; `offset` and `views` only where they do something, so that older versions can read the rest"
         values = json.loads(json.dumps(asdict(self)))
         if not self.offset: del values['offset']
+        if self.views == 1: del values['views']
         return values
 
     @classmethod
@@ -158,6 +162,11 @@ class ChestModel(nn.Module):
         return img + self.net.offset if self.net.offset else img
 
     def forward(self, img, tab=None): return self._answer(self.features(img), tab)
+
+    def in_views(self, img, tab=None):
+        "The logits of a prediction: of the mean probability over the views of an image, if there are several"
+        if self.net.views == 1 or img.ndim != 4: return self(img, tab)
+        return in_views(self, img, tab, self.net.views)
 
     def _answer(self, v, tab):
         "Logits from features and what is known beside"
@@ -336,13 +345,19 @@ def over_batches(
     model.train(was)
     return gathered(torch.cat(out).cpu().numpy() if out else None)
 
+def _has_views(model):
+    "Does a model answer by several views of an image?"
+    return getattr(getattr(model, 'net', None), 'views', 1) > 1
+
 def probabilities(
     model:ChestModel, # On the device of the batches
     batches, # `Batches` in order, not shuffled
     progress:bool=False, # Show a progress bar?
+    views:bool=True, # In all views of the network? Else in one
 )->np.ndarray: # float32 (n, C), 0..1
     "What the model says of each image"
-    return over_batches(model, batches, lambda *xb: model(*xb).sigmoid(), progress, 'predict')
+    f = model.in_views if views and _has_views(model) else model
+    return over_batches(model, batches, lambda *xb: f(*xb).sigmoid(), progress, 'predict')
 
 def features(
     model:ChestModel, # On the device of the batches

@@ -176,7 +176,7 @@ def score_now(
     "How the model does on the validation part now"
     y = run.part('val')[run.recipe.findings].to_numpy()
     metric = _epoch_metric(run.recipe)
-    return metric.f(probabilities(run.model, run.batches('val', size=size)), y)[metric.watched]
+    return metric.f(probabilities(run.model, run.batches('val', size=size), views=False), y)[metric.watched]
 
 def _keeper(run, stage, state):
     "What keeps the best state of a stage"

@@ -15,6 +15,7 @@ from dataclasses import replace
 from ..core import CxrError
 from ..data.augment import Augment
 from ..data.indiana import INDIANA
+from ..models.views import VIEWS
 from ..models.nets import Net
 from ..models.weights import BIOMEDCLIP
 from ..models.published import with_published_net
@@ -80,7 +81,7 @@ def strong(
     options = with_published_net(options) # names such as 'eva-x-small' bring their network along
     arch = str(options.get('arch') or 'convnext_tiny')
     transformer = arch.startswith(TRANSFORMERS)
-    net = Net(arch, size=224 if transformer else 384)
+    net = Net(arch, size=224 if transformer else 384, views=len(VIEWS))
     stages = BY_LAYER if transformer else GROWING
     return change(Recipe(net=net, stages=stages, augment=gentle), **options)
 
