@@ -10,19 +10,23 @@ os.environ.setdefault('OMP_NUM_THREADS', '1') # two test workers side by side; b
 os.environ['COLUMNS'] = '200' # tables of commands are as wide as this
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-READY = ['cxr_nb.cli', 'cxr_nb.commands.use', 'cxr_nb.training.crossval', 'cxr_nb.report.classes', 'cxr_nb.explain.sheet', 'cxr_nb.report.card', 'cxr_nb.deploy.predict', 'cxr_nb.data.checks', 'cxr_nb.deploy.export', 'accelerate']
+READY = ['cxr_nb.cli', 'cxr_nb.commands.use', 'cxr_nb.training.crossval', 'cxr_nb.report.classes',
+         'cxr_nb.explain.sheet', 'cxr_nb.report.card', 'cxr_nb.deploy.predict', 'cxr_nb.data.checks',
+         'cxr_nb.deploy.export', 'accelerate']
 
 @pytest.fixture(scope='session')
 def env(tmp_path_factory):
     "An environment with a cache folder of its own and no data of the user's"
     clean = {k: v for k, v in os.environ.items() if not k.startswith('CXR_') and k != 'IN_TEST'}
-    return {**clean, 'CXR_CACHE': str(tmp_path_factory.mktemp('cache')), 'KAGGLEHUB_CACHE': str(tmp_path_factory.mktemp('downloads'))}
+    return {**clean, 'CXR_CACHE': str(tmp_path_factory.mktemp('cache')),
+            'KAGGLEHUB_CACHE': str(tmp_path_factory.mktemp('downloads'))}
 
 @pytest.fixture(scope='session')
 def run_alone(env):
     "Run a command of the package as a shell does; returns what it said"
     def _run(cmd, *args, timeout=600, **more):
-        return subprocess.run([str(BIN/cmd), *map(str, args)], capture_output=True, text=True, env={**env, **more}, timeout=timeout)
+        return subprocess.run([str(BIN/cmd), *map(str, args)], capture_output=True, text=True, env={**env, **more},
+                              timeout=timeout)
     return _run
 
 def as_command(name, argv, env, said):
@@ -30,7 +34,8 @@ def as_command(name, argv, env, said):
     gc.freeze() # what was imported before stays: no need to look through it again and again
     os.environ.clear()
     os.environ.update(env)
-    for fd, file in ((1, f'{said}.out'), (2, f'{said}.err')): os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), fd)
+    for fd, file in ((1, f'{said}.out'), (2, f'{said}.err')):
+        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), fd)
     from cxr_nb.cli import COMMANDS
     try: code = COMMANDS[name.removeprefix('cxr-')](argv)
     except SystemExit as e: code = e.code if isinstance(e.code, int) else bool(e.code)
@@ -71,7 +76,8 @@ def run_pair(forks, env):
         with socket.socket() as free:
             free.bind(('127.0.0.1', 0))
             port = free.getsockname()[1]
-        together = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1')
+        together = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
+                        OMP_NUM_THREADS='1')
         said = [out/f'said{rank}' for rank in range(2)]
         pair = []
         for rank in range(2):
@@ -102,6 +108,7 @@ def trained(run, phantom, shared):
     made = shared/'trained'/'small'
     with FileLock(shared/'trained.lock'):
         if not (made/'report.html').is_file():
-            said = run('cxr-train', '--data', phantom, '--out', made, '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', 64, '--epochs', 1, '--device', 'cpu', '--precision', 'float32', '--log', 'tensorboard')
+            said = run('cxr-train', '--data', phantom, '--out', made, '--arch', 'mobilenetv2_050', '--weights', 'none',
+                       '--size', 64, '--epochs', 1, '--device', 'cpu', '--precision', 'float32', '--log', 'tensorboard')
             assert said.returncode == 0, said.stderr
     return made

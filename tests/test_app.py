@@ -6,13 +6,16 @@ import cv2, numpy as np, pytest
 from conftest import BIN
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine; Debian has it as the package chromium')
+needs_browser = pytest.mark.skipif(CHROMIUM is None,
+                                   reason='no Chromium on this machine; Debian has it as the package chromium')
 
 @pytest.fixture(scope='module')
 def served(trained, env, tmp_path_factory):
     "The address of the page, and the folder for all its temporary files"
     tmp = tmp_path_factory.mktemp('served')
-    p = subprocess.Popen([str(BIN/'cxr-app'), '--run', str(trained), '--port', '0'], env={**env, 'TMPDIR': str(tmp), 'PYTHONUNBUFFERED': '1'}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen([str(BIN/'cxr-app'), '--run', str(trained), '--port', '0'],
+                         env={**env, 'TMPDIR': str(tmp), 'PYTHONUNBUFFERED': '1'}, stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, text=True)
     line = next((o for o in p.stdout if o.startswith('page: ')), '')
     assert line, p.stderr.read()
     yield line.split()[1], tmp
@@ -88,8 +91,10 @@ def test_refusal_is_a_sentence(browser, served, files):
 
 @needs_browser
 def test_ten_visitors_at_once(browser, served, files):
-    pages = [visit(browser, served[0]) for _ in range(10)] # five with one film, which is one upload for Gradio, and five with another
-    for i, o in enumerate(pages): o.set_input_files('#upload input[type=file]', str(files/('film.png' if i % 2 else 'film.dcm')))
+    # five with one film, which is one upload for Gradio, and five with another
+    pages = [visit(browser, served[0]) for _ in range(10)]
+    for i, o in enumerate(pages):
+        o.set_input_files('#upload input[type=file]', str(files/('film.png' if i % 2 else 'film.dcm')))
     for o in pages: o.wait_for_selector('#verdict .cxr-ok', timeout=120_000)
     assert [len({o.inner_text('#bars') for o in pages[i::2]}) for i in (0, 1)] == [1, 1]
     for o in pages: o.close()
@@ -120,14 +125,18 @@ def test_serves_no_file_of_the_machine(served, trained):
 
 def test_a_large_upload_is_refused_by_the_server_too(served):
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + bytes(31*2**20) + b'\r\n--x--\r\n'
-    with pytest.raises(urllib.error.HTTPError) as e: urllib.request.urlopen(urllib.request.Request(f'{served[0]}gradio_api/upload', body, {'Content-Type': 'multipart/form-data; boundary=x'}))
+    with pytest.raises(urllib.error.HTTPError) as e:
+        urllib.request.urlopen(
+            urllib.request.Request(f'{served[0]}gradio_api/upload', body,
+                                   {'Content-Type': 'multipart/form-data; boundary=x'}))
     assert e.value.code == 413 and not [o for o in served[1].rglob('*') if o.is_file() and o.stat().st_size > 2**24]
 
 def push(url, file):
     "What the page's queue answers to a made-up upload"
     cfg = json.loads(urllib.request.urlopen(f'{url}config').read())
     fn = next(o['id'] for o in cfg['dependencies'] if len(o['inputs']) == 2)
-    post = lambda where, d: urllib.request.urlopen(urllib.request.Request(url + where, json.dumps(d).encode(), {'Content-Type': 'application/json'})).read().decode()
+    post = lambda where, d: urllib.request.urlopen(urllib.request.Request(url + where, json.dumps(d).encode(),
+                                                                          {'Content-Type': 'application/json'})).read().decode()
     try:
         post('gradio_api/queue/join', dict(data=[file, 'Mass'], fn_index=fn, session_hash='s'))
         return urllib.request.urlopen(f'{url}gradio_api/queue/data?session_hash=s', timeout=60).read().decode()

@@ -17,7 +17,8 @@ from cxr_nb.training.recipes import staged
 from cxr_nb.training.engine import run_stage
 from cxr_nb.training.run import start_run
 
-NARROW = {'vgg16': dict(mlp_ratio=1/64), 'vit_base_patch16_224': dict(depth=3)} # the layers left out are like those that stay
+# the layers left out are like those that stay
+NARROW = {'vgg16': dict(mlp_ratio=1/64), 'vit_base_patch16_224': dict(depth=3)}
 SIZES = {'vit_base_patch16_224': 32}
 STAGE = Stage('whole', 1, 1e-3, bs=16, bn='train')
 
@@ -30,7 +31,8 @@ def films(phantom):
 def cache(tmp_path_factory): return tmp_path_factory.mktemp('films')
 
 def recipe(arch, **kwargs):
-    return staged(**dict(arch=arch, findings=FINDINGS, size=SIZES.get(arch, 64), weights='none', split='random', stages=[STAGE], kwargs=NARROW.get(arch, {})) | kwargs)
+    return staged(**dict(arch=arch, findings=FINDINGS, size=SIZES.get(arch, 64), weights='none', split='random',
+                         stages=[STAGE], kwargs=NARROW.get(arch, {})) | kwargs)
 
 @pytest.mark.parametrize('arch', BACKBONES.values())
 def test_trains_comes_back_and_explains(arch, films, cache, tmp_path):
@@ -40,7 +42,8 @@ def test_trains_comes_back_and_explains(arch, films, cache, tmp_path):
     run_stage(run, STAGE)
     last = read_weights(tmp_path/'checkpoints'/'last.safetensors')
     assert np.isfinite(run.history[0]['train_loss'])
-    assert all(not torch.equal(last[k], before[k]) for k, o in run.model.named_parameters() if o.ndim > 1), 'a layer did not learn'
+    assert all(not torch.equal(last[k], before[k]) for k, o in run.model.named_parameters()
+               if o.ndim > 1), 'a layer did not learn'
     back, cfg = load_bundle(tmp_path)
     assert (cfg['arch'], back.findings) == (arch, run.recipe.findings)
     same_answers(run, back)
@@ -60,14 +63,17 @@ def explains(run, model):
     assert np.isfinite(maps).all() and maps.min() >= 0 and maps.max() == pytest.approx(1, abs=1e-3)
     assert np.abs(maps[:, :1] - gradcam(model, x, run.recipe.findings[:1], fast=False)).max() < 1e-2
 
-@pytest.mark.parametrize('wrong,near', [('efficientnet_b9', 'efficientnet_b'), ('densnet121', 'densenet121'), ('mobilenet_v2', 'mobilenetv2'), ('vit_base_patch16', 'vit_base_patch16')])
+@pytest.mark.parametrize('wrong,near', [('efficientnet_b9', 'efficientnet_b'), ('densnet121', 'densenet121'),
+                                        ('mobilenet_v2', 'mobilenetv2'), ('vit_base_patch16', 'vit_base_patch16')])
 def test_a_wrong_name_suggests_near_ones(wrong, near, films, tmp_path):
-    with pytest.raises(ModelError, match=f'{wrong}.*near it: .*{near}'): compare_backbones(films, recipe('resnet18'), {'good': 'resnet18', 'wrong': wrong}, home=tmp_path)
+    with pytest.raises(ModelError, match=f'{wrong}.*near it: .*{near}'):
+        compare_backbones(films, recipe('resnet18'), {'good': 'resnet18', 'wrong': wrong}, home=tmp_path)
     assert not list(tmp_path.iterdir()), 'something was trained before the name was looked at'
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
     save_weights(make_model('resnet18', size=64), tmp_path/'r.safetensors')
-    with pytest.raises(ModelError, match='does not (fit|fill).*another architecture'): load_backbone(make_model('mobilenetv2_050', size=64), tmp_path/'r.safetensors')
+    with pytest.raises(ModelError, match='does not (fit|fill).*another architecture'):
+        load_backbone(make_model('mobilenetv2_050', size=64), tmp_path/'r.safetensors')
 
 def test_a_bundle_whose_weights_are_of_another_architecture_is_refused(tmp_path):
     save_bundle(make_model('mobilenetv2_050', size=64), tmp_path/'a')
@@ -79,7 +85,8 @@ def test_weights_in_another_finding_order_are_refused(tmp_path):
     assert sorted(swapped) == sorted(FINDINGS)
     save_weights(make_model('mobilenetv2_050', swapped, size=64), tmp_path/'w.safetensors')
     model = make_model('mobilenetv2_050', size=64)
-    with pytest.raises(ModelError, match="'Cardiomegaly' there and 'Atelectasis' here"): load_weights(model, tmp_path/'w.safetensors')
+    with pytest.raises(ModelError, match="'Cardiomegaly' there and 'Atelectasis' here"):
+        load_weights(model, tmp_path/'w.safetensors')
 
 def test_a_bundle_with_another_finding_order_is_refused(tmp_path):
     save_bundle(make_model('mobilenetv2_050', size=64), tmp_path/'a')
@@ -90,14 +97,16 @@ def test_a_bundle_with_another_finding_order_is_refused(tmp_path):
 def test_eval_with_weights_of_another_architecture_ends_in_a_line(run, trained, tmp_path):
     save_weights(make_model('resnet10t', size=64), tmp_path/'r.safetensors')
     for cmd in ('cxr-eval', 'cxr-gradcam'):
-        said = run(cmd, '--run', trained, '--weights', tmp_path/'r.safetensors', '--out', tmp_path/'out', '--device', 'cpu')
+        said = run(cmd, '--run', trained, '--weights', tmp_path/'r.safetensors', '--out', tmp_path/'out', '--device',
+                   'cpu')
         assert said.returncode == 2 and 'resnet10t' in said.stderr and 'Traceback' not in said.stderr
 
 def test_out_of_memory_suggests_a_batch_size(films, cache, tmp_path, monkeypatch):
     def full(*args): raise torch.OutOfMemoryError('CUDA out of memory')
     monkeypatch.setattr(training, '_train_net', full)
     with pytest.raises(TrainError, match='resnet18: out of memory with 16 images of 64x64 a batch; try batches of 8'):
-        compare_backbones(films, recipe('resnet18'), {'r': 'resnet18'}, home=tmp_path, cache=cache/'64', device='cpu', progress=False)
+        compare_backbones(films, recipe('resnet18'), {'r': 'resnet18'}, home=tmp_path, cache=cache/'64', device='cpu',
+                          progress=False)
 
 def test_a_killed_comparison_goes_on(films, cache, tmp_path, monkeypatch):
     archs, real = {'one': 'mobilenetv2_050', 'two': 'mobilenetv3_small_050'}, backbones.train

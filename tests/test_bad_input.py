@@ -15,9 +15,11 @@ def one_line(said, *words):
     lines = [o for o in said.stderr.splitlines() if 'it/s' not in o and 'img/s' not in o and o.strip()]
     assert len(lines) == 1 and 'Traceback' not in said.stderr and all(w in lines[0] for w in words), said.stderr
 
-def test_missing_folder(run): one_line(run('cxr-train', '--data', 'no/such/folder'), 'no/such/folder', 'give the folder')
+def test_missing_folder(run):
+    one_line(run('cxr-train', '--data', 'no/such/folder'), 'no/such/folder', 'give the folder')
 
-def test_folder_without_labels(run, tmp_path): one_line(run('cxr-train', '--data', tmp_path), str(tmp_path), 'Data_Entry_2017.csv')
+def test_folder_without_labels(run, tmp_path):
+    one_line(run('cxr-train', '--data', tmp_path), str(tmp_path), 'Data_Entry_2017.csv')
 
 def test_env_folder_missing(run): one_line(run('cxr-prepare', CXR_DATA='no/such/folder'), 'no/such/folder', 'CXR_DATA')
 
@@ -35,7 +37,8 @@ def test_unknown_label(run, broken):
 
 def test_nothing_usable_stops_before_training(run, broken, tmp_path):
     for o in broken.rglob('images_*/images/*.png'): o.write_text('not a film')
-    one_line(run('cxr-train', '--data', broken, '--out', tmp_path/'run', '--weights', 'none'), 'none of the 160 images can be used', 'index.csv')
+    one_line(run('cxr-train', '--data', broken, '--out', tmp_path/'run', '--weights', 'none'),
+             'none of the 160 images can be used', 'index.csv')
     assert not (tmp_path/'run'/'history.csv').exists()
 
 def test_no_images_at_all(run, broken):
@@ -45,7 +48,8 @@ def test_no_images_at_all(run, broken):
 def test_weights_that_are_code(run, phantom, tmp_path):
     import pickle
     (tmp_path/'evil.pth').write_bytes(pickle.dumps(print))
-    one_line(run('cxr-train', '--data', phantom, '--size', 64, '--weights', tmp_path/'evil.pth', '--out', tmp_path/'run'), 'evil.pth', 'refused')
+    one_line(run('cxr-train', '--data', phantom, '--size', 64, '--weights', tmp_path/'evil.pth', '--out',
+                 tmp_path/'run'), 'evil.pth', 'refused')
 
 def test_weights_that_cannot_be_had(run, phantom, tmp_path):
     said = run('cxr-train', '--data', phantom, '--size', 64, '--out', tmp_path/'run', HF_HUB_OFFLINE='1')
@@ -89,21 +93,32 @@ def test_training_goes_on_without_the_bad_ones(run, broken, tmp_path):
     import json
     bad = sorted(broken.rglob('images_*/images/*.png'))[::9]
     for o in bad: o.write_bytes(o.read_bytes()[:1200])
-    said = run('cxr-train', '--data', broken, '--out', tmp_path/'run', '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', 64, '--epochs', 1, '--device', 'cpu')
+    said = run('cxr-train', '--data', broken, '--out', tmp_path/'run', '--arch', 'mobilenetv2_050', '--weights', 'none',
+               '--size', 64, '--epochs', 1, '--device', 'cpu')
     assert said.returncode == 0, said.stderr
-    assert {o['image'] for o in json.loads((tmp_path/'run'/'config.json').read_text())['skipped']} == {o.name for o in bad}
+    assert {o['image']
+            for o in json.loads((tmp_path/'run'/'config.json').read_text())['skipped']} == {o.name for o in bad}
     assert f'left out: {len(bad)} bad' in said.stdout
 
 def test_weights_of_another_network(run, trained, tmp_path):
     from cxr_nb.models.nets import make_model
     from cxr_nb.models.bundle import save_weights
     save_weights(make_model('resnet10t', size=64), tmp_path/'other.safetensors')
-    for cmd in ('cxr-eval', 'cxr-gradcam'): one_line(run(cmd, '--run', trained, '--weights', tmp_path/'other.safetensors'), 'other.safetensors', 'resnet10t', 'mobilenetv2_050')
+    for cmd in ('cxr-eval', 'cxr-gradcam'):
+        one_line(run(cmd, '--run', trained, '--weights', tmp_path/'other.safetensors'), 'other.safetensors',
+                 'resnet10t', 'mobilenetv2_050')
 
-ODD = [('cxr_train', o, why) for o, why in (('--epochs 0', 'epochs is 0'), ('--batch-size 0', 'bs is 0'), ('--lr -1', 'lr is -1'), ('--size 7', 'size is 7'), ('--val 1.5', 'val is 1.5'), ('--device foo', 'no device'),
-       ('--device cuda:99', 'no such device'), ('--split random --val .5 --test .5', 'leave nothing to train on'), ('--weights OTHER', 'another architecture'), ('--out FILE', 'a folder is needed'))]
-ODD += [('cxr_predict', o, why) for o, why in (('FILM --batch-size 0', '1 or more'), ('FILM --device foo', 'no device'), ('FILM --out x.txt', '.csv or .json'), ('FILM --run CONFIG', 'thresholds'), ('FILM --run SCALED', 'takes images with'))]
-ODD += [('cxr_check', '--workers -1', '--workers -1'), ('cxr_prepare', '--workers 0', '--workers 0'), ('cxr_app', '--port 99999', 'port 99999')]
+ODD = [('cxr_train', o, why)
+       for o, why in (('--epochs 0', 'epochs is 0'), ('--batch-size 0', 'bs is 0'), ('--lr -1', 'lr is -1'),
+                      ('--size 7', 'size is 7'), ('--val 1.5', 'val is 1.5'), ('--device foo', 'no device'),
+       ('--device cuda:99', 'no such device'), ('--split random --val .5 --test .5', 'leave nothing to train on'),
+                      ('--weights OTHER', 'another architecture'), ('--out FILE', 'a folder is needed'))]
+ODD += [('cxr_predict', o, why)
+        for o, why in (('FILM --batch-size 0', '1 or more'), ('FILM --device foo', 'no device'),
+                       ('FILM --out x.txt', '.csv or .json'), ('FILM --run CONFIG', 'thresholds'),
+                       ('FILM --run SCALED', 'takes images with'))]
+ODD += [('cxr_check', '--workers -1', '--workers -1'), ('cxr_prepare', '--workers 0', '--workers 0'),
+        ('cxr_app', '--port 99999', 'port 99999')]
 
 @pytest.fixture(scope='module')
 def named(phantom, trained, tmp_path_factory):
@@ -116,18 +131,22 @@ def named(phantom, trained, tmp_path_factory):
     for name, more in (('config', dict(thresholds='x')), ('scaled', dict(mean='abc'))):
         shutil.copytree(trained, tmp/name)
         (tmp/name/'config.json').write_text(json.dumps(cfg | more))
-    return dict(OTHER=tmp/'other.pth', FILE=tmp/'file', FILM=next(phantom.rglob('*.png')), CONFIG=tmp/'config', SCALED=tmp/'scaled')
+    return dict(OTHER=tmp/'other.pth', FILE=tmp/'file', FILM=next(phantom.rglob('*.png')), CONFIG=tmp/'config',
+                SCALED=tmp/'scaled')
 
 @pytest.mark.parametrize('cmd,options,why', ODD)
 def test_options_that_make_no_sense(cmd, options, why, named, phantom, trained, tmp_path, capsys, monkeypatch):
     from cxr_nb import cli
     monkeypatch.chdir(tmp_path)
-    first = {'cxr_train': ['--data', phantom, '--size', 64, '--weights', 'none', '--out', 'run', '--cache', 'cache', '--device', 'cpu'], 'cxr_predict': ['--run', trained], 'cxr_app': ['--run', trained]}
-    code = getattr(cli, cmd)([str(o) for o in [*first.get(cmd, ['--data', phantom]), *(named.get(w, w) for w in options.split())]])
+    first = {'cxr_train': ['--data', phantom, '--size', 64, '--weights', 'none', '--out', 'run', '--cache', 'cache',
+                           '--device', 'cpu'], 'cxr_predict': ['--run', trained], 'cxr_app': ['--run', trained]}
+    code = getattr(cli, cmd)([str(o) for o in [*first.get(cmd, ['--data', phantom]),
+                                               *(named.get(w, w) for w in options.split())]])
     said = [o for o in capsys.readouterr().err.splitlines() if o.strip() and 'img/s' not in o]
     assert code == 2 and len(said) == 1 and said[0].startswith('error: ') and why in said[0], said
 
 def test_a_finished_run_is_not_replaced_without_a_word(run, trained, phantom):
     before = (trained/'model.safetensors').read_bytes()
-    one_line(run('cxr-train', '--data', phantom, '--out', trained, '--weights', 'none'), 'holds a finished run', '--resume', '--overwrite')
+    one_line(run('cxr-train', '--data', phantom, '--out', trained, '--weights', 'none'), 'holds a finished run',
+             '--resume', '--overwrite')
     assert (trained/'model.safetensors').read_bytes() == before

@@ -17,7 +17,8 @@ def test_a_clean_folder_is_0(run, phantom, tmp_path):
     said = sound(run('cxr-check', '--data', phantom, '--out', tmp_path/'checks.json'))
     assert said.returncode == 0 and ' 0 violation' in said.stdout, said.stdout
     rows = json.loads((tmp_path/'checks.json').read_text())
-    assert len(rows) > 10 and set(rows[0]) == {'check', 'verdict', 'seen', 'expected', 'mend'} and not {o['verdict'] for o in rows} & {'warning', 'violation'}
+    assert len(rows) > 10 and set(rows[0]) == {'check', 'verdict', 'seen', 'expected',
+                                               'mend'} and not {o['verdict'] for o in rows} & {'warning', 'violation'}
 
 def test_violations_are_1_and_named(run, copy, tmp_path):
     films = sorted(copy.rglob('*.png'))
@@ -37,7 +38,8 @@ def test_a_patient_in_both_lists_is_1(run, copy):
     said = sound(run('cxr-check', '--data', copy, '--quick'))
     assert said.returncode == 1 and 'images listed twice' in said.stdout and names[0] in said.stdout
 
-@pytest.mark.parametrize('args', [['--data', 'nowhere'], ['--run', 'nowhere'], ['--out', 'checks.txt'], ['--nonsense']], ids=' '.join)
+@pytest.mark.parametrize('args', [['--data', 'nowhere'], ['--run', 'nowhere'], ['--out', 'checks.txt'], ['--nonsense']],
+                         ids=' '.join)
 def test_usage_errors_are_2(run, args):
     said = sound(run('cxr-check', *args))
     assert said.returncode == 2 and said.stderr
@@ -52,4 +54,5 @@ def test_a_run_is_checked_by_itself_and_after_tampering(run, trained, phantom, t
     (bad/'model.safetensors').write_bytes((bad/'model.safetensors').read_bytes()[:5000])
     said = sound(run('cxr-check', '--run', bad, '--data', phantom, '--quick', '--out', tmp_path/'c.json'))
     worse = {o['check'] for o in json.loads((tmp_path/'c.json').read_text()) if o['verdict'] == 'violation'}
-    assert said.returncode == 1 and worse >= {'run: files', 'run: weights as in config.json', 'run: split as in config.json', 'run: test part as in the lists'}
+    assert said.returncode == 1 and worse >= {'run: files', 'run: weights as in config.json',
+                                              'run: split as in config.json', 'run: test part as in the lists'}

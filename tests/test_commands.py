@@ -3,7 +3,8 @@ import json, re, shutil, subprocess, sys
 
 import pandas as pd, pytest
 
-COMMANDS = ['cxr-demo', 'cxr-prepare', 'cxr-check', 'cxr-train', 'cxr-ensemble', 'cxr-eval', 'cxr-gradcam', 'cxr-predict', 'cxr-export', 'cxr-bench', 'cxr-app', 'cxr-weights']
+COMMANDS = ['cxr-demo', 'cxr-prepare', 'cxr-check', 'cxr-train', 'cxr-ensemble', 'cxr-eval', 'cxr-gradcam',
+            'cxr-predict', 'cxr-export', 'cxr-bench', 'cxr-app', 'cxr-weights']
 
 @pytest.mark.parametrize('cmd', COMMANDS)
 def test_help_has_examples(run, run_alone, cmd):
@@ -11,14 +12,19 @@ def test_help_has_examples(run, run_alone, cmd):
     assert said.returncode == 0 and 'examples:' in said.stdout and 'never clinical use' in said.stdout
 
 def test_help_and_labels_do_not_import_torch(env):
-    code = ("import sys, contextlib, io\nimport cxr_nb.labels, cxr_nb.data.phantom.release, cxr_nb.data.sources, cxr_nb.data.splits, cxr_nb.data.images, cxr_nb.data.cache, cxr_nb.data.gate, cxr_nb.metrics.evaluation, cxr_nb.metrics.compare, cxr_nb.metrics.baselines, cxr_nb.metrics.multilabel, cxr_nb.metrics.guarantees, cxr_nb.metrics.calibration, cxr_nb.metrics.thresholds, cxr_nb.metrics.subgroups, cxr_nb.metrics.readers, cxr_nb.report.checklists, cxr_nb.metrics.audit, cxr_nb.report.card, cxr_nb.data.checks\n"
-            "from cxr_nb.cli import COMMANDS\nfor f in COMMANDS.values():\n  with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): f(['--help'])\n"
-            "sys.exit('torch' in sys.modules)")
+    code = ("import sys, contextlib, io\nimport cxr_nb.labels, cxr_nb.data.phantom.release, cxr_nb.data.sources, "
+            "cxr_nb.data.splits, cxr_nb.data.images, cxr_nb.data.cache, cxr_nb.data.gate, cxr_nb.metrics.evaluation, "
+            "cxr_nb.metrics.compare, cxr_nb.metrics.baselines, cxr_nb.metrics.multilabel, cxr_nb.metrics.guarantees, "
+            "cxr_nb.metrics.calibration, cxr_nb.metrics.thresholds, cxr_nb.metrics.subgroups, cxr_nb.metrics.readers, "
+            "cxr_nb.report.checklists, cxr_nb.metrics.audit, cxr_nb.report.card, cxr_nb.data.checks\nfrom cxr_nb.cli "
+            "import COMMANDS\nfor f in COMMANDS.values():\n  with contextlib.redirect_stdout(io.StringIO()), "
+            "contextlib.suppress(SystemExit): f(['--help'])\nsys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, '-c', code], env=env).returncode == 0
 
 def test_train_leaves_the_run_folder(trained):
     have = {o.name for o in trained.iterdir()}
-    assert have >= {'config.json', 'history.csv', 'checkpoints', 'predictions_val.csv', 'predictions_test.csv', 'thresholds.json', 'metrics.json',
+    assert have >= {'config.json', 'history.csv', 'checkpoints', 'predictions_val.csv', 'predictions_test.csv',
+                    'thresholds.json', 'metrics.json',
                     'figures', 'report.html', 'MODEL_CARD.md', 'model.safetensors'}
     assert {'best.safetensors', 'last.safetensors'} <= {o.name for o in (trained/'checkpoints').iterdir()}
     assert list(pd.read_csv(trained/'history.csv').stage.unique()) == ['frozen_head', 'unfreeze', 'fine_tune']
@@ -49,7 +55,8 @@ def test_eval_again_agrees_and_takes_both_spellings(run, trained, tmp_path):
     assert after['test']['macro'] == before and after['localisation'] and after['calibration']
 
 def test_eval_on_a_csv_and_folder_of_its_own(run, trained, phantom, tmp_path):
-    said = run('cxr-eval', '--run', trained, '--csv-path', phantom/'Data_Entry_2017.csv', '--img-root', phantom, '--out', tmp_path)
+    said = run('cxr-eval', '--run', trained, '--csv-path', phantom/'Data_Entry_2017.csv', '--img-root', phantom,
+               '--out', tmp_path)
     assert said.returncode == 0, said.stderr
 
 def test_eval_judges_anyones_predictions(run, trained, phantom, tmp_path):
@@ -57,10 +64,12 @@ def test_eval_judges_anyones_predictions(run, trained, phantom, tmp_path):
     ours = trained/'predictions_test.csv'
     said = run('cxr-eval', '--predictions', ours, '--out', tmp_path/'own')
     assert said.returncode == 0 and 'macro AUROC, all images' in said.stdout and 'Traceback' not in said.stderr, said.stderr
-    assert {'report.html', 'MODEL_CARD.md', 'metrics.json', 'thresholds.json', 'config.json'} <= {o.name for o in (tmp_path/'own').iterdir()}
+    assert {'report.html', 'MODEL_CARD.md', 'metrics.json', 'thresholds.json',
+            'config.json'} <= {o.name for o in (tmp_path/'own').iterdir()}
     bare = pd.read_csv(ours)
     bare[[o for o in bare if o == 'image' or o.startswith('prob_')]].to_csv(tmp_path/'bare.csv', index=False)
-    assert run('cxr-eval', '--predictions', tmp_path/'bare.csv', '--labels', phantom/'Data_Entry_2017.csv', '--out', tmp_path/'csv').returncode == 0
+    assert run('cxr-eval', '--predictions', tmp_path/'bare.csv', '--labels', phantom/'Data_Entry_2017.csv', '--out',
+               tmp_path/'csv').returncode == 0
     for more in ([], ['--labels', tmp_path/'none.csv']):
         said = run('cxr-eval', '--predictions', tmp_path/'bare.csv', '--out', tmp_path/'bad', *more)
         assert said.returncode == 2 and said.stderr.strip().splitlines()[-1].startswith('error: ') and 'Traceback' not in said.stderr, said.stderr
@@ -71,7 +80,8 @@ def test_run_on_a_csv_and_folder_of_its_own_opens_again(run, phantom, tmp_path):
     said = run('cxr-train', '--csv-path', labels, '--img-root', phantom, '--split', 'random', '--out', tmp_path/'run',
                '--recipe', 'single', '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', 64, '--epochs', 1)
     assert said.returncode == 0, said.stderr
-    for cmd in (['cxr-eval'], ['cxr-gradcam', '--samples', 2]): assert (said := run(*cmd, '--run', tmp_path/'run')).returncode == 0, said.stderr
+    for cmd in (['cxr-eval'], ['cxr-gradcam', '--samples', 2]):
+        assert (said := run(*cmd, '--run', tmp_path/'run')).returncode == 0, said.stderr
     labels.unlink()
     said = run('cxr-eval', '--run', tmp_path/'run')
     assert said.returncode == 2 and '--csv-path' in said.stderr and 'Traceback' not in said.stderr
@@ -79,16 +89,21 @@ def test_run_on_a_csv_and_folder_of_its_own_opens_again(run, phantom, tmp_path):
 def test_single_route_with_a_random_split_of_two_parts(run, phantom, tmp_path):
     "EfficientNet-B0 in one stage on 80 and 20 % of the patients: checkpoints, tables and heatmaps lie where the help says, and the page says what validation is worth"
     own = ['--csv-path', phantom/'Data_Entry_2017.csv', '--img-root', phantom]
-    said = run('cxr-train', *own, '--arch', 'efficientnet_b0', '--recipe', 'single', '--epochs', 1, '--batch-size', 32, '--lr', 1e-4, '--train-subset', 80, '--val-subset', 30,
-               '--split', 'random', '--test', 0, '--loss', 'pos_weight', '--weights', 'none', '--size', 32, '--out', tmp_path/'run')
+    said = run('cxr-train', *own, '--arch', 'efficientnet_b0', '--recipe', 'single', '--epochs', 1, '--batch-size', 32,
+               '--lr', 1e-4, '--train-subset', 80, '--val-subset', 30,
+               '--split', 'random', '--test', 0, '--loss', 'pos_weight', '--weights', 'none', '--size', 32, '--out',
+               tmp_path/'run')
     assert said.returncode == 0 and 'there is no test part' in said.stdout, said.stderr
     assert {'best.safetensors', 'last.safetensors'} <= {o.name for o in (tmp_path/'run'/'checkpoints').iterdir()}
-    said = run('cxr-eval', '--run', tmp_path/'run', *own, '--weights', tmp_path/'run'/'checkpoints'/'best.safetensors', '--subset', 20)
+    said = run('cxr-eval', '--run', tmp_path/'run', *own, '--weights', tmp_path/'run'/'checkpoints'/'best.safetensors',
+               '--subset', 20)
     tables = tmp_path/'run'/'results'/'tables'
     assert said.returncode == 0 and 'validation images' in (tables/'metrics.txt').read_text() and set(json.loads((tables/'metrics.json').read_text())) == {'val'}, said.stderr
-    assert run('cxr-gradcam', '--run', tmp_path/'run', '--samples', 2).returncode == 0 and len(list((tmp_path/'run'/'results'/'gradcam').glob('*.png'))) == 2
+    assert run('cxr-gradcam', '--run', tmp_path/'run', '--samples',
+               2).returncode == 0 and len(list((tmp_path/'run'/'results'/'gradcam').glob('*.png'))) == 2
     assert 'too kind' in (tmp_path/'run'/'report.html').read_text() and 'too kind' in (tmp_path/'run'/'MODEL_CARD.md').read_text()
-    said = run('cxr-train', *own, '--split', 'random', '--val', .3, '--test', .7, '--weights', 'none', '--size', 32, '--out', tmp_path/'none')
+    said = run('cxr-train', *own, '--split', 'random', '--val', .3, '--test', .7, '--weights', 'none', '--size', 32,
+               '--out', tmp_path/'none')
     assert said.returncode == 2 and 'leave nothing to train on' in said.stderr
 
 def test_gradcam_writes_pictures(run, trained, tmp_path):
@@ -104,10 +119,12 @@ def test_predict_has_a_row_a_file(run, trained, phantom, tmp_path):
     assert said.returncode == 1 and len(df) == 6 and df.status.tolist() == ['ok']*5 + ['refused'] and 'notes.png: not an image' in said.stdout
 
 def test_module_form(run, env):
-    said = subprocess.run([sys.executable, '-m', 'cxr_nb.cli', 'prepare', '--data', 'nowhere'], env=env, capture_output=True, text=True)
+    said = subprocess.run([sys.executable, '-m', 'cxr_nb.cli', 'prepare', '--data', 'nowhere'], env=env,
+                          capture_output=True, text=True)
     assert said.returncode == 2 and said.stderr.count('\n') == 1
 
 def test_demo_in_small(run, tmp_path):
-    said = run('cxr-demo', '--out', tmp_path/'demo', '--n-images', 120, '--pretrain-images', 80, '--pretrain-epochs', 1, '--size', 64)
+    said = run('cxr-demo', '--out', tmp_path/'demo', '--n-images', 120, '--pretrain-images', 80, '--pretrain-epochs', 1,
+               '--size', 64)
     assert said.returncode == 0, said.stderr
     assert (tmp_path/'demo'/'report.html').is_file() and 'synthetic' in said.stdout

@@ -29,7 +29,8 @@ def test_readme_has_both_commands():
 def anchors(nb):
     "Anchors of a page: its headings as Pandoc writes them, and the functions and classes that it documents"
     text = '\n'.join(c.source for c in nb.cells if c.cell_type == 'markdown')
-    heads = [re.sub(r'[^\w\s.-]', '', h).strip().lower().replace(' ', '-') for h in re.findall(r'^#+ (.+)$', text, re.M)]
+    heads = [re.sub(r'[^\w\s.-]', '', h).strip().lower().replace(' ', '-')
+             for h in re.findall(r'^#+ (.+)$', text, re.M)]
     names = re.findall(r'^(?:def|class) (\w+)', '\n'.join(c.source for c in nb.cells if c.cell_type == 'code'), re.M)
     return set(heads) | {n.lower() for n in names}
 
@@ -37,7 +38,8 @@ PAGES = {re.sub(r'^\d+_', '', o.stem): o for o in NOTEBOOKS}
 def by_page(folder, target):
     "The notebook of a link: by its own name, or by the name of its page"
     p = folder/target
-    if p.suffix == '.html': p = next((o for o in p.parent.resolve().glob('*.ipynb') if re.sub(r'^\d+_', '', o.stem) == p.stem), p)
+    if p.suffix == '.html':
+        p = next((o for o in p.parent.resolve().glob('*.ipynb') if re.sub(r'^\d+_', '', o.stem) == p.stem), p)
     return p
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda o: o.stem)
@@ -63,4 +65,5 @@ def test_page_names_are_unique_within_a_folder():
         assert len(names) == len(set(names)), folder
 
 def test_sidebar_names_what_is_there():
-    for o in re.findall(r'([\w/]+\.ipynb|[\w/]+/\*)', (ROOT/'_quarto.yml').read_text()): assert list((ROOT/'nbs').glob(o)), o
+    for o in re.findall(r'([\w/]+\.ipynb|[\w/]+/\*)', (ROOT/'_quarto.yml').read_text()):
+        assert list((ROOT/'nbs').glob(o)), o

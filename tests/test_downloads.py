@@ -22,7 +22,8 @@ def indiana(tmp_path_factory):
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     "Folders of this test alone: where kagglehub keeps its files, where Kaggle mounts, and the cache"
-    for variable in ('CXR_DATA', 'CXR_INDIANA', 'CXR_FAST', 'IN_TEST', 'KAGGLE_KERNEL_RUN_TYPE'): monkeypatch.delenv(variable, raising=False)
+    for variable in ('CXR_DATA', 'CXR_INDIANA', 'CXR_FAST', 'IN_TEST', 'KAGGLE_KERNEL_RUN_TYPE'):
+        monkeypatch.delenv(variable, raising=False)
     for variable, name in (('KAGGLEHUB_CACHE', 'hub'), ('KAGGLE_CACHE_MOUNT_FOLDER', 'input'), ('CXR_CACHE', 'cache')):
         monkeypatch.setenv(variable, str(tmp_path/name))
     disk(monkeypatch, 200e9)
@@ -76,7 +77,8 @@ def test_mounted_in_a_kaggle_notebook(name, form, hub, places):
     assert load_data(download=name).table.equals(data.table) and not hub.asked
 
 def test_of_several_mounts_the_release_is_taken(hub, places):
-    for name in ('224', 'release'): lay_out(name, places/'input'/'datasets'/DOWNLOADS[name].handle, hub.nih, hub.indiana)
+    for name in ('224', 'release'):
+        lay_out(name, places/'input'/'datasets'/DOWNLOADS[name].handle, hub.nih, hub.indiana)
     assert load_data().name == 'ChestX-ray14'
     assert load_data(download='224').name == 'ChestX-ray14-224' and not hub.asked
 
@@ -87,7 +89,9 @@ def test_what_was_typed_goes_before_what_was_set(hub, phantom, monkeypatch):
 
 def test_a_disk_that_is_too_small_is_refused_before_the_download(hub, monkeypatch):
     disk(monkeypatch, 9e9)
-    with pytest.raises(DownloadError, match=r'224: needs 10.2 GB at .* 9.0 GB are free; free some, or let KAGGLEHUB_CACHE'): load_data(download='224')
+    with pytest.raises(DownloadError,
+                       match=r'224: needs 10.2 GB at .* 9.0 GB are free; free some, or let KAGGLEHUB_CACHE'):
+        load_data(download='224')
     disk(monkeypatch, 50e9)
     with pytest.raises(DownloadError, match='or take the download 224'): load_data(download='release')
     monkeypatch.setenv('KAGGLE_KERNEL_RUN_TYPE', 'Interactive') # mounts, so that the cache alone takes room
@@ -95,16 +99,22 @@ def test_a_disk_that_is_too_small_is_refused_before_the_download(hub, monkeypatc
 
 def connection():
     from requests.exceptions import ConnectionError
-    return ConnectionError("HTTPSConnectionPool(host='api.kaggle.com', port=443): Max retries exceeded with url: /v1/datasets.DatasetApiService/GetDataset")
+    return ConnectionError(
+        "HTTPSConnectionPool(host='api.kaggle.com', port=443): Max retries exceeded with url: "
+        "/v1/datasets.DatasetApiService/GetDataset")
 def corruption():
     from kagglehub.exceptions import DataCorruptionError
-    return DataCorruptionError('The X-Goog-Hash header indicated a MD5 checksum of:\n\n  a\n\nbut the actual MD5 checksum of the downloaded contents was:\n\n  b\n')
+    return DataCorruptionError(
+        'The X-Goog-Hash header indicated a MD5 checksum of:\n\n  a\n\nbut the actual MD5 checksum of the downloaded '
+        'contents was:\n\n  b\n')
 def forbidden():
     from kagglehub.exceptions import KaggleApiHTTPError
-    return KaggleApiHTTPError('403 Client Error.\n\nYou do not have permission', response=SimpleNamespace(status_code=403, headers={}, request=None))
+    return KaggleApiHTTPError('403 Client Error.\n\nYou do not have permission',
+                              response=SimpleNamespace(status_code=403, headers={}, request=None))
 
 @pytest.mark.parametrize('error, line', [
-    (connection, r'no connection to Kaggle \(ConnectionError\); check the network and ask again, it goes on where it stopped'),
+    (connection,
+     r'no connection to Kaggle \(ConnectionError\); check the network and ask again, it goes on where it stopped'),
     (corruption, r'what came is broken \(DataCorruptionError\); delete .* and fetch it again'),
     (forbidden, 'set KAGGLE_API_TOKEN'),
     (lambda: OSError(errno.ENOSPC, 'No space left on device'), 'the disk is full; free some and ask again'),
@@ -119,7 +129,8 @@ def test_without_kagglehub(places, monkeypatch):
     with pytest.raises(DownloadError, match='run `pip install kagglehub`'): load_data(download='224')
 
 def test_an_unknown_name_names_the_choices(places):
-    with pytest.raises(DownloadError, match="'chexpert' is no download; there are 224, sample, release, indiana"): load_data(download='chexpert')
+    with pytest.raises(DownloadError, match="'chexpert' is no download; there are 224, sample, release, indiana"):
+        load_data(download='chexpert')
 
 @pytest.mark.parametrize('name', NAMES)
 def test_another_layout_names_what_was_expected(name, hub, places):
@@ -133,7 +144,8 @@ def test_another_layout_names_what_was_expected(name, hub, places):
 def test_a_download_that_lost_images_is_refused(hub):
     folder = fetch('224', say=lambda line: None)
     for file in sorted(folder.rglob('*.png'))[:8]: file.unlink()
-    with pytest.raises(DataError, match='8 of the 160 images of its table are missing; the download is broken'): load_data(download='224')
+    with pytest.raises(DataError, match='8 of the 160 images of its table are missing; the download is broken'):
+        load_data(download='224')
     for file in folder.rglob('*.png'): file.unlink()
     with pytest.raises(DownloadError, match='there is no images-224'): load_data(download='224')
 
@@ -141,13 +153,15 @@ def test_smaller_images_are_named_and_their_boxes_fit(phantom, tmp_path, forks):
     "The same drawings at half the side: the same boxes, in the frame of the release"
     import cv2
     half = lay_out('release', tmp_path/'half', phantom, None, note=False)
-    for file in half.rglob('*.png'): cv2.imwrite(str(file), cv2.resize(cv2.imread(str(file), 0), (32, 32), interpolation=cv2.INTER_AREA))
+    for file in half.rglob('*.png'):
+        cv2.imwrite(str(file), cv2.resize(cv2.imread(str(file), 0), (32, 32), interpolation=cv2.INTER_AREA))
     whole, small = load_nih(phantom), load_nih(half)
     assert (whole.side, small.side) == (64, 32)
     assert 'The images have 32 x 32 pixels, resized from the 1024 x 1024 of the release' in small.caveat
     assert small.boxes.equals(whole.boxes)
     box = small.boxes.nlargest(1, 'w')
-    p = forks.Process(target=drawn_where_it_lies, args=(box, [data.files[box.image.iloc[0]] for data in (whole, small)], tmp_path/'places.json'))
+    p = forks.Process(target=drawn_where_it_lies,
+                      args=(box, [data.files[box.image.iloc[0]] for data in (whole, small)], tmp_path/'places.json'))
     p.start()
     p.join(60)
     first, second = json.loads((tmp_path/'places.json').read_text())
@@ -187,7 +201,8 @@ def run_with_hub(forks, env, phantom, indiana, tmp_path):
     "Run a command of the package with a hub that hands out phantoms without their note"
     def run(cmd, *args):
         said = tmp_path/f'said-{cmd}'
-        more = dict(KAGGLEHUB_CACHE=str(tmp_path/'hub'), KAGGLE_CACHE_MOUNT_FOLDER=str(tmp_path/'input'), CXR_CACHE=str(tmp_path/'cache'))
+        more = dict(KAGGLEHUB_CACHE=str(tmp_path/'hub'), KAGGLE_CACHE_MOUNT_FOLDER=str(tmp_path/'input'),
+                    CXR_CACHE=str(tmp_path/'cache'))
         fake = Hub(phantom, indiana, note=False)
         p = forks.Process(target=with_hub, args=(fake, cmd, list(map(str, args)), {**env, **more}, said))
         p.start()
@@ -197,7 +212,8 @@ def run_with_hub(forks, env, phantom, indiana, tmp_path):
 
 def test_train_on_a_download_to_its_report(run_with_hub, tmp_path):
     out = tmp_path/'run'
-    said = run_with_hub('cxr-train', '--download', '224', '--recipe', 'staged', '--fast', '--size', 96, '--out', out, '--device', 'cpu')
+    said = run_with_hub('cxr-train', '--download', '224', '--recipe', 'staged', '--fast', '--size', 96, '--out', out,
+                        '--device', 'cpu')
     assert said.code == 0, said.err
     assert 'download: ChestX-ray14, all 112,120 radiographs at 224 x 224' in said.out and 'report: ' in said.out
     assert 'enlarged: the files have 64 x 64 pixels' in said.out
@@ -221,7 +237,8 @@ def test_cells_of_the_guide(forks, env, phantom, indiana, tmp_path):
     cells = [c.source for c in nb.cells if c.cell_type == 'code']
     assert len(cells) == 3 and cells[0].splitlines()[-1].startswith('%pip install') and all(c.startswith('#| eval: false') for c in cells)
     source = "\n".join(cells[1:])
-    home = dict(KAGGLEHUB_CACHE=str(tmp_path/'hub'), KAGGLE_CACHE_MOUNT_FOLDER=str(tmp_path/'input'), CXR_CACHE=str(tmp_path/'cache'), CXR_FAST='1', CXR_RUNS=str(tmp_path/'runs'))
+    home = dict(KAGGLEHUB_CACHE=str(tmp_path/'hub'), KAGGLE_CACHE_MOUNT_FOLDER=str(tmp_path/'input'),
+                CXR_CACHE=str(tmp_path/'cache'), CXR_FAST='1', CXR_RUNS=str(tmp_path/'runs'))
     p = forks.Process(target=as_notebook, args=(Hub(phantom, indiana), source, {**env, **home}, tmp_path))
     p.start()
     p.join(300)

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 from filelock import FileLock
 
-TINY = dict(arch='resnet10t', size=64, kwargs=dict(layers=[1, 1, 1, 0], channels=[8, 8, 16, 16]), weights='none', precision='float32', findings=('Cardiomegaly', 'Effusion', 'Infiltration', 'Mass'))
+TINY = dict(arch='resnet10t', size=64, kwargs=dict(layers=[1, 1, 1, 0], channels=[8, 8, 16, 16]), weights='none',
+            precision='float32', findings=('Cardiomegaly', 'Effusion', 'Infiltration', 'Mass'))
 
 def trained_run(phantom, path, **options):
     "A run of a tiny network for one epoch"
@@ -13,7 +14,8 @@ def trained_run(phantom, path, **options):
     from cxr_nb.training.engine import train
     from cxr_nb.training.recipe import Recipe, Stage, change
     stages = [Stage('whole', 1, 3e-3, bs=16, bn='train')]
-    return train(load_data(phantom), change(Recipe(), stages=stages, **TINY | options), path, cache=path.parent/'cache', device='cpu', progress=False)
+    return train(load_data(phantom), change(Recipe(), stages=stages, **TINY | options), path, cache=path.parent/'cache',
+                 device='cpu', progress=False)
 
 @pytest.fixture(scope='session')
 def made(run, phantom, shared):
@@ -25,7 +27,8 @@ def made(run, phantom, shared):
             said = run('cxr-ensemble', home/'seed0', home/'seed1', '--out', home/'both', '--device', 'cpu')
             assert said.returncode == 0, said.stderr
             (home/'said.json').write_text(json.dumps(said.stdout))
-    return SimpleNamespace(home=home, both=home/'both', members=[home/'seed0', home/'seed1'], said=json.loads((home/'said.json').read_text()))
+    return SimpleNamespace(home=home, both=home/'both', members=[home/'seed0', home/'seed1'],
+                           said=json.loads((home/'said.json').read_text()))
 
 def test_it_is_the_mean_and_judged_as_every_run(made):
     from cxr_nb.metrics.predictions import align
@@ -35,13 +38,15 @@ def test_it_is_the_mean_and_judged_as_every_run(made):
         assert mean.images == of_member[0].images and (mean.y == of_member[1].y).all()
         np.testing.assert_allclose(mean.p, (of_member[0].p + of_member[1].p)/2, atol=1e-6)
     metrics, own = (json.loads((o/'metrics.json').read_text()) for o in (made.both, made.members[0]))
-    assert set(metrics) == {*own, 'members', 'localisation'} and set(metrics['test']) == set(own['test']) # heatmaps were made and scored
+    # heatmaps were made and scored
+    assert set(metrics) == {*own, 'members', 'localisation'} and set(metrics['test']) == set(own['test'])
     assert [o['run'] for o in metrics['members']] == ['seed0', 'seed1']
     for record, path in zip(metrics['members'], made.members):
         alone = json.loads((path/'metrics.json').read_text())['test']['macro']
         for score in ('auroc', 'ap'):
             assert record[score]['value'] == pytest.approx(alone[score]['value'])
-            assert record[f'{score}_gain']['value'] == pytest.approx(metrics['test']['macro'][score]['value'] - alone[score]['value'])
+            assert record[f'{score}_gain']['value'] == pytest.approx(
+                metrics['test']['macro'][score]['value'] - alone[score]['value'])
         assert f'{record["run"]}: macro AUROC {record["auroc"]["value"]:.3f}; the ensemble less it' in made.said
 
 def test_thresholds_are_fitted_on_the_averaged_validation_predictions(made):
@@ -49,13 +54,15 @@ def test_thresholds_are_fitted_on_the_averaged_validation_predictions(made):
     from cxr_nb.metrics.thresholds import fit_thresholds
     val = align(None, made.both/'predictions_val.csv')
     written = json.loads((made.both/'thresholds.json').read_text())['findings']
-    for finding, value in fit_thresholds(val.y, val.p, val.findings).threshold.items(): assert written[finding]['threshold'] == pytest.approx(value, nan_ok=True)
+    for finding, value in fit_thresholds(val.y, val.p, val.findings).threshold.items():
+        assert written[finding]['threshold'] == pytest.approx(value, nan_ok=True)
 
 def test_bundle_card_and_report_say_what_it_is_made_of(made):
     config = json.loads((made.both/'config.json').read_text())
     own = [json.loads((o/'config.json').read_text()) for o in made.members]
     assert [o['weights_sha256'] for o in config['members']] == [o['weights_sha256'] for o in own]
-    assert [o['recipe'] for o in config['members']] == [o['recipe'] for o in own] and not {'recipe', 'net', 'seed'} & set(config)
+    assert [o['recipe']
+            for o in config['members']] == [o['recipe'] for o in own] and not {'recipe', 'net', 'seed'} & set(config)
     for file in ('MODEL_CARD.md', 'report.html'):
         text = (made.both/file).read_text()
         for o in own: assert o['weights_sha256'][:12] in text, file
@@ -115,12 +122,16 @@ def test_what_cannot_be_averaged_is_refused(run, made, tmp_path):
     own = json.loads((second/'config.json').read_text())
     (tmp_path/'nothing').mkdir()
     findings = [*own['findings'][:3], 'Nodule']
-    other = changed(second, tmp_path/'other_findings', thresholds=None, findings=findings, net=own['net'] | dict(findings=findings))
+    other = changed(second, tmp_path/'other_findings', thresholds=None, findings=findings,
+                    net=own['net'] | dict(findings=findings))
     fold = own['recipe'] | dict(split=own['recipe']['split'] | dict(kind='folds'))
     unfinished = changed(second, tmp_path/'unfinished', stages_done=[])
-    cases = {'two runs or more': [first], 'no config.json there': [first, tmp_path/'nothing'], 'Mass, Nodule is known to only one': [first, other],
-             'of different splits': [first, changed(second, tmp_path/'other_split', split='abc')], 'folds of a cross-validation never': [first, changed(second, tmp_path/'fold', split='abc', recipe=fold)],
-             'other labels': [first, changed(second, tmp_path/'other_labels', labels='abc')], 'go on with it by cxr-train --resume': [first, unfinished],
+    cases = {'two runs or more': [first], 'no config.json there': [first, tmp_path/'nothing'],
+             'Mass, Nodule is known to only one': [first, other],
+             'of different splits': [first, changed(second, tmp_path/'other_split', split='abc')],
+             'folds of a cross-validation never': [first, changed(second, tmp_path/'fold', split='abc', recipe=fold)],
+             'other labels': [first, changed(second, tmp_path/'other_labels', labels='abc')],
+             'go on with it by cxr-train --resume': [first, unfinished],
              'hold the same weights': [first, second, first], 'is an ensemble itself': [made.both, first]}
     for why, runs in cases.items():
         with pytest.raises(CxrError, match=why): make_ensemble(runs, tmp_path/'new', device='cpu', progress=False)

@@ -42,18 +42,22 @@ def read(path): return json.loads(path.read_text())
 @pytest.mark.parametrize('name', RECIPES)
 def test_train(made, shared, name):
     run = made(name)
-    assert {'config.json', 'model.safetensors', 'history.csv', 'split.csv', 'thresholds.json', 'metrics.json', 'predictions_val.csv',
-            'predictions_test.csv', 'report.html', 'MODEL_CARD.md', 'figures', 'results'} <= {o.name for o in run.iterdir()}
+    assert {'config.json', 'model.safetensors', 'history.csv', 'split.csv', 'thresholds.json', 'metrics.json',
+            'predictions_val.csv',
+            'predictions_test.csv', 'report.html', 'MODEL_CARD.md', 'figures',
+            'results'} <= {o.name for o in run.iterdir()}
     assert 'test: macro AUROC' in (shared/f'{name}.said').read_text()
     assert len(read(run/'metrics.json')['test']['findings']) == FINDINGS.get(name, 14)
     assert (run/'results'/'log.txt').is_file() and (run/'results'/'tables'/'metrics.txt').is_file() and (run/'figures'/'predictions.png').is_file()
     assert ((run/'fold0' if name == 'indiana' else run)/'checkpoints'/'best.safetensors').is_file()
     if name == 'fusion': assert (run/'checkpoints'/'optimizer.safetensors').is_file()
-    if name == 'indiana': assert (run/'figures'/'epoch_search.png').is_file() and (run/'results'/'tables'/'folds.csv').is_file()
+    if name == 'indiana':
+        assert (run/'figures'/'epoch_search.png').is_file() and (run/'results'/'tables'/'folds.csv').is_file()
 
 def left(run):
     "What must be the same, byte for byte"
-    names = ['model.safetensors', 'predictions_val.csv', 'predictions_test.csv', 'metrics.json', 'thresholds.json', 'split.csv']
+    names = ['model.safetensors', 'predictions_val.csv', 'predictions_test.csv', 'metrics.json', 'thresholds.json',
+             'split.csv']
     history = pd.read_csv(run/'history.csv', dtype=str).drop(columns='seconds').to_csv()
     return {o: (run/o).read_bytes() for o in names} | {'history': history}
 
@@ -100,7 +104,8 @@ def test_predict(run, made, files, tmp_path, name):
     (tmp_path/'ages.csv').write_text('image,age,sex,view\nfilm.png,80,M,AP\n')
     tables = {}
     for known, more in dict(nothing=[], table=['--table', tmp_path/'ages.csv']).items():
-        said = run('cxr-predict', '--run', made(name), '--out', tmp_path/f'{known}.csv', *more, files/'film.png', files/'film.dcm')
+        said = run('cxr-predict', '--run', made(name), '--out', tmp_path/f'{known}.csv', *more, files/'film.png',
+                   files/'film.dcm')
         assert said.returncode in (0, 3), said.stderr
         tables[known] = pd.read_csv(tmp_path/f'{known}.csv').filter(like='prob_')
     assert tables['nothing'].shape == (2, FINDINGS.get(name, 14)) and tables['nothing'].notna().all(axis=None)

@@ -7,7 +7,8 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import (DeflatedExplicitVRLittleEndian, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit,
+from pydicom.uid import (DeflatedExplicitVRLittleEndian, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian,
+                         JPEG2000Lossless, JPEGBaseline8Bit,
                          JPEGLosslessSV1, JPEGLSLossless, RLELossless)
 
 from conftest import BIN, ROOT
@@ -50,7 +51,8 @@ def dicom(a, syntax=ExplicitVRLittleEndian, **tags):
     elif syntax == JPEGBaseline8Bit: ds.PixelData = encapsulate([jpeg(a)])
     elif syntax == JPEGLosslessSV1: ds.PixelData = encapsulate([jpeg_lossless(a, bits)])
     ds.file_meta.TransferSyntaxUID = syntax
-    if syntax in (JPEGBaseline8Bit, JPEGLosslessSV1): ds['PixelData'].is_undefined_length, ds['PixelData'].VR = True, 'OB'
+    if syntax in (JPEGBaseline8Bit, JPEGLosslessSV1):
+        ds['PixelData'].is_undefined_length, ds['PixelData'].VR = True, 'OB'
     for k, v in tags.items(): setattr(ds, k, v)
     b = io.BytesIO(); ds.save_as(b, enforce_file_format=True); return b.getvalue()
 
@@ -61,7 +63,8 @@ def jpeg_lossless(a, bits):
     left[:, 1:], left[1:, 0], left[0, 0] = x[:, :-1], x[:-1, 0], 1 << (bits - 1)
     d = (x - left).ravel()
     n = np.where(d == 0, 0, np.floor(np.log2(np.maximum(np.abs(d), 1))).astype(int) + 1)
-    s = ''.join(format(k, '05b') + (format(v if v > 0 else v + (1 << k) - 1, f'0{k}b') if k else '') for v, k in zip(d.tolist(), n.tolist()))
+    s = ''.join(format(k, '05b') + (format(v if v > 0 else v + (1 << k) - 1, f'0{k}b') if k else '')
+                for v, k in zip(d.tolist(), n.tolist()))
     s += '1'*(-len(s) % 8)
     body = int(s, 2).to_bytes(len(s)//8, 'big').replace(b'\xff', b'\xff\0')
     dht = b'\xff\xc4' + struct.pack('>HB16B', 19 + 17, 0, *[0, 0, 0, 0, 17], *[0]*11) + bytes(range(17))
@@ -72,15 +75,25 @@ def jpeg_lossless(a, bits):
 def valid(good):
     "Bytes of a good film in every way that is read"
     deep, rgb = (good.astype(np.uint16)*16), np.repeat(good[..., None], 3, 2)
-    return {'8.png': png(good), '16.png': png(deep), 'rgb.png': png(rgb), 'palette.png': (lambda b: (Image.fromarray(good).convert('P').save(b, 'PNG'), b.getvalue())[1])(io.BytesIO()),
-            'gray.jpg': jpeg(good), 'rgb.jpeg': jpeg(rgb), 'progressive.jpg': jpeg(good, progressive=True), 'plain.dcm': dicom(deep), '8.dcm': dicom(good), 'rgb.dcm': dicom(rgb),
-            'signed.dcm': dicom(deep.astype(np.int16) - 2048), 'mono1.dcm': dicom(4095 - np.minimum(deep, 4095), PhotometricInterpretation='MONOCHROME1'), 'rle.dcm': dicom(deep, RLELossless),
-            'j2k.dcm': dicom(deep, JPEG2000Lossless), 'jls.dcm': dicom(deep, JPEGLSLossless), 'jpeg.dcm': dicom(good, JPEGBaseline8Bit), 'lossless.dcm': dicom(deep, JPEGLosslessSV1),
-            'window.dcm': dicom(deep, WindowCenter='2048', WindowWidth='4096', RescaleSlope='1', RescaleIntercept='0'), 'padded.dcm': dicom(deep, PixelPaddingValue=0)}
+    return {
+        '8.png': png(good), '16.png': png(deep), 'rgb.png': png(rgb),
+        'palette.png': (lambda b: (Image.fromarray(good).convert('P').save(b, 'PNG'), b.getvalue())[1])(io.BytesIO()),
+        'gray.jpg': jpeg(good), 'rgb.jpeg': jpeg(rgb), 'progressive.jpg': jpeg(good, progressive=True),
+        'plain.dcm': dicom(deep), '8.dcm': dicom(good), 'rgb.dcm': dicom(rgb),
+        'signed.dcm': dicom(deep.astype(np.int16) - 2048),
+        'mono1.dcm': dicom(4095 - np.minimum(deep, 4095), PhotometricInterpretation='MONOCHROME1'),
+        'rle.dcm': dicom(deep, RLELossless),
+        'j2k.dcm': dicom(deep, JPEG2000Lossless), 'jls.dcm': dicom(deep, JPEGLSLossless),
+        'jpeg.dcm': dicom(good, JPEGBaseline8Bit), 'lossless.dcm': dicom(deep, JPEGLosslessSV1),
+        'window.dcm': dicom(deep, WindowCenter='2048', WindowWidth='4096', RescaleSlope='1', RescaleIntercept='0'),
+        'padded.dcm': dicom(deep, PixelPaddingValue=0)}
 
 def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
 
-def png_of(w, h, data, extra=b'', depth=8, colour=0): return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, depth, colour, 0, 0, 0)) + extra + chunk(b'IDAT', data) + chunk(b'IEND', b'')
+def png_of(w, h, data, extra=b'', depth=8, colour=0):
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR',
+                                        struct.pack('>IIBBBBB', w, h, depth, colour, 0, 0,
+                                                    0)) + extra + chunk(b'IDAT', data) + chunk(b'IEND', b'')
 
 def packed(o): return dcmread(io.BytesIO(o))
 
@@ -103,28 +116,61 @@ def listed(valid, good):
     lines = rgb.copy(); lines[10:14, 10:120] = 255, 0, 0
     sof = valid['gray.jpg'].index(b'\xff\xc0')
     huge_jpeg = valid['gray.jpg'][:sof + 5] + b'\xff\xff\xff\xff' + valid['gray.jpg'][sof + 9:]
-    rle_bomb = changed(valid['rle.dcm'], PixelData=encapsulate([struct.pack('<16I', 2, 64, 2_000_064, *[0]*13) + b'\x81\0'*2_000_000]))
+    rle_bomb = changed(valid['rle.dcm'],
+                       PixelData=encapsulate([struct.pack('<16I', 2, 64, 2_000_064, *[0]*13) + b'\x81\0'*2_000_000]))
     view = Dataset(); view.CodeMeaning = 'Right lateral projection'
-    return {'text.png': (b'Not a film at all', 'not_image'), 'text.dcm': (b'x'*400, 'not_image'), 'empty.png': (b'', 'empty'), 'one.png': (b'\x89', 'not_image'), 'head.png': (b'\x89PNG\r\n\x1a\n', 'broken'),
-        'pdf.jpg': (b'%PDF-1.7 ' + bytes(900), 'not_image'), 'gif.png': (b'GIF89a' + bytes(900), 'not_image'), 'zip.dcm': (b'PK\3\4' + bytes(900), 'not_image'), 'tiff.jpg': (b'II*\0' + bytes(900), 'not_image'),
-        'tiny.png': (png(good[:1, :1]), 'too_small'), 'black.png': (png(good*0), 'constant'), 'white.jpg': (jpeg(good*0 + 255), 'constant'), 'strip.png': (png(np.tile(good[:40], (1, 12))), 'aspect'),
-        'huge.png': (png_of(60000, 60000, zlib.compress(bytes(1000))), 'too_large'), 'huge2.png': (png_of(2**31 - 1, 2**31 - 1, b''), ''), 'huge.jpg': (huge_jpeg, 'too_large'),
-        'flat_bomb.png': (png_of(9000, 9000, zlib.compress(bytes(9001*9000), 9)), 'too_large'), 'text_bomb.png': (png_of(256, 256, zlib.compress(bytes(257*256)), chunk(b'zTXt', b'a\0\0' + zlib.compress(bytes(2*10**8)))), 'broken'),
-        'icc_bomb.png': (png_of(256, 256, zlib.compress(b''.join(b'\0' + o.tobytes() for o in good)), chunk(b'iCCP', b'a\0\0' + zlib.compress(bytes(10**8)))), 'broken'),
-        'animated.png': (png(good, save_all=True, append_images=[Image.fromarray(255 - good)]), 'frames'), 'largest.png': (png_of(5900, 5900, zlib.compress((b'\0' + bytes(range(256))*92 + bytes(48))*5900), colour=6), ''),
-        'png.dcm': (valid['8.png'], ''), 'dicom.png': (valid['plain.dcm'], ''), 'jpeg.png': (valid['gray.jpg'], ''), 'no_suffix': (valid['8.png'], ''), 'no_preamble.dcm': (bare(valid['plain.dcm']), ''),
-        'ct.dcm': (changed(valid['plain.dcm'], Modality='CT'), 'modality'), 'mg.dcm': (changed(valid['plain.dcm'], Modality='MG'), 'modality'), 'none.dcm': (changed(valid['plain.dcm'], Modality=''), 'modality'),
-        'named.dcm': (changed(valid['plain.dcm'], Modality=SECRET[0].upper()), 'modality'), 'knee.dcm': (changed(valid['plain.dcm'], BodyPartExamined='KNEE'), 'body_part'),
-        'lateral.dcm': (changed(valid['plain.dcm'], ViewPosition='LL'), 'lateral'), 'lat.dcm': (changed(valid['plain.dcm'], ViewPosition='LATERAL'), 'lateral'),
-        'coded.dcm': (changed(valid['plain.dcm'], ViewPosition='', ViewCodeSequence=[view]), 'lateral'), 'turned.dcm': (changed(valid['plain.dcm'], PatientOrientation=['P', 'F']), 'lateral'),
-        'oblique.dcm': (changed(valid['plain.dcm'], ViewPosition='RAO'), 'oblique'), 'frames.dcm': (changed(valid['plain.dcm'], NumberOfFrames=2000), 'frames'), 'rows.dcm': (changed(valid['plain.dcm'], Rows=65535, Columns=65535), 'too_large'),
-        'short.dcm': (changed(valid['plain.dcm'], Rows=4000, Columns=4000), 'truncated'), 'bits.dcm': (changed(valid['plain.dcm'], BitsAllocated=64), 'bits'), 'stored.dcm': (changed(valid['plain.dcm'], BitsStored=40), 'bits'),
-        'palette.dcm': (changed(valid['plain.dcm'], PhotometricInterpretation='PALETTE COLOR'), 'photometric'), 'three.dcm': (changed(valid['plain.dcm'], SamplesPerPixel=3), 'photometric'),
-        'lying.dcm': (changed(valid['j2k.dcm'], Rows=5000, Columns=5000), 'broken'), 'lying_ls.dcm': (changed(valid['jls.dcm'], Rows=300), 'broken'), 'lying_ll.dcm': (changed(valid['lossless.dcm'], Columns=300), 'broken'),
-        'rle_bomb.dcm': (rle_bomb, 'broken'), 'deflated.dcm': (dicom(good, DeflatedExplicitVRLittleEndian), 'syntax'), 'slope.dcm': (changed(valid['plain.dcm'], RescaleSlope='0', RescaleIntercept='0'), 'constant'),
-        'window.dcm': (changed(valid['plain.dcm'], WindowCenter='1', WindowWidth='0'), ''), 'far.dcm': (changed(valid['plain.dcm'], WindowCenter='1e30', WindowWidth='1e30'), ''), 'all_padding.dcm': (dicom(good.astype(np.uint16)*16, PixelPaddingValue=0, PixelPaddingRangeLimit=65535), 'constant'),
-        'inverted.png': (png(255 - good), 'inverted'), 'inverted.dcm': (changed(valid['8.dcm'], PhotometricInterpretation='MONOCHROME1'), 'inverted'), '90.png': (png(turn(1)), 'rotated_90'), '180.jpg': (jpeg(turn(2)), 'rotated_180'),
-        '270.dcm': (dicom(turn(3)), 'rotated_270'), 'noise.png': (png(np.random.default_rng(0).integers(0, 256, (256, 256), dtype=np.uint8)), 'not_chest'), 'rainbow.jpg': (jpeg(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(32, 0).repeat(32, 1)), 'colour'),
+    return {
+        'text.png': (b'Not a film at all', 'not_image'), 'text.dcm': (b'x'*400, 'not_image'),
+        'empty.png': (b'', 'empty'), 'one.png': (b'\x89', 'not_image'), 'head.png': (b'\x89PNG\r\n\x1a\n', 'broken'),
+        'pdf.jpg': (b'%PDF-1.7 ' + bytes(900), 'not_image'), 'gif.png': (b'GIF89a' + bytes(900), 'not_image'),
+        'zip.dcm': (b'PK\3\4' + bytes(900), 'not_image'), 'tiff.jpg': (b'II*\0' + bytes(900), 'not_image'),
+        'tiny.png': (png(good[:1, :1]), 'too_small'), 'black.png': (png(good*0), 'constant'),
+        'white.jpg': (jpeg(good*0 + 255), 'constant'), 'strip.png': (png(np.tile(good[:40], (1, 12))), 'aspect'),
+        'huge.png': (png_of(60000, 60000, zlib.compress(bytes(1000))), 'too_large'),
+        'huge2.png': (png_of(2**31 - 1, 2**31 - 1, b''), ''), 'huge.jpg': (huge_jpeg, 'too_large'),
+        'flat_bomb.png': (png_of(9000, 9000, zlib.compress(bytes(9001*9000), 9)), 'too_large'),
+        'text_bomb.png': (png_of(256, 256, zlib.compress(bytes(257*256)),
+                                 chunk(b'zTXt', b'a\0\0' + zlib.compress(bytes(2*10**8)))), 'broken'),
+        'icc_bomb.png': (png_of(256, 256, zlib.compress(b''.join(b'\0' + o.tobytes() for o in good)),
+                                chunk(b'iCCP', b'a\0\0' + zlib.compress(bytes(10**8)))), 'broken'),
+        'animated.png': (png(good, save_all=True, append_images=[Image.fromarray(255 - good)]), 'frames'),
+        'largest.png': (png_of(5900, 5900, zlib.compress((b'\0' + bytes(range(256))*92 + bytes(48))*5900), colour=6),
+                        ''),
+        'png.dcm': (valid['8.png'], ''), 'dicom.png': (valid['plain.dcm'], ''), 'jpeg.png': (valid['gray.jpg'], ''),
+        'no_suffix': (valid['8.png'], ''), 'no_preamble.dcm': (bare(valid['plain.dcm']), ''),
+        'ct.dcm': (changed(valid['plain.dcm'], Modality='CT'), 'modality'),
+        'mg.dcm': (changed(valid['plain.dcm'], Modality='MG'), 'modality'),
+        'none.dcm': (changed(valid['plain.dcm'], Modality=''), 'modality'),
+        'named.dcm': (changed(valid['plain.dcm'], Modality=SECRET[0].upper()), 'modality'),
+        'knee.dcm': (changed(valid['plain.dcm'], BodyPartExamined='KNEE'), 'body_part'),
+        'lateral.dcm': (changed(valid['plain.dcm'], ViewPosition='LL'), 'lateral'),
+        'lat.dcm': (changed(valid['plain.dcm'], ViewPosition='LATERAL'), 'lateral'),
+        'coded.dcm': (changed(valid['plain.dcm'], ViewPosition='', ViewCodeSequence=[view]), 'lateral'),
+        'turned.dcm': (changed(valid['plain.dcm'], PatientOrientation=['P', 'F']), 'lateral'),
+        'oblique.dcm': (changed(valid['plain.dcm'], ViewPosition='RAO'), 'oblique'),
+        'frames.dcm': (changed(valid['plain.dcm'], NumberOfFrames=2000), 'frames'),
+        'rows.dcm': (changed(valid['plain.dcm'], Rows=65535, Columns=65535), 'too_large'),
+        'short.dcm': (changed(valid['plain.dcm'], Rows=4000, Columns=4000), 'truncated'),
+        'bits.dcm': (changed(valid['plain.dcm'], BitsAllocated=64), 'bits'),
+        'stored.dcm': (changed(valid['plain.dcm'], BitsStored=40), 'bits'),
+        'palette.dcm': (changed(valid['plain.dcm'], PhotometricInterpretation='PALETTE COLOR'), 'photometric'),
+        'three.dcm': (changed(valid['plain.dcm'], SamplesPerPixel=3), 'photometric'),
+        'lying.dcm': (changed(valid['j2k.dcm'], Rows=5000, Columns=5000), 'broken'),
+        'lying_ls.dcm': (changed(valid['jls.dcm'], Rows=300), 'broken'),
+        'lying_ll.dcm': (changed(valid['lossless.dcm'], Columns=300), 'broken'),
+        'rle_bomb.dcm': (rle_bomb, 'broken'), 'deflated.dcm': (dicom(good, DeflatedExplicitVRLittleEndian), 'syntax'),
+        'slope.dcm': (changed(valid['plain.dcm'], RescaleSlope='0', RescaleIntercept='0'), 'constant'),
+        'window.dcm': (changed(valid['plain.dcm'], WindowCenter='1', WindowWidth='0'), ''),
+        'far.dcm': (changed(valid['plain.dcm'], WindowCenter='1e30', WindowWidth='1e30'), ''),
+        'all_padding.dcm': (dicom(good.astype(np.uint16)*16, PixelPaddingValue=0, PixelPaddingRangeLimit=65535),
+                            'constant'),
+        'inverted.png': (png(255 - good), 'inverted'),
+        'inverted.dcm': (changed(valid['8.dcm'], PhotometricInterpretation='MONOCHROME1'), 'inverted'),
+        '90.png': (png(turn(1)), 'rotated_90'), '180.jpg': (jpeg(turn(2)), 'rotated_180'),
+        '270.dcm': (dicom(turn(3)), 'rotated_270'),
+        'noise.png': (png(np.random.default_rng(0).integers(0, 256, (256, 256), dtype=np.uint8)), 'not_chest'),
+        'rainbow.jpg': (jpeg(np.random.default_rng(0).integers(0, 256, (8, 8, 3),
+                                                               dtype=np.uint8).repeat(32, 0).repeat(32, 1)), 'colour'),
         'annotated.png': (png(lines), '')}
 
 @pytest.fixture(scope='session')
@@ -136,7 +182,10 @@ def corpus(valid, listed, tmp_path_factory):
         n = len(data)
         for i in range(6): (folder/f'cut{i}_{name}').write_bytes(data[:int(n*rng.random())])
         for i in range(6): (folder/f'flip{i}_{name}').write_bytes(flipped(data, rng.integers(0, n, 1 + 3*i), rng))
-        for i in range(5): (folder/f'head{i}_{name}').write_bytes(flipped(data, rng.integers(8 if data[:1] != b'\0' else 128, min(n, 900 if 'dcm' in name else 120), 1 + i), rng))
+        for i in range(5):
+            (folder/f'head{i}_{name}').write_bytes(
+                flipped(data, rng.integers(8 if data[:1] != b'\0' else 128, min(n, 900 if 'dcm' in name else 120),
+                                           1 + i), rng))
     return folder
 
 def flipped(data, places, rng):
@@ -161,7 +210,8 @@ Path(sys.argv[2]).write_text(json.dumps(dict(files=out, mb=next(int(o.split()[1]
 def judged(corpus, env, tmp_path_factory):
     "What a process of its own says of the corpus"
     to = tmp_path_factory.mktemp('judged')/'out.json'
-    said = subprocess.run([sys.executable, '-X', 'faulthandler', '-c', CHILD, str(corpus), str(to)], capture_output=True, text=True, env={**env, 'OMP_NUM_THREADS': '1'}, timeout=300)
+    said = subprocess.run([sys.executable, '-X', 'faulthandler', '-c', CHILD, str(corpus), str(to)],
+                          capture_output=True, text=True, env={**env, 'OMP_NUM_THREADS': '1'}, timeout=300)
     assert said.returncode == 0, said.stderr
     return {**json.loads(to.read_text()), 'said': said.stdout + said.stderr}
 
@@ -179,7 +229,8 @@ def test_no_traceback_and_a_reason_for_each_refusal(judged):
         assert not o['error'], o
         v = o['verdict']
         assert v['status'] in ('ok', 'warning', 'refused') and (v['status'] == 'ok') == (not v['reasons'])
-        for r in v['reasons']: assert 0 <= r['confidence'] <= 1 and len(r['text']) > 10 and (r['code'] in CODES or not r['refuse']), o
+        for r in v['reasons']:
+            assert 0 <= r['confidence'] <= 1 and len(r['text']) > 10 and (r['code'] in CODES or not r['refuse']), o
     assert 'Traceback' not in judged['said'] and 'Warning' not in judged['said'], judged['said']
 
 def test_no_file_takes_long_or_all_a_gigabyte(judged):
@@ -203,14 +254,18 @@ def test_most_cut_files_are_refused(judged):
 def test_what_is_no_plain_file(tmp_path, good):
     os.mkfifo(tmp_path/'pipe.png'); (tmp_path/'loop.png').symlink_to(tmp_path/'loop.png'); (tmp_path/'folder.png').mkdir()
     (tmp_path/'n\u00e4me with \u80ba.png').write_bytes(png(good))
-    got = {o: judge_file(tmp_path/o).verdict for o in ('pipe.png', 'loop.png', 'folder.png', 'none.png', 'zero\0.png', 'n\u00e4me with \u80ba.png')}
-    assert [v.codes for v in got.values()] == [['unreadable'], ['unreadable'], ['unreadable'], ['missing'], ['missing'], []]
+    got = {o: judge_file(tmp_path/o).verdict
+           for o in ('pipe.png', 'loop.png', 'folder.png', 'none.png', 'zero\0.png', 'n\u00e4me with \u80ba.png')}
+    assert [v.codes for v in got.values()] == [['unreadable'], ['unreadable'], ['unreadable'], ['missing'], ['missing'],
+                                               []]
 
 def test_nothing_of_the_patient_is_told(judged, valid, tmp_path, capfd, caplog):
     "Neither in verdicts, errors, warnings nor logs, for good, odd and broken files"
     warnings.simplefilter('ignore')
     ds = packed(valid['plain.dcm'])
-    ds.add_new(0x00101010, 'AS', 'Secretname years'); ds.add_new(0x00080060, 'CS', 'secretname, too long for a code string'); ds.add_new(0x00280030, 'DS', '1.23456789012345678901')
+    ds.add_new(0x00101010, 'AS',
+               'Secretname years'); ds.add_new(0x00080060, 'CS',
+                                               'secretname, too long for a code string'); ds.add_new(0x00280030, 'DS', '1.23456789012345678901')
     ds.save_as(tmp_path/'odd.dcm')
     said = json.dumps(judged['files']) + judged['said']
     with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as seen:
@@ -237,7 +292,8 @@ def test_the_judge_is_a_function_of_the_pixels(good):
     j = load_gate()
     both = j.scores([good, 255 - good])
     assert np.allclose(both[0], j.scores([good])[0]) and check_pixels(good).to_dict() == check_pixels(good).to_dict()
-    assert check_pixels(good[::2, ::2]).status == 'ok' and check_pixels(np.kron(good, np.ones((4, 4), np.uint8))).status == 'ok'
+    assert check_pixels(good[::2,
+                             ::2]).status == 'ok' and check_pixels(np.kron(good, np.ones((4, 4), np.uint8))).status == 'ok'
 
 def turned(a, turn): return np.ascontiguousarray(np.rot90(255 - a if turn >= 4 else a, -turn % 4))
 
@@ -259,7 +315,8 @@ def test_drawn_pictures_are_refused():
     assert (odds[:, 0]/(1 + odds.sum(1)) >= REFUSE).mean() < .02
 
 @settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(which=st.integers(0, 18), edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=12), front=st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255)), max_size=4),
+@given(which=st.integers(0, 18), edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=12),
+       front=st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255)), max_size=4),
        cut=st.one_of(st.none(), st.floats(0, 1)), more=st.binary(max_size=64))
 def test_fuzzed_files_get_a_verdict(valid, tmp_path, which, edits, front, cut, more):
     name, data = list(valid.items())[which % len(valid)]
@@ -281,7 +338,8 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 def peak(env, *args):
     "Exit code of a command, what it said, and its largest memory in MB; by way of a small process, since a new one begins with the largest memory of its parent"
-    said = subprocess.run([sys.executable, '-c', PEAK, *map(str, args)], capture_output=True, text=True, env={**env, 'OMP_NUM_THREADS': '1'})
+    said = subprocess.run([sys.executable, '-c', PEAK, *map(str, args)], capture_output=True, text=True,
+                          env={**env, 'OMP_NUM_THREADS': '1'})
     return said.returncode, said.stdout + said.stderr, float(said.stdout.split()[-1])
 
 def test_predict_meets_the_corpus(env, trained, corpus, listed, valid, tmp_path):
@@ -301,7 +359,8 @@ def test_predict_meets_the_corpus(env, trained, corpus, listed, valid, tmp_path)
 def test_prepare_names_films_that_lie_wrong_and_keeps_them(run, phantom, tmp_path):
     data = shutil.copytree(phantom, tmp_path/'nih')
     films = sorted(data.rglob('*.png'))
-    for f, change in ((films[3], lambda a: 255 - a), (films[8], lambda a: a[::-1, ::-1])): Image.fromarray(change(np.asarray(Image.open(f)))).save(f)
+    for f, change in ((films[3], lambda a: 255 - a), (films[8], lambda a: a[::-1, ::-1])):
+        Image.fromarray(change(np.asarray(Image.open(f)))).save(f)
     said = run('cxr-prepare', '--data', data, '--size', 64, '--out', tmp_path/'cache')
     assert said.returncode == 0 and 'they stay in, but look at them' in said.stdout, said.stderr
     odd = pd.read_csv(tmp_path/'cache'/'gate.csv', index_col='image')

@@ -19,7 +19,8 @@ def recipe():
 
 def cross(images, recipe, out, **kwargs):
     from cxr_nb.training.crossval import cross_validate
-    return cross_validate(images[0], recipe, out, n_boot=50, cache=images[1], device='cpu', progress=False, say=str, **kwargs)
+    return cross_validate(images[0], recipe, out, n_boot=50, cache=images[1], device='cpu', progress=False, say=str,
+                          **kwargs)
 
 @pytest.fixture(scope='module')
 def whole(images, recipe, tmp_path_factory):
@@ -39,7 +40,8 @@ def test_what_a_run_leaves(whole):
     assert sorted(oof.image) == sorted(split.index[split != 'test']) and oof.fold.nunique() == 4
     assert set(val.image) == set(split.index[split == 'val']) == set(oof.image[oof.fold == m['sweep']['fold']])
     histories = fold_histories(whole)
-    assert len(histories) == 4 and best_epochs(histories[m['sweep']['fold']], [m['sweep']['budget']]) == {m['sweep']['budget']: m['sweep']['epoch']}
+    assert len(histories) == 4 and best_epochs(histories[m['sweep']['fold']],
+                                               [m['sweep']['budget']]) == {m['sweep']['budget']: m['sweep']['epoch']}
     model, cfg = load_bundle(whole)
     assert model.findings == INDIANA and cfg['chosen'] == m['sweep'] and str(whole) not in (whole/'config.json').read_text()
 
@@ -60,7 +62,8 @@ def test_thresholds_do_not_depend_on_the_test_part(whole):
 def test_other_choices_are_refused_in_the_same_folder(images, recipe, whole):
     from cxr_nb.core import CxrError
     from cxr_nb.training.recipe import change
-    with pytest.raises(CxrError, match='recipe.budgets'): cross(images, change(recipe, budgets=(3,)), whole, resume=True)
+    with pytest.raises(CxrError, match='recipe.budgets'):
+        cross(images, change(recipe, budgets=(3,)), whole, resume=True)
     with pytest.raises(CxrError, match='holds a finished run'): cross(images, recipe, whole)
 
 def test_the_published_head_has_404_515_parameters():
@@ -77,15 +80,18 @@ def test_the_tower_of_open_clip(tmp_path, monkeypatch):
     from cxr_nb.data.augment import normalise
     from cxr_nb.models.nets import Net, make_model
     from cxr_nb.models.weights import CLIP_MEAN, CLIP_STD
-    vision = dict(image_size=224, timm_model_name='vit_tiny_patch16_224', timm_model_pretrained=False, timm_pool='', timm_proj='linear')
-    cfg = dict(embed_dim=512, vision_cfg=vision, text_cfg=dict(context_length=8, vocab_size=64, width=32, heads=2, layers=1))
+    vision = dict(image_size=224, timm_model_name='vit_tiny_patch16_224', timm_model_pretrained=False, timm_pool='',
+                  timm_proj='linear')
+    cfg = dict(embed_dim=512, vision_cfg=vision,
+               text_cfg=dict(context_length=8, vocab_size=64, width=32, heads=2, layers=1))
     (tmp_path/'tiny_chest.json').write_text(json.dumps(cfg))
     open_clip.add_model_config(tmp_path/'tiny_chest.json')
     torch.manual_seed(0)
     theirs = open_clip.create_model('tiny_chest').eval()
     (tmp_path/'hub').mkdir()
     torch.save(theirs.state_dict(), tmp_path/'hub'/'open_clip_pytorch_model.bin')
-    (tmp_path/'hub'/'open_clip_config.json').write_text(json.dumps(dict(model_cfg=cfg, preprocess_cfg=dict(mean=CLIP_MEAN, std=CLIP_STD))))
+    (tmp_path/'hub'/'open_clip_config.json').write_text(
+        json.dumps(dict(model_cfg=cfg, preprocess_cfg=dict(mean=CLIP_MEAN, std=CLIP_STD))))
     asked = []
     def hub(repo_id, filename, **kwargs):
         "What huggingface_hub does, for a page with these two files"

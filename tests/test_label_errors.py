@@ -15,7 +15,8 @@ def spoilt():
     wrong = rng.random(truth.shape) < .1
     patients = np.repeat(np.arange(300), 2)
     p = simulate(truth, patients, auroc=.95, seed=1)
-    return Aligned(np.where(wrong, 1 - truth, truth), p, patients, ['Mass'], [f'{o}.png' for o in range(600)], [], []), wrong
+    return Aligned(np.where(wrong, 1 - truth, truth), p, patients, ['Mass'], [f'{o}.png' for o in range(600)], [],
+                   []), wrong
 
 def test_a_good_model_finds_planted_errors_and_a_shuffled_one_does_not(spoilt):
     a, wrong = spoilt
@@ -23,7 +24,8 @@ def test_a_good_model_finds_planted_errors_and_a_shuffled_one_does_not(spoilt):
     good = found_errors(a, quality, wrong, top=30, n_boot=100).loc['Mass']
     assert (good.gain_low > .1).all() and (good.auroc > .85).all()
     rng = np.random.default_rng(2)
-    shares = [found_errors(a, rng.permutation(quality), wrong, top=30, n_boot=2).loc[('Mass', 'either')].share for _ in range(60)]
+    shares = [found_errors(a, rng.permutation(quality), wrong, top=30, n_boot=2).loc[('Mass', 'either')].share
+              for _ in range(60)]
     assert abs(np.mean(shares) - wrong.mean()) < .02
 
 def test_the_order_of_the_images_does_not_matter(spoilt):
@@ -36,7 +38,8 @@ def test_the_order_of_the_images_does_not_matter(spoilt):
 def test_longer_lists_find_more_errors(spoilt):
     a, wrong = spoilt
     quality = label_quality(a.y, a.p)
-    recalls = [found_errors(a, quality, wrong, top=n, n_boot=2).loc[('Mass', 'either')].recall for n in (10, 50, 200, 10_000)]
+    recalls = [found_errors(a, quality, wrong, top=n, n_boot=2).loc[('Mass', 'either')].recall
+               for n in (10, 50, 200, 10_000)]
     assert recalls == sorted(recalls) and recalls[-1] == 1
 
 def test_cleanlab_is_not_imported_before_it_is_needed():

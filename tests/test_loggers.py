@@ -22,7 +22,8 @@ def test_trackio_writes_into_its_database(tmp_path, monkeypatch):
     with sqlite3.connect(tmp_path/'trackio'/'cxr_nb.db') as db:
         logged = db.execute('select step, metrics from metrics order by step').fetchall()
         config = json.loads(db.execute('select config from configs').fetchone()[0])
-    assert [(step, json.loads(scores)) for step, scores in logged] == [(6, dict(auroc=.7, seconds=3.)), (7, dict(auroc=.7, seconds=3.))]
+    assert [(step, json.loads(scores))
+            for step, scores in logged] == [(6, dict(auroc=.7, seconds=3.)), (7, dict(auroc=.7, seconds=3.))]
     assert config['net']['arch'] == 'mobilenetv2_100'
 
 def test_an_unknown_logger_is_refused_before_anything_else(run, phantom, tmp_path):
@@ -45,5 +46,6 @@ def test_only_the_first_process_logs(tmp_path, monkeypatch):
     from cxr_nb.training import loggers
     from cxr_nb.training.recipes import staged
     monkeypatch.setattr(loggers, 'is_main', lambda: False)
-    with loggers.logging_to('tensorboard', tmp_path, staged()) as cbs: cbs[0].write(dict(stage='unfreeze', epoch=1, auroc=.7))
+    with loggers.logging_to('tensorboard', tmp_path, staged()) as cbs:
+        cbs[0].write(dict(stage='unfreeze', epoch=1, auroc=.7))
     assert not list(tmp_path.iterdir())

@@ -27,7 +27,8 @@ except MemoryError: print('the whole does not fit')
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='the limit on memory is that of Linux')
 def test_every_film_in_four_gigabytes(tmp_path, env):
-    said = subprocess.run([sys.executable, '-c', SCRIPT, str(tmp_path/'images.npy')], capture_output=True, text=True, timeout=600, env=env)
+    said = subprocess.run([sys.executable, '-c', SCRIPT, str(tmp_path/'images.npy')], capture_output=True, text=True,
+                          timeout=600, env=env)
     assert said.returncode == 0, said.stderr[-2000:]
     assert 'the whole does not fit' in said.stdout
     assert os.stat(tmp_path/'images.npy').st_size > 7e9

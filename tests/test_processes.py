@@ -25,8 +25,10 @@ def both(phantom, tmp_path_factory, env):
     tmp = tmp_path_factory.mktemp('both')
     (tmp/'script.py').write_text(SCRIPT)
     launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', tmp/'script.py']
-    options = ['--data', phantom, '--out', tmp/'run', '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', '64', '--epochs', '1', '--device', 'cpu', '--precision', 'float32']
-    said = subprocess.run([*map(str, launch + options)], capture_output=True, text=True, timeout=600, env={**env, 'WRITES': str(tmp/'writes'), 'OMP_NUM_THREADS': '1'})
+    options = ['--data', phantom, '--out', tmp/'run', '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', '64',
+               '--epochs', '1', '--device', 'cpu', '--precision', 'float32']
+    said = subprocess.run([*map(str, launch + options)], capture_output=True, text=True, timeout=600,
+                          env={**env, 'WRITES': str(tmp/'writes'), 'OMP_NUM_THREADS': '1'})
     assert said.returncode == 0, said.stderr[-2000:]
     return tmp/'run', (tmp/'writes').read_text().split('\n')[:-1], said.stdout
 
@@ -50,6 +52,7 @@ def test_weights_are_written_by_the_first_process_alone(both):
     for stage in ('frozen_head', 'unfreeze', 'fine_tune'): assert names.count(f'{stage}.safetensors') == 1
 
 def test_a_batch_that_cannot_be_dealt_is_one_line(run_pair, phantom, tmp_path):
-    codes, said = run_pair('cxr-train', '--data', phantom, '--out', tmp_path/'run', '--weights', 'none', '--arch', 'mobilenetv2_050', '--size', 64,
+    codes, said = run_pair('cxr-train', '--data', phantom, '--out', tmp_path/'run', '--weights', 'none', '--arch',
+                           'mobilenetv2_050', '--size', 64,
                            '--batch-size', 15, '--recipe', 'single', '--epochs', 1, '--device', 'cpu', out=tmp_path)
     assert all(codes) and 'error: batch size 15 cannot be dealt to 2 processes; make it a multiple of 2' in Path(f'{said[0]}.err').read_text()

@@ -27,17 +27,27 @@ from cxr_nb.training.recipes import single
 from cxr_nb.training.run import save_run, start_run
 
 NAMED = [o for o in entries().values() if o.arch]
-WHOLE = ['eva-x-tiny', 'eva-x-base', 'eva-x-small-chexpert', 'rad-dino', 'biomedclip', 'xrv-densenet121-chex', 'xrv-resnet50-all', 'dinov3-convnext-tiny', 'dinov3-vit-small']
-LIKE = {'eva-x-small': 'eva-x-tiny', 'eva-x-tiny-chexpert': 'eva-x-small-chexpert', 'eva-x-tiny-nih': 'eva-x-small-chexpert', 'eva-x-small-nih': 'eva-x-small-chexpert',
-        'eva-x-base-nih': 'eva-x-base', 'rad-dino-maira-2': 'rad-dino', 'dinov3-convnext-small': 'dinov3-convnext-tiny', 'dinov3-convnext-base': 'dinov3-convnext-tiny',
-        **{f'xrv-densenet121-{o}': 'xrv-densenet121-chex' for o in ('all', 'nih', 'pc', 'mimic_nb', 'mimic_ch')}} # the same network, or a wider or deeper one of its kind
-SIZES = {'eva-x-tiny': (224, 448), 'rad-dino': (518, 224)} # Of the file and of the network: timm resamples the positions of the patches
+WHOLE = ['eva-x-tiny', 'eva-x-base', 'eva-x-small-chexpert', 'rad-dino', 'biomedclip', 'xrv-densenet121-chex',
+         'xrv-resnet50-all', 'dinov3-convnext-tiny', 'dinov3-vit-small']
+LIKE = {'eva-x-small': 'eva-x-tiny', 'eva-x-tiny-chexpert': 'eva-x-small-chexpert',
+        'eva-x-tiny-nih': 'eva-x-small-chexpert', 'eva-x-small-nih': 'eva-x-small-chexpert',
+        'eva-x-base-nih': 'eva-x-base', 'rad-dino-maira-2': 'rad-dino', 'dinov3-convnext-small': 'dinov3-convnext-tiny',
+        'dinov3-convnext-base': 'dinov3-convnext-tiny',
+        **{f'xrv-densenet121-{o}': 'xrv-densenet121-chex'
+           for o in ('all', 'nih', 'pc', 'mimic_nb',
+                     'mimic_ch')}} # the same network, or a wider or deeper one of its kind
+# Of the file and of the network: timm resamples the positions of the patches
+SIZES = {'eva-x-tiny': (224, 448), 'rad-dino': (518, 224)}
 GRIDS = {'eva-x-tiny': 28, 'rad-dino': 16}
-SMALLEST = dict(eva02_tiny_patch14_224=32, eva02_small_patch14_224=32, eva02_base_patch14_224=32, vit_base_patch14_dinov2=28, vit_base_patch16_224=32, vit_small_patch16_dinov3=32)
+SMALLEST = dict(eva02_tiny_patch14_224=32, eva02_small_patch14_224=32, eva02_base_patch14_224=32,
+                vit_base_patch14_dinov2=28, vit_base_patch16_224=32, vit_small_patch16_dinov3=32)
 NARROW = { # One of each family as a real file: the blocks left out are like those that stay
-    'eva-x-tiny': dict(depth=3), 'eva-x-base': dict(embed_dim=48, depth=2, num_heads=2), 'rad-dino': dict(embed_dim=48, depth=2, num_heads=2),
-    'biomedclip': dict(embed_dim=48, depth=2, num_heads=2), 'xrv-densenet121-chex': {}, 'xrv-resnet50-all': dict(layers=[1, 1, 1, 1]),
-    'dinov3-convnext-tiny': dict(depths=[1, 1, 1, 1], dims=[8, 16, 24, 32]), 'dinov3-vit-small': dict(embed_dim=48, depth=2, num_heads=2)}
+    'eva-x-tiny': dict(depth=3), 'eva-x-base': dict(embed_dim=48, depth=2, num_heads=2),
+          'rad-dino': dict(embed_dim=48, depth=2, num_heads=2),
+    'biomedclip': dict(embed_dim=48, depth=2, num_heads=2), 'xrv-densenet121-chex': {},
+          'xrv-resnet50-all': dict(layers=[1, 1, 1, 1]),
+    'dinov3-convnext-tiny': dict(depths=[1, 1, 1, 1], dims=[8, 16, 24, 32]),
+          'dinov3-vit-small': dict(embed_dim=48, depth=2, num_heads=2)}
 
 def their_network(entry, size, **kwargs):
     "The network as its makers have it: three channels, or one, and a last layer for a classifier"
@@ -46,12 +56,14 @@ def their_network(entry, size, **kwargs):
     try: return timm.create_model(entry.arch, img_size=size, **options)
     except TypeError: return timm.create_model(entry.arch, **options)
 
-EVA = {'.mlp.fc1_g.': '.mlp.w1.', '.mlp.fc1_x.': '.mlp.w2.', '.mlp.fc1.': '.mlp.w12.', '.mlp.fc2.': '.mlp.w3.', '.mlp.norm.': '.mlp.ffn_ln.',
+EVA = {'.mlp.fc1_g.': '.mlp.w1.', '.mlp.fc1_x.': '.mlp.w2.', '.mlp.fc1.': '.mlp.w12.', '.mlp.fc2.': '.mlp.w3.',
+       '.mlp.norm.': '.mlp.ffn_ln.',
        '.attn.norm.': '.attn.inner_attn_ln.', '.q_proj.bias': '.q_bias', '.v_proj.bias': '.v_bias'}
 
 def own_layout(entry, tensors):
     "Tensors under the names that their makers gave them"
-    if entry.layout == 'open_clip': return {f'visual.trunk.{k}': v for k, v in tensors.items()} | {'text.any': torch.zeros(1)}
+    if entry.layout == 'open_clip':
+        return {f'visual.trunk.{k}': v for k, v in tensors.items()} | {'text.any': torch.zeros(1)}
     if entry.layout == 'transformers': return as_transformers(tensors)
     if entry.layout != 'eva': return dict(tensors)
     out = {'rope.freqs_cos': torch.zeros(4, 2)}
@@ -59,10 +71,13 @@ def own_layout(entry, tensors):
         for ours, theirs in EVA.items(): name = name.replace(ours, theirs)
         out[name if entry.findings else name.replace('fc_norm.', 'norm.')] = tensor
     width = tensors['cls_token'].shape[-1]
-    return out if entry.findings else out | {'mask_token': torch.zeros(1, 1, width), 'lm_head.weight': torch.zeros(7, width), 'lm_head.bias': torch.zeros(7)}
+    return out if entry.findings else out | {'mask_token': torch.zeros(1, 1, width),
+                                             'lm_head.weight': torch.zeros(7, width), 'lm_head.bias': torch.zeros(7)}
 
-TRANSFORMERS = {'patch_embed.proj': 'embeddings.patch_embeddings.projection', 'pos_embed': 'embeddings.position_embeddings', 'cls_token': 'embeddings.cls_token',
-                'blocks.': 'encoder.layer.', '.attn.proj.': '.attention.output.dense.', '.ls1.gamma': '.layer_scale1.lambda1', '.ls2.gamma': '.layer_scale2.lambda1'}
+TRANSFORMERS = {'patch_embed.proj': 'embeddings.patch_embeddings.projection',
+                'pos_embed': 'embeddings.position_embeddings', 'cls_token': 'embeddings.cls_token',
+                'blocks.': 'encoder.layer.', '.attn.proj.': '.attention.output.dense.',
+                '.ls1.gamma': '.layer_scale1.lambda1', '.ls2.gamma': '.layer_scale2.lambda1'}
 
 def as_transformers(tensors):
     "DINOv2 of timm as the package transformers writes it"
@@ -77,7 +92,8 @@ def as_transformers(tensors):
 def written(entry, tensors, folder):
     "A file as its makers write theirs"
     if entry.layout == 'eva':
-        torch.save(dict(model=tensors, optimizer=dict(state={}), args=Namespace(lr=.1), epoch='best'), folder/entry.file)
+        torch.save(dict(model=tensors, optimizer=dict(state={}), args=Namespace(lr=.1), epoch='best'),
+                   folder/entry.file)
         return folder/entry.file
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder/'model.safetensors')
     return folder/'model.safetensors'
@@ -86,7 +102,8 @@ def net_for(entry, findings=('Mass', 'Edema'), size=None, **kwargs):
     "The network of an entry"
     needed = net_options(entry)
     neck = 'token' if entry.layout in ('transformers', 'open_clip') else 'pool'
-    return Net(findings=findings, size=size or SMALLEST.get(entry.arch, 64), neck=neck, **needed | dict(kwargs=needed['kwargs'] | kwargs))
+    return Net(findings=findings, size=size or SMALLEST.get(entry.arch, 64), neck=neck,
+               **needed | dict(kwargs=needed['kwargs'] | kwargs))
 
 @pytest.mark.parametrize('name', WHOLE)
 def test_fits_a_file_of_its_own_layout(name):
@@ -95,11 +112,14 @@ def test_fits_a_file_of_its_own_layout(name):
     of_file, size = SIZES.get(name, (SMALLEST.get(entry.arch, 64),)*2)
     with torch.device('meta'):
         theirs = own_layout(entry, their_network(entry, of_file).state_dict())
-        with patch.object(published, 'read_weights', return_value=theirs), patch('cxr_nb.models.weights.read_weights', return_value=theirs):
-            model = load_published(f'{entry.name}=meta.pt', size=size) if entry.findings else load_start(ChestModel(net_for(entry, size=size)), f'{entry.name}=meta.pt')
+        with patch.object(published, 'read_weights',
+                          return_value=theirs), patch('cxr_nb.models.weights.read_weights', return_value=theirs):
+            model = load_published(f'{entry.name}=meta.pt', size=size) if entry.findings else load_start(
+                ChestModel(net_for(entry, size=size)), f'{entry.name}=meta.pt')
     assert sum(o.numel() for o in model.backbone.parameters()) > 5e6
     if entry.findings: assert model.findings == [o for o in FINDINGS if o in entry.findings]
-    if name in GRIDS: assert model.backbone.pos_embed.shape[1] == GRIDS[name]**2 + 1 and model.backbone.patch_embed.proj.weight.shape[1] == 1
+    if name in GRIDS:
+        assert model.backbone.pos_embed.shape[1] == GRIDS[name]**2 + 1 and model.backbone.patch_embed.proj.weight.shape[1] == 1
 
 def test_the_others_are_like_one_of_these():
     "Their networks build, with tensors of the same names, so what holds of one file holds of the other; and what the table says makes sense"
@@ -108,10 +128,14 @@ def test_the_others_are_like_one_of_these():
     for entry in NAMED:
         one = entries()[LIKE.get(entry.name, entry.name)]
         with torch.device('meta'):
-            for arch in {entry.arch, one.arch} - set(names): names[arch] = {re.sub(r'blocks\.\d+', 'blocks', o) for o in timm_network(arch, 224, **entry.kwargs).state_dict()}
-        assert names[entry.arch] == names[one.arch] and {**net_options(entry), 'arch': ''} == {**net_options(one), 'arch': ''}
+            for arch in {entry.arch, one.arch} - set(names):
+                names[arch] = {re.sub(r'blocks\.\d+', 'blocks', o)
+                               for o in timm_network(arch, 224, **entry.kwargs).state_dict()}
+        assert names[entry.arch] == names[one.arch] and {**net_options(entry), 'arch': ''} == {**net_options(one),
+                                                                                               'arch': ''}
         assert (entry.layout, entry.mean, entry.std) == (one.layout, one.mean, one.std)
-        assert len(entry.mean) == len(entry.std) in (1, 3) and entry.url.startswith('https://') and entry.pixels % 14 in (0, 4, 8) and entry.licence and entry.note
+        assert len(entry.mean) == len(entry.std) in (1,
+                                                     3) and entry.url.startswith('https://') and entry.pixels % 14 in (0, 4, 8) and entry.licence and entry.note
 
 @pytest.mark.parametrize('name', NARROW)
 def test_says_the_same_learns_and_explains(name, tmp_path):
@@ -124,7 +148,10 @@ def test_says_the_same_learns_and_explains(name, tmp_path):
     gray = torch.randint(0, 256, (2, 1, size, size), dtype=torch.uint8)
     mean, std = (torch.tensor(o).view(1, -1, 1, 1) for o in (entry.mean, entry.std))
     with torch.no_grad():
-        wanted = theirs.forward_head(theirs.forward_features((gray/255 - mean).expand(-1, 1 if entry.layout == 'torchxrayvision' else 3, -1, -1)/std), pre_logits=True)
+        wanted = theirs.forward_head(
+            theirs.forward_features((gray/255 -
+                                     mean).expand(-1, 1 if entry.layout == 'torchxrayvision' else 3, -1, -1)/std),
+            pre_logits=True)
         ours = model.features(normalise(gray))
     assert (ours - wanted).abs().max() < 1e-3*wanted.abs().max()
     learns(model, gray)
@@ -165,7 +192,8 @@ def test_a_published_classifier_predicts_and_explains_like_ones_own(eva_file, tm
     model, entry = load_published(file, size=64), entries()['eva-x-tiny-chexpert']
     assert model.findings == ['Atelectasis', 'Cardiomegaly', 'Effusion', 'Consolidation', 'Edema']
     gray = torch.randint(0, 256, (1, 1, 64, 64), dtype=torch.uint8)
-    with torch.no_grad(): ours, wanted = model(normalise(gray)), theirs((gray/255 - entry.mean[0]).expand(-1, 3, -1, -1)/entry.std[0])
+    with torch.no_grad():
+        ours, wanted = model(normalise(gray)), theirs((gray/255 - entry.mean[0]).expand(-1, 3, -1, -1)/entry.std[0])
     assert torch.allclose(ours, wanted[:, [entry.findings.index(o) for o in model.findings]], atol=1e-4)
     pixels = phantom_image(phantom_body(seed=0))
     from PIL import Image
@@ -179,18 +207,22 @@ def test_only_the_one_class_is_allowed(eva_file, tmp_path):
     "Options of a training are let through; a path beside them is not, and the line names its class"
     entry, tensors = entries()['eva-x-tiny'], torch.load(eva_file[0], weights_only=False)['model']
     torch.save(dict(model=tensors, args=Namespace(folder=Path('/'))), tmp_path/'more.pt')
-    with pytest.raises(ModelError, match='refused .*it holds a pathlib'): load_published(f'eva-x-tiny-chexpert={tmp_path/"more.pt"}', size=64)
+    with pytest.raises(ModelError, match='refused .*it holds a pathlib'):
+        load_published(f'eva-x-tiny-chexpert={tmp_path/"more.pt"}', size=64)
 
 def test_a_wrong_file_is_refused_with_the_names_that_do_not_fit(eva_file, tmp_path):
     "A file of another network, half a file, and another recipe's network"
     file = eva_file[0]
     tensors = torch.load(file, weights_only=False)['model']
     torch.save(tensors, tmp_path/'eva.pt')
-    with pytest.raises(ModelError, match=r'does not fill 604 of .*\(features.conv0.weight, '): load_published(f'xrv-densenet121-chex={tmp_path/"eva.pt"}', size=64)
+    with pytest.raises(ModelError, match=r'does not fill 604 of .*\(features.conv0.weight, '):
+        load_published(f'xrv-densenet121-chex={tmp_path/"eva.pt"}', size=64)
     half = dict(list(tensors.items())[:40])
     torch.save(half, tmp_path/'half.pt')
-    with pytest.raises(ModelError, match='does not fi.*blocks'): make_model(net_for(entries()['eva-x-tiny']), weights=f'eva-x-tiny={tmp_path/"half.pt"}')
-    with pytest.raises(ModelError, match='eva-x-tiny: needs a network with arch eva02_tiny_patch14_224'): check_start('eva-x-tiny', Net('resnet18'))
+    with pytest.raises(ModelError, match='does not fi.*blocks'):
+        make_model(net_for(entries()['eva-x-tiny']), weights=f'eva-x-tiny={tmp_path/"half.pt"}')
+    with pytest.raises(ModelError, match='eva-x-tiny: needs a network with arch eva02_tiny_patch14_224'):
+        check_start('eva-x-tiny', Net('resnet18'))
 
 def test_a_run_that_began_with_them_says_so(phantom, eva_file, tmp_path):
     "The network comes with the weights; page and card say what they had seen, and no folder is named. Another spelling is the same start."
@@ -201,8 +233,13 @@ def test_a_run_that_began_with_them_says_so(phantom, eva_file, tmp_path):
     run = start_run(data, recipes[0], tmp_path/'run', cache=tmp_path/'cache', device='cpu', progress=False)
     save_run(run)
     config = read_json(tmp_path/'run'/'config.json')
-    assert [config[o] for o in ('arch', 'start_weights')] == ['eva02_tiny_patch14_224', 'eva-x-tiny-chexpert'] and str(file.parent) not in str(config)
-    for recipe in recipes: assert plain_recipe(recipe) == plain_recipe(recipes[0]) and start_weights(recipe) == start_weights(recipes[0])
+    assert [config[o]
+            for o in ('arch', 'start_weights')] == ['eva02_tiny_patch14_224',
+                                                    'eva-x-tiny-chexpert'] and str(file.parent) not in str(config)
+    for recipe in recipes:
+        assert plain_recipe(recipe) == plain_recipe(recipes[0]) and start_weights(recipe) == start_weights(recipes[0])
     sentence = 'The run began with the published weights eva-x-tiny-chexpert (licence MIT, arXiv:2405.05237).'
-    pd.DataFrame(dict(stage='single', epoch=[1], lr=1e-4, train_loss=.2, valid_loss=.2, auroc=.5, ap=.1, seconds=1.)).to_csv(tmp_path/'run'/'history.csv', index=False)
-    for page in (write_report(tmp_path/'run'), write_model_card(tmp_path/'run')): assert sentence in page.read_text().replace('\\', '')
+    pd.DataFrame(dict(stage='single', epoch=[1], lr=1e-4, train_loss=.2, valid_loss=.2, auroc=.5, ap=.1,
+                      seconds=1.)).to_csv(tmp_path/'run'/'history.csv', index=False)
+    for page in (write_report(tmp_path/'run'), write_model_card(tmp_path/'run')):
+        assert sentence in page.read_text().replace('\\', '')

@@ -8,7 +8,8 @@ import pandas as pd, pytest
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='needs fork and prlimit')
 STAGE = dict(epochs=2, lr=1e-3, bs=16)
 RECIPE = dict(arch='test_efficientnet', size=48, weights='none', dropout=.3, weighted=True, stages=[
-    dict(STAGE, name='frozen_head', trainable=0, repeats=2), dict(STAGE, name='unfreeze', schedule='one_cycle'), dict(STAGE, name='fine_tune', lr=1e-4, bn='train')])
+    dict(STAGE, name='frozen_head', trainable=0, repeats=2), dict(STAGE, name='unfreeze', schedule='one_cycle'),
+    dict(STAGE, name='fine_tune', lr=1e-4, bn='train')])
 
 def child(argv, said, env):
     "cxr-train, with what it says in a file; heatmaps and report, which would take longer than the training here, are left out"
@@ -29,7 +30,8 @@ def start(forks, tmp_path_factory, env):
     data = make_phantom(tmp/'nih', n_images=240, size=64, seed=0, progress=False)
     (tmp/'recipe.json').write_text(json.dumps(RECIPE))
     def _start(out, *more, every=.3):
-        argv = ['--data', data, '--out', out, '--recipe', tmp/'recipe.json', '--cache', f'{out}_cache', '--device', 'cpu', '--save-every', every, *more]
+        argv = ['--data', data, '--out', out, '--recipe', tmp/'recipe.json', '--cache', f'{out}_cache', '--device',
+                'cpu', '--save-every', every, *more]
         p = forks.Process(target=child, args=([*map(str, argv)], f'{out}.txt', env))
         p.start()
         return p
@@ -60,17 +62,22 @@ def whole(start, tmp_path_factory):
 
 def same(a, b):
     "Everything that a run leaves, but for seconds and the date"
-    files = ['model.safetensors', *(f'checkpoints/{o}.safetensors' for o in ('frozen_head', 'unfreeze', 'fine_tune', 'best', 'last')), 'predictions_val.csv', 'predictions_test.csv',
+    files = ['model.safetensors',
+             *(f'checkpoints/{o}.safetensors' for o in ('frozen_head', 'unfreeze', 'fine_tune', 'best', 'last')),
+             'predictions_val.csv', 'predictions_test.csv',
              'metrics.json', 'thresholds.json', 'split.csv']
     for o in files: assert (a/o).read_bytes() == (b/o).read_bytes(), o
     h, g = (pd.read_csv(o/'history.csv', dtype=str).drop(columns='seconds') for o in (a, b))
     assert h.equals(g)
     c, d = ({k: v for k, v in json.loads((o/'config.json').read_text()).items() if k != 'date'} for o in (a, b))
     assert c == d
-    assert {o.name for o in a.iterdir()} == {o.name for o in b.iterdir()} and not (b/'resume').exists() and not list(b.rglob('*.part'))
+    assert {o.name
+            for o in a.iterdir()} == {o.name
+                                      for o in b.iterdir()} and not (b/'resume').exists() and not list(b.rglob('*.part'))
 
 AIMS = { # a moment, and how it shows
-    'cache': lambda out: (o := Path(f'{out}_cache')/'plan.json').exists() and o.stat().st_size and not o.with_name('meta.json').exists(),
+    'cache': lambda out: (o := Path(f'{out}_cache')/'plan.json').exists() and o.stat().st_size
+        and not o.with_name('meta.json').exists(),
     'features': lambda out: any((out/'resume').glob('*.f32')),
     'state half written': lambda out: (out/'resume'/'state.safetensors.part').exists(),
     'stage ended': lambda out: (out/'checkpoints'/'unfreeze.safetensors').exists(),
@@ -86,7 +93,8 @@ def test_killed_at_chosen_moments(start, whole, tmp_path):
         p = start(out, '--resume', every=.02 if name in ('features', 'state half written') else .3)
         while p.is_alive() and not there(out): time.sleep(.0002)
         if kill(p): killed.append(name)
-        if name == 'stage ended' and killed[-1] == name: # the state still knows the stage, whether its files were all written or not
+        # the state still knows the stage, whether its files were all written or not
+        if name == 'stage ended' and killed[-1] == name:
             (out/'checkpoints'/'unfreeze.safetensors').unlink()
     assert ended(start(out, '--resume')) == 0, Path(f'{out}.txt').read_text()
     assert killed == list(AIMS)
@@ -96,7 +104,8 @@ def test_killed_at_random_moments(start, whole, tmp_path):
     rng, kills, runs = random.Random(0), 0, 0
     while kills < 20 and runs < 30:
         out, p, runs = tmp_path/f'run{runs}', None, runs + 1
-        for share in [rng.uniform(.03, .35) for _ in range(8)]: # of the time that a whole run took, which may have been a slow one
+        # of the time that a whole run took, which may have been a slow one
+        for share in [rng.uniform(.03, .35) for _ in range(8)]:
             p = start(out, '--resume')
             p.join(share*whole[1])
             if not kill(p): break
@@ -133,7 +142,8 @@ def small_disk(tmp_path):
     "A disk of 128 MB"
     disk = tmp_path/'disk'
     disk.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=128m', 'tmpfs', disk], capture_output=True).returncode: pytest.skip('only root can mount a tmpfs')
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=128m', 'tmpfs', disk], capture_output=True).returncode:
+        pytest.skip('only root can mount a tmpfs')
     (disk/'run.txt').symlink_to(tmp_path/'run.txt') # what a run says does not go on it
     yield disk
     subprocess.run(['umount', disk], check=True)

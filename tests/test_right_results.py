@@ -14,12 +14,14 @@ def films(phantom):
 def tiny():
     from cxr_nb.training.recipes import staged
     from cxr_nb.training.recipe import Stage
-    stages = [Stage('head', 1, 1e-3, trainable=0, repeats=1, bs=16), Stage('whole', 1, 1e-3, bs=16), Stage('slow', 1, 1e-4, bs=16)]
+    stages = [Stage('head', 1, 1e-3, trainable=0, repeats=1, bs=16), Stage('whole', 1, 1e-3, bs=16),
+              Stage('slow', 1, 1e-4, bs=16)]
     return staged(arch='test_resnet', size=32, weights='none', precision='float32', stages=stages)
 
 def begun(films, tiny, path, tmp_path_factory, **kwargs):
     from cxr_nb.training.run import start_run
-    return start_run(films, tiny, path, cache=tmp_path_factory.getbasetemp()/'cache32', device='cpu', progress=False, say=str, **kwargs)
+    return start_run(films, tiny, path, cache=tmp_path_factory.getbasetemp()/'cache32', device='cpu', progress=False,
+                     say=str, **kwargs)
 
 def test_lower_precision_ends_with_a_step_that_fails(films, tiny, tmp_path, tmp_path_factory):
     "What follows an error in the forward pass must not be computed in bfloat16"
@@ -36,7 +38,8 @@ def test_a_stage_draws_other_films_than_the_one_before(films, tiny, tmp_path, tm
     from cxr_nb.data.batches import Batches
     from cxr_nb.training.engine import run_stage
     run, drawn, gather = begun(films, tiny, tmp_path/'run', tmp_path_factory), [], Batches._gather
-    monkeypatch.setattr(Batches, '_gather', lambda self, idx: (self.train and drawn[-1].append(idx.tolist()), gather(self, idx))[1])
+    monkeypatch.setattr(Batches, '_gather',
+                        lambda self, idx: (self.train and drawn[-1].append(idx.tolist()), gather(self, idx))[1])
     for s in tiny.stages:
         drawn.append([])
         run_stage(run, s)
@@ -48,7 +51,8 @@ def test_weights_of_which_a_few_tensors_fit_are_refused_by_name(tmp_path):
     from cxr_nb.models.nets import make_model
     whole = timm.create_model('test_resnet', num_classes=1000).state_dict()
     torch.save(dict(list(whole.items())[:20]), tmp_path/'few.pth')
-    with pytest.raises(ModelError, match=r'does not fill \d+ of the \d+ tensors of test_resnet \(\w+'): make_model('test_resnet', size=32, weights=tmp_path/'few.pth')
+    with pytest.raises(ModelError, match=r'does not fill \d+ of the \d+ tensors of test_resnet \(\w+'):
+        make_model('test_resnet', size=32, weights=tmp_path/'few.pth')
     torch.save({k: v for k, v in whole.items() if not k.startswith('fc.')}, tmp_path/'all.pth')
     make_model('test_resnet', size=32, weights=tmp_path/'all.pth')
 
@@ -59,21 +63,26 @@ def test_a_run_of_another_recipe_is_not_handed_out(films, tiny, tmp_path, tmp_pa
     mine = replace(tiny, stages=tiny.stages[:1])
     run = series_run(films, tmp_path, mine, progress=False)
     assert series_run(films, tmp_path, mine, progress=False).history == run.history
-    for field, other in {'net.arch': dict(arch='test_vit'), 'loss.name': dict(loss='focal'), 'seed': dict(seed=7), 'net.size': dict(size=48)}.items():
-        with pytest.raises(TrainError, match=f'recipe.{field}'): series_run(films, tmp_path, change(mine, **other), progress=False)
+    for field, other in {'net.arch': dict(arch='test_vit'), 'loss.name': dict(loss='focal'), 'seed': dict(seed=7),
+                         'net.size': dict(size=48)}.items():
+        with pytest.raises(TrainError, match=f'recipe.{field}'):
+            series_run(films, tmp_path, change(mine, **other), progress=False)
 
 def test_weights_are_known_by_what_is_in_them(films, tiny, tmp_path, tmp_path_factory):
     from cxr_nb.models.nets import make_model
     from cxr_nb.models.bundle import save_weights
     from cxr_nb.training.state import ResumeError
     from cxr_nb.training.engine import run_stage
-    for i, name in enumerate('ab'): save_weights(make_model('test_resnet', size=32, seed=i), tmp_path/f'{name}.safetensors')
+    for i, name in enumerate('ab'):
+        save_weights(make_model('test_resnet', size=32, seed=i), tmp_path/f'{name}.safetensors')
     recipe = replace(tiny, weights=str(tmp_path/'a.safetensors'))
     run_stage(begun(films, recipe, tmp_path/'run', tmp_path_factory), tiny.stages[0])
     (tmp_path/'a.safetensors').rename(tmp_path/'c.safetensors')
-    begun(films, replace(recipe, weights=str(tmp_path/'c.safetensors')), tmp_path/'run', tmp_path_factory, resume=True) # another name, the same weights
+    # another name, the same weights
+    begun(films, replace(recipe, weights=str(tmp_path/'c.safetensors')), tmp_path/'run', tmp_path_factory, resume=True)
     (tmp_path/'b.safetensors').rename(tmp_path/'a.safetensors')
-    with pytest.raises(ResumeError, match='start_weights'): begun(films, recipe, tmp_path/'run', tmp_path_factory, resume=True)
+    with pytest.raises(ResumeError, match='start_weights'):
+        begun(films, recipe, tmp_path/'run', tmp_path_factory, resume=True)
 
 def test_records_are_frozen_and_check_themselves():
     from cxr_nb.core import CxrError
@@ -81,19 +90,25 @@ def test_records_are_frozen_and_check_themselves():
     from cxr_nb.training.recipe import STAGED, Recipe, Stage, TrainError
     with pytest.raises(FrozenInstanceError): Recipe().stages[0].epochs = 99
     assert STAGED[0].epochs == 5
-    for bad in (lambda: Stage('a', 1, 1e-3, bn='fix'), lambda: Stage('a', 1, 1e-3, schedule='onecycle'), lambda: change(Recipe(), loss='bse'), lambda: change(Recipe(), size=0)):
+    for bad in (lambda: Stage('a', 1, 1e-3, bn='fix'), lambda: Stage('a', 1, 1e-3, schedule='onecycle'),
+                lambda: change(Recipe(), loss='bse'), lambda: change(Recipe(), size=0)):
         with pytest.raises(CxrError, match='must be'): bad()
     with pytest.raises(ValueError, match='flip is 2'): Augment(flip=2)
 
 def test_a_recipe_file_is_told_in_a_line_and_does_not_hide_other_options(run, phantom, tmp_path):
-    for text, words in (('{"size": 32', 'is not valid JSON'), ('{"sise": 32}', "no 'sise'"), ('{"stages": [{"name": "a"}]}', 'missing 2 required'), ('[]', 'one JSON object')):
+    for text, words in (('{"size": 32', 'is not valid JSON'), ('{"sise": 32}', "no 'sise'"),
+                        ('{"stages": [{"name": "a"}]}', 'missing 2 required'), ('[]', 'one JSON object')):
         (tmp_path/'r.json').write_text(text)
         said = run('cxr-train', '--data', phantom, '--recipe', tmp_path/'r.json', '--out', tmp_path/'run')
         assert said.returncode == 2 and words in said.stderr and 'Traceback' not in said.stderr and len(said.stderr.strip().splitlines()) == 1, said.stderr
-    (tmp_path/'r.json').write_text('{"arch": "test_resnet", "size": 48, "weights": "none", "seed": 3, "stages": [{"name": "whole", "epochs": 4, "lr": 0.01}]}')
-    said = run('cxr-train', '--data', phantom, '--recipe', tmp_path/'r.json', '--out', tmp_path/'run', '--epochs', 1, '--size', 32, '--device', 'cpu')
+    (tmp_path/'r.json').write_text(
+        '{"arch": "test_resnet", "size": 48, "weights": "none", "seed": 3, "stages": [{"name": "whole", "epochs": 4, '
+        '"lr": 0.01}]}')
+    said = run('cxr-train', '--data', phantom, '--recipe', tmp_path/'r.json', '--out', tmp_path/'run', '--epochs', 1,
+               '--size', 32, '--device', 'cpu')
     recipe = json.loads((tmp_path/'run'/'config.json').read_text())['recipe']
-    assert said.returncode == 0 and (recipe['net']['size'], recipe['seed'], recipe['stages'][0]['epochs']) == (32, 3, 1), said.stderr
+    assert said.returncode == 0 and (recipe['net']['size'], recipe['seed'],
+                                     recipe['stages'][0]['epochs']) == (32, 3, 1), said.stderr
 
 def two_models(n=400, gain=.3):
     "Truth, two sets of predictions of which the second is better, and patients of two films"
@@ -102,7 +117,9 @@ def two_models(n=400, gain=.3):
     y = rng.random((n, 3)) < .3
     a = 1/(1 + np.exp(-(rng.normal(size=y.shape) + y)))
     b = 1/(1 + np.exp(-(np.log(a/(1 - a)) + gain*y + .5*rng.normal(size=y.shape))))
-    make = lambda p: align(None, pd.DataFrame({'image': [f'{i}.png' for i in range(n)], 'patient': np.arange(n)//2, **{f'prob_{k}': p[:, i] for i, k in enumerate('ABC')}, **{f'true_{k}': y[:, i].astype(int) for i, k in enumerate('ABC')}}))
+    make = lambda p: align(None, pd.DataFrame({'image': [f'{i}.png' for i in range(n)], 'patient': np.arange(n)//2,
+                                               **{f'prob_{k}': p[:, i] for i, k in enumerate('ABC')},
+                                               **{f'true_{k}': y[:, i].astype(int) for i, k in enumerate('ABC')}}))
     return make(a), make(b)
 
 def test_all_pages_use_one_interval_method():
@@ -115,7 +132,8 @@ def test_all_pages_use_one_interval_method():
     b = compare(before.y, before.p, after.p, before.findings, before.patients).table[['low', 'high']]
     assert np.allclose(a.loc['Macro mean'], b.loc['macro mean']) and np.allclose(a.loc['A'], b.loc['A'])
     rng = np.random.default_rng(1)
-    boxes = pd.DataFrame(dict(image=[f'{i}.png' for i in range(60)], finding='Mass', x=rng.uniform(0, 800, 60), y=rng.uniform(0, 800, 60), w=200., h=200.))
+    boxes = pd.DataFrame(dict(image=[f'{i}.png' for i in range(60)], finding='Mass', x=rng.uniform(0, 800, 60),
+                              y=rng.uniform(0, 800, 60), w=200., h=200.))
     peaks = boxes.assign(x=boxes.x + rng.uniform(-150, 150, 60), y=boxes.y + 50)[['image', 'finding', 'x', 'y']]
     who = {f'{i}.png': i//3 for i in range(60)}
     row = score_boxes(peaks, boxes, who).loc['All']
@@ -140,8 +158,10 @@ def test_words_allow_for_how_many_are_compared():
 
 def test_the_checklist_tells_the_truth_about_other_networks():
     from cxr_nb.report.statements import answers, run_facts
-    config = dict(library='cxr_nb', arch='densenet121', size=224, findings=['Mass'], in_chans=1, versions=dict(timm='1'), recipe={})
-    nets = {}, dict(net=dict(neck='fpn', hidden=[128], tabular=['age', 'sex', 'view'])), dict(net=dict(neck='token', hidden=[512]))
+    config = dict(library='cxr_nb', arch='densenet121', size=224, findings=['Mass'], in_chans=1,
+                  versions=dict(timm='1'), recipe={})
+    nets = {}, dict(net=dict(neck='fpn', hidden=[128],
+                             tabular=['age', 'sex', 'view'])), dict(net=dict(neck='token', hidden=[512]))
     plain, fused, vit = (answers(run_facts(config | o)) for o in nets)
     assert 'no age, sex, view' in plain['input'] and 'age, sex and view' in fused['input']
     assert 'load_bundle' in plain['bundle'] and 'then a linear layer' in plain['model']
@@ -154,7 +174,8 @@ def test_metrics_keep_all_digits_and_the_bundle_holds_its_calibration(trained):
     a, m = align(None, trained/'predictions_test.csv'), json.loads((trained/'metrics.json').read_text())
     config = json.loads((trained/'config.json').read_text())
     each = dict(zip(a.findings, auroc(a.y, a.p)))
-    assert all(o['auroc']['value'] == (None if np.isnan(each[f]) else each[f]) for f, o in m['test']['findings'].items())
+    assert all(o['auroc']['value'] == (None if np.isnan(each[f]) else each[f])
+               for f, o in m['test']['findings'].items())
     assert config['calibration']['findings'] == config['findings'] and config['calibration']['method'] == 'platt'
 
 def test_a_changed_prediction_is_noticed(run, trained, phantom, tmp_path):
@@ -193,13 +214,16 @@ def test_an_unknown_position_of_the_patient_is_noticed(tmp_path):
         ds.save_as(tmp_path/'a.dcm', enforce_file_format=True)
         return judge_file(tmp_path/'a.dcm').verdict
     assert verdict(ViewPosition='PA', PatientOrientation=['L', 'F']).codes == []
-    for why, tags in dict(position=dict(PatientOrientation=['L', 'R']), turned=dict(PatientOrientation=['L', 'H']), view=dict(ViewPosition='XYZ')).items():
+    for why, tags in dict(position=dict(PatientOrientation=['L', 'R']), turned=dict(PatientOrientation=['L', 'H']),
+                          view=dict(ViewPosition='XYZ')).items():
         got = verdict(**{'ViewPosition': 'PA', **tags})
         assert got.status == 'warning' and why in got.codes, (why, got)
 
 def test_no_network_is_told_in_a_line_and_soon(run_alone, phantom, tmp_path):
-    nowhere = dict(HF_ENDPOINT='http://127.0.0.1:9', HF_HOME=str(tmp_path/'hub'), no_proxy='127.0.0.1', NO_PROXY='127.0.0.1')
-    said = run_alone('cxr-train', '--data', phantom, '--out', tmp_path/'run', '--weights', 'imagenet', '--arch', 'resnet18', **nowhere)
+    nowhere = dict(HF_ENDPOINT='http://127.0.0.1:9', HF_HOME=str(tmp_path/'hub'), no_proxy='127.0.0.1',
+                   NO_PROXY='127.0.0.1')
+    said = run_alone('cxr-train', '--data', phantom, '--out', tmp_path/'run', '--weights', 'imagenet', '--arch',
+                     'resnet18', **nowhere)
     lines = [o for o in said.stderr.splitlines() if o.strip()]
     assert 'resnet18 cannot be downloaded' in said.stderr
     assert said.returncode == 2 and len(lines) == 1 and not (tmp_path/'run').exists(), said.stderr
@@ -224,7 +248,8 @@ def test_waiting_threads_sleep_unless_somebody_has_decided():
     code = 'import os, cxr_nb; print(os.environ.get("OMP_WAIT_POLICY"))'
     import os
     clean = {k: v for k, v in os.environ.items() if k not in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME')}
-    said = [subprocess.run([sys.executable, '-c', code], env=o, capture_output=True, text=True).stdout.strip() for o in (clean, {**clean, 'GOMP_SPINCOUNT': '9'})]
+    said = [subprocess.run([sys.executable, '-c', code], env=o, capture_output=True, text=True).stdout.strip()
+            for o in (clean, {**clean, 'GOMP_SPINCOUNT': '9'})]
     assert said == ['PASSIVE', 'None']
 
 @pytest.fixture
@@ -238,7 +263,8 @@ def small_run(phantom, tmp_path):
     data = own_data(read_table(phantom/'Data_Entry_2017.csv'), phantom)
     recipe = staged(arch='test_efficientnet', size=32, weights='none', stages=[Stage('head', 1, 1e-3, trainable=0)])
     def start(recipe=recipe, data=data, **more):
-        return start_run(data, recipe, tmp_path/'run', cache=tmp_path/'cache', device='cpu', progress=False, say=lambda o: None, **more)
+        return start_run(data, recipe, tmp_path/'run', cache=tmp_path/'cache', device='cpu', progress=False,
+                         say=lambda o: None, **more)
     return start, recipe, data
 
 def test_a_folder_that_is_no_run_loses_nothing(small_run, tmp_path):
@@ -309,7 +335,8 @@ def test_a_run_of_fewer_findings_is_not_handed_out(small_run):
     start, recipe, data = small_run
     asked = ['Effusion', 'Infiltration']
     one = start(change(recipe, findings=asked[:1]))
-    with pytest.raises(TrainError, match='findings'): refuse_other_recipe(one.path, run_config(one), change(recipe, findings=asked))
+    with pytest.raises(TrainError, match='findings'):
+        refuse_other_recipe(one.path, run_config(one), change(recipe, findings=asked))
     none = replace(data, table=data.table.assign(Effusion=0))
     left_out = start(change(recipe, findings=asked), none, overwrite=True)
     assert left_out.left_out == ['Effusion']
@@ -334,15 +361,18 @@ def test_a_phantom_is_not_drawn_over_files_of_the_users(phantom, tmp_path):
     here = shutil.copytree(phantom, tmp_path/'nih')
     (here/'runs').mkdir()
     (here/'runs'/'night').write_text('of work')
-    with pytest.raises(CxrError, match='holds runs, which is not part'): make_phantom(here, n_images=10, size=64, progress=False)
+    with pytest.raises(CxrError, match='holds runs, which is not part'):
+        make_phantom(here, n_images=10, size=64, progress=False)
     (here/'phantom.json').unlink()
-    with pytest.raises(CxrError, match='give an empty or new folder'): make_phantom(here, n_images=10, size=64, progress=False)
+    with pytest.raises(CxrError, match='give an empty or new folder'):
+        make_phantom(here, n_images=10, size=64, progress=False)
     assert (here/'runs'/'night').read_text() == 'of work' and len(list(here.rglob('*.png'))) == 160
 
 def test_heatmaps_of_other_weights_leave_the_figures_of_the_run(run, trained, tmp_path):
     mine = shutil.copytree(trained, tmp_path/'run')
     before = {o: (mine/o).read_bytes() for o in ('metrics.json', 'figures/heatmaps.png')}
-    said = run('cxr-gradcam', '--run', mine, '--samples', 1, '--weights', mine/'checkpoints'/'frozen_head.safetensors', '--out', tmp_path/'maps')
+    said = run('cxr-gradcam', '--run', mine, '--samples', 1, '--weights', mine/'checkpoints'/'frozen_head.safetensors',
+               '--out', tmp_path/'maps')
     assert said.returncode == 0, said.stderr
     assert {o: (mine/o).read_bytes() for o in before} == before and len(list((tmp_path/'maps').glob('*.png'))) > 1
 
@@ -354,7 +384,8 @@ def test_predictions_are_not_judged_into_a_trained_run(run, trained, tmp_path):
 
 def test_a_recipe_file_with_a_wrong_kind_of_value_is_one_line(tmp_path):
     from cxr_nb.training.recipe import TrainError, read_recipe
-    for text in ('{"weights": 3}', '{"kwargs": null}', '{"size": 224.0}', '{"stages": [{"name": "a", "epochs": 2.0, "lr": 1}]}', '{"seed": Infinity}', '{"compile": 1}'):
+    for text in ('{"weights": 3}', '{"kwargs": null}', '{"size": 224.0}',
+                 '{"stages": [{"name": "a", "epochs": 2.0, "lr": 1}]}', '{"seed": Infinity}', '{"compile": 1}'):
         (tmp_path/'r.json').write_text(text)
         with pytest.raises(TrainError): read_recipe(tmp_path/'r.json')
 

@@ -31,8 +31,10 @@ def without_alt(nb):
 def prose(nb): return '\n\n'.join(c.source for c in nb.cells if c.cell_type == 'markdown')
 
 # Words that say what came out. In prose they are true at one reader's place alone, so a cell has to compute them.
-OUTCOME = [r'[Oo]n the (real )?images (shown|used) here', r'the guess wins', r'nothing moved', r'\bon this machine it\b',
-           r'[Aa]s (one|you) (can see|sees) (above|below)', r'\bhere (it|the (mean|score|AUROC|gain)) (rises|falls|drops|gains)\b',
+OUTCOME = [r'[Oo]n the (real )?images (shown|used) here', r'the guess wins', r'nothing moved',
+           r'\bon this machine it\b',
+           r'[Aa]s (one|you) (can see|sees) (above|below)',
+           r'\bhere (it|the (mean|score|AUROC|gain)) (rises|falls|drops|gains)\b',
            r'the (real )?sample (reaches|reached|gains|gained|loses|lost)\b',
            r'the phantom (release|run)s? (reaches|reached|gains|gained|loses|lost)\b']
 
@@ -61,7 +63,8 @@ class TestChapter:
 
     def test_it_has_what_a_course_has(self, path):
         text = prose(read(path))
-        for part in ('What you will learn', 'Time and hardware', '## Exercises', '## What next', 'esearch and education only'):
+        for part in ('What you will learn', 'Time and hardware', '## Exercises', '## What next',
+                     'esearch and education only'):
             assert part in text, f'{part} is missing'
 
 def notebook(*sources):
@@ -81,7 +84,8 @@ def title(path): return read(path).cells[0].source.splitlines()[0].removeprefix(
 
 def test_chapters_are_numbered_and_named_alike_everywhere():
     "Page, first page and sidebar; the sidebar takes its names from the pages, in the same order as the first page"
-    rows = re.findall(r'^\| \[(.+?)\]\((\d\d_\w+\.ipynb)\) \|', (ROOT/'nbs'/'index.ipynb').read_text().replace('\\n', '\n').replace('    "', ''), re.M)
+    rows = re.findall(r'^\| \[(.+?)\]\((\d\d_\w+\.ipynb)\) \|',
+                      (ROOT/'nbs'/'index.ipynb').read_text().replace('\\n', '\n').replace('    "', ''), re.M)
     assert {name: text for text, name in rows} == {o.name: title(o) for o in CHAPTERS}
     for path in CHAPTERS: assert title(path).startswith(f'{int(number(path))}. ')
     sidebar = re.findall(r'- (\d\d_\w+\.ipynb)', (ROOT/'_quarto.yml').read_text())

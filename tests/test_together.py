@@ -10,9 +10,11 @@ AT_ONCE, ROUNDS = 8, int(os.environ.get('CXR_ROUNDS', 6))
 def bytes_of(folder):
     "A fingerprint of every file below a folder, but for the date and the seconds that a run notes"
     out = {}
-    for file in sorted(o for o in Path(folder).rglob('*') if o.is_file() and o.name not in ('history.csv', 'data.json', 'log.txt')):
+    for file in sorted(o for o in Path(folder).rglob('*') if o.is_file()
+                       and o.name not in ('history.csv', 'data.json', 'log.txt')):
         data = file.read_bytes()
-        if file.name == 'config.json': data = json.dumps({k: v for k, v in json.loads(data).items() if k != 'date'}).encode()
+        if file.name == 'config.json':
+            data = json.dumps({k: v for k, v in json.loads(data).items() if k != 'date'}).encode()
         out[str(file.relative_to(folder))] = hashlib.sha256(data).hexdigest()
     return out
 
@@ -26,10 +28,12 @@ def member(folder, number, gate):
     from cxr_nb.training.engine import run_stage
     from cxr_nb.training.run import start_run
     torch.set_num_threads(1)
-    recipe = staged(arch='test_resnet', size=32, weights='none', precision='float32', stages=[Stage('head', 1, 1e-3, trainable=0, repeats=1)])
+    recipe = staged(arch='test_resnet', size=32, weights='none', precision='float32',
+                    stages=[Stage('head', 1, 1e-3, trainable=0, repeats=1)])
     gate.wait()
     data = load_nih(make_phantom(folder/'phantom', n_images=60, size=64, enrich=1., progress=False))
-    run = start_run(data, recipe, folder/'run', cache=folder/'cache', device='cpu', progress=False, resume=True, say=str)
+    run = start_run(data, recipe, folder/'run', cache=folder/'cache', device='cpu', progress=False, resume=True,
+                    say=str)
     run_stage(run, run.recipe.stages[0], resume=True, every=.01)
     (folder/f'saw_{number}.json').write_text(json.dumps({o: bytes_of(folder/o) for o in ('phantom', 'cache', 'run')}))
     os._exit(0)
@@ -100,7 +104,8 @@ def test_the_second_says_that_it_waits(tmp_path):
 def test_two_resumed_trainings_in_one_folder_follow_each_other(run, phantom, forks, tmp_path):
     "Both end well, the second one finds a finished run"
     import threading
-    args = ['--data', phantom, '--out', tmp_path/'run', '--arch', 'test_resnet', '--weights', 'none', '--size', 32, '--epochs', 1, '--recipe', 'single', '--device', 'cpu', '--resume']
+    args = ['--data', phantom, '--out', tmp_path/'run', '--arch', 'test_resnet', '--weights', 'none', '--size', 32,
+            '--epochs', 1, '--recipe', 'single', '--device', 'cpu', '--resume']
     said = []
     both = [threading.Thread(target=lambda: said.append(run('cxr-train', *args))) for _ in range(2)]
     for t in both: t.start()

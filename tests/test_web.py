@@ -12,7 +12,8 @@ from cxr_nb.data.phantom.findings import phantom_image
 from cxr_nb.deploy.predict import load_classifier, predict_files
 from cxr_nb.deploy.web import EXAMPLES, RUNTIME, write_runtime
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine; Debian has it as the package chromium')
+pytestmark = pytest.mark.skipif(CHROMIUM is None,
+                                reason='no Chromium on this machine; Debian has it as the package chromium')
 N_FILES = int(os.environ.get('CXR_WEB_FILES', 12))
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -24,10 +25,14 @@ def site(trained, env, tmp_path_factory):
     out = tmp_path_factory.mktemp('web')
     runtime = os.environ.get('CXR_WEB_RUNTIME')
     if not runtime:
-        if not shutil.which('npm'): pytest.skip(f'no npm on this machine, which fetches {RUNTIME}; CXR_WEB_RUNTIME may name a folder that has it')
+        if not shutil.which('npm'):
+            pytest.skip(
+                f'no npm on this machine, which fetches {RUNTIME}; CXR_WEB_RUNTIME may name a folder that has it')
         try: write_runtime(runtime := out/'runtime')
         except CxrError as e: pytest.skip(f'no runtime for the browser: {e}')
-    said = subprocess.run([sys.executable, '-c', 'from cxr_nb.commands.use import cxr_export; raise SystemExit(cxr_export())', '--run', str(trained), '--web', str(out/'page'), '--runtime', str(runtime)], env=env, capture_output=True, text=True)
+    said = subprocess.run(
+        [sys.executable, '-c', 'from cxr_nb.commands.use import cxr_export; raise SystemExit(cxr_export())', '--run',
+         str(trained), '--web', str(out/'page'), '--runtime', str(runtime)], env=env, capture_output=True, text=True)
     assert said.returncode == 0 and 'http.server' in said.stdout, said.stderr
     return out/'page'
 
@@ -60,9 +65,13 @@ def give(page, file):
     "Status, codes and, unless refused, probabilities by finding"
     page.set_input_files('#file', [])
     page.set_input_files('#file', str(file))
-    page.wait_for_selector('#verdict:is([data-status=ok], [data-status=warning], [data-status=refused], [data-status=failed])', timeout=60_000)
+    page.wait_for_selector(
+        '#verdict:is([data-status=ok], [data-status=warning], [data-status=refused], [data-status=failed])',
+        timeout=60_000)
     said = page.eval_on_selector('#verdict', 'o => ({ ...o.dataset, text: o.innerText })')
-    rows = page.eval_on_selector_all('#bars tr', 'rows => rows.map(o => [o.dataset.finding, +o.dataset.probability, o.dataset.positive])') if said['status'] != 'refused' else []
+    rows = page.eval_on_selector_all('#bars tr',
+                                     'rows => rows.map(o => [o.dataset.finding, +o.dataset.probability, '
+                                     'o.dataset.positive])') if said['status'] != 'refused' else []
     return said, {name: p for name, p, _ in rows}, {name for name, _, positive in rows if positive == 'true'}
 
 def dicom(path, a, bits=8, inverted=False, implicit=False, **tags):
@@ -84,10 +93,16 @@ def dicom(path, a, bits=8, inverted=False, implicit=False, **tags):
 def deep(a, bits): return np.round(cv2.GaussianBlur(a, (3, 3), 0).astype(float)/255*(2**bits - 1)).astype(np.uint16)
 
 KINDS = [ # Name, and how a radiograph is written into it
-    ('gray.png', lambda f, a: cv2.imwrite(f, a)), ('wide.png', lambda f, a: cv2.imwrite(f, a[30:220])), ('colour.png', lambda f, a: cv2.imwrite(f, cv2.cvtColor(a, cv2.COLOR_GRAY2BGR))),
-    ('deep.png', lambda f, a: cv2.imwrite(f, deep(a, 12))), ('gray.jpg', lambda f, a: cv2.imwrite(f, a)), ('colour.jpg', lambda f, a: cv2.imwrite(f, cv2.cvtColor(a, cv2.COLOR_GRAY2BGR))),
-    ('low.jpg', lambda f, a: cv2.imwrite(f, a, [cv2.IMWRITE_JPEG_QUALITY, 60])), ('8.dcm', lambda f, a: dicom(f, a)), ('12.dcm', lambda f, a: dicom(f, deep(a, 12), 12, WindowCenter=2000, WindowWidth=3600)),
-    ('16.dcm', lambda f, a: dicom(f, deep(a, 16), 16, implicit=True)), ('inverted.dcm', lambda f, a: dicom(f, 4095 - deep(a, 12), 12, inverted=True, RescaleSlope=2, RescaleIntercept=-100, WindowCenter=4000, WindowWidth=8200, VOILUTFunction='SIGMOID')),
+    ('gray.png', lambda f, a: cv2.imwrite(f, a)), ('wide.png', lambda f, a: cv2.imwrite(f, a[30:220])),
+         ('colour.png', lambda f, a: cv2.imwrite(f, cv2.cvtColor(a, cv2.COLOR_GRAY2BGR))),
+    ('deep.png', lambda f, a: cv2.imwrite(f, deep(a, 12))), ('gray.jpg', lambda f, a: cv2.imwrite(f, a)),
+         ('colour.jpg', lambda f, a: cv2.imwrite(f, cv2.cvtColor(a, cv2.COLOR_GRAY2BGR))),
+    ('low.jpg', lambda f, a: cv2.imwrite(f, a, [cv2.IMWRITE_JPEG_QUALITY, 60])), ('8.dcm', lambda f, a: dicom(f, a)),
+         ('12.dcm', lambda f, a: dicom(f, deep(a, 12), 12, WindowCenter=2000, WindowWidth=3600)),
+    ('16.dcm', lambda f, a: dicom(f, deep(a, 16), 16, implicit=True)),
+         ('inverted.dcm',
+          lambda f, a: dicom(f, 4095 - deep(a, 12), 12, inverted=True, RescaleSlope=2, RescaleIntercept=-100,
+                             WindowCenter=4000, WindowWidth=8200, VOILUTFunction='SIGMOID')),
     ('small.png', lambda f, a: cv2.imwrite(f, cv2.resize(a, (48, 48), interpolation=cv2.INTER_AREA)))]
 
 @pytest.fixture(scope='module')
@@ -96,7 +111,8 @@ def films(tmp_path_factory):
     out = tmp_path_factory.mktemp('films')
     for i in range(N_FILES):
         name, write = KINDS[i % len(KINDS)]
-        a, _ = phantom_image(phantom_body(i), [['Effusion'], ['Mass'], []][i % 3], size=256 if i < 24 else 256 + 16*(i % 9), view='PA', seed=i)
+        a, _ = phantom_image(phantom_body(i), [['Effusion'], ['Mass'], []][i % 3],
+                             size=256 if i < 24 else 256 + 16*(i % 9), view='PA', seed=i)
         write(str(out/f'{i:02}_{name}'), a)
     return sorted(out.iterdir())
 
@@ -112,7 +128,9 @@ def test_the_same_probabilities_and_only_one_host(browser, url, films, trained, 
         assert said['status'] in ('ok', 'warning') and set(got) == set(clf.findings), (file.name, said)
         assert positive == {o for o in clf.findings if row.get(f'call_{o}') == 1}, file.name
         far[file.name] = max(abs(got[o] - row[f'prob_{o}']) for o in clf.findings)
-    with capsys.disabled(): print(f'\nlargest difference of a probability on {len(far)} files: {max(far.values()):.1g} ({max(far, key=far.get)})')
+    with capsys.disabled():
+        print(f'\nlargest difference of a probability on {len(far)} files: {max(far.values()):.1g} '
+              f'({max(far, key=far.get)})')
     assert max(far.values()) < 1e-3 and len(far) > .8*len(films), far
     assert 'Secret' not in page.content() and not page.wrong, page.wrong
     assert page.asked and all(o.startswith((url, 'data:')) for o in page.asked), page.asked
@@ -124,7 +142,10 @@ def bad_files(out):
     a, _ = phantom_image(phantom_body(1), size=256)
     rng = np.random.default_rng(0)
     write = lambda name, o: cv2.imwrite(str(out/name), o)
-    write('whole.png', a); write('whole.jpg', a); write('tiny.png', a[:20, :20]); write('strip.png', a[:40]); write('blank.png', 0*a + 7); write('photo.png', rng.integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    write('whole.png', a); write('whole.jpg',
+                                 a); write('tiny.png',
+                                           a[:20, :20]); write('strip.png', a[:40]); write('blank.png', 0*a + 7); write(
+        'photo.png', rng.integers(0, 256, (200, 200, 3), dtype=np.uint8))
     for name in ('png', 'jpg'):
         whole = (out/f'whole.{name}').read_bytes()
         (out/f'cut.{name}').write_bytes(whole[:len(whole)//2])
@@ -132,7 +153,10 @@ def bad_files(out):
     (out/'empty.png').touch()
     (out/'text.png').write_text('no image')
     (out/'picture.gif').write_bytes(b'GIF89a' + bytes(200))
-    for name, tags in dict(ct=dict(Modality='CT'), hand=dict(BodyPartExamined='HAND'), lateral=dict(ViewPosition='LL'), oblique=dict(ViewPosition='LAO'), frames=dict(NumberOfFrames=3), palette=dict(PhotometricInterpretation='PALETTE COLOR'), none=dict(Rows=0)).items(): dicom(out/f'{name}.dcm', a, **tags)
+    for name, tags in dict(ct=dict(Modality='CT'), hand=dict(BodyPartExamined='HAND'), lateral=dict(ViewPosition='LL'),
+                           oblique=dict(ViewPosition='LAO'), frames=dict(NumberOfFrames=3),
+                           palette=dict(PhotometricInterpretation='PALETTE COLOR'), none=dict(Rows=0)).items():
+        dicom(out/f'{name}.dcm', a, **tags)
     dicom(out/'short.dcm', a, PixelData=a.tobytes()[:1000])
 
 def test_the_same_refusals(browser, url, tmp_path):
@@ -143,8 +167,10 @@ def test_the_same_refusals(browser, url, tmp_path):
         said, _, _ = give(page, file)
         assert said['status'] == verdict.status == 'refused', (file.name, said, verdict)
         want = set(verdict.codes)
-        assert set(said['codes'].split()) - {'broken', 'truncated'} == want - {'broken', 'truncated'}, (file.name, said, verdict.codes)
-        if file.suffix == '.dcm' or 'cut' not in file.name: assert verdict.reasons[0].text in said['text'], (said, verdict.text)
+        assert set(said['codes'].split()) - {'broken', 'truncated'} == want - {'broken', 'truncated'}, (file.name, said,
+                                                                                                        verdict.codes)
+        if file.suffix == '.dcm' or 'cut' not in file.name:
+            assert verdict.reasons[0].text in said['text'], (said, verdict.text)
     page.close()
 
 def test_the_same_verdict_on_how_an_image_lies(browser, url, tmp_path):

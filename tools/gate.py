@@ -54,7 +54,8 @@ def disc(r, s):
     "A bright or dark disc, like a retina or a planet"
     y, x = np.mgrid[:s, :s]/s - .5 - r.uniform(-.1, .1, (2, 1, 1))
     d = np.hypot(y, x*r.uniform(.7, 1.4))
-    return np.where(d < r.uniform(.2, .55), 1 - r.uniform(0, 1.5)*d + clouds(r, s)*r.uniform(0, .15), 0)*r.choice([-1, 1])
+    return np.where(d < r.uniform(.2, .55), 1 - r.uniform(0, 1.5)*d + clouds(r, s)*r.uniform(0, .15),
+                    0)*r.choice([-1, 1])
 
 def stripes(r, s):
     "Waves in one direction"
@@ -140,7 +141,8 @@ def fit_gate(
     seed:int=0, # For the copies and the network
 )->Judge: # Ready to judge
     "A judge of radiographs. Raises `CxrError` on fewer than 20 of them"
-    if len(images) < 20: raise CxrError(f'{len(images)} images are too few to fit a gate on; give hundreds, of many patients')
+    if len(images) < 20:
+        raise CxrError(f'{len(images)} images are too few to fit a gate on; give hundreds, of many patients')
     small = [cv2.resize(o, (128, 128), interpolation=cv2.INTER_AREA) for o in images]
     copied = [varied(o, np.random.default_rng([seed, k, i])) for k in range(copies) for i, o in enumerate(small)]
     good = features(small + copied)
@@ -165,7 +167,8 @@ def save_gate(
     path, # A JSON file
 ):
     "Write a judge as JSON, each number with five digits"
-    numbers = {o.name: five_digits(np.asarray(getattr(judge, o.name)).tolist()) for o in fields(judge) if o.name != 'facts'}
+    numbers = {o.name: five_digits(np.asarray(getattr(judge, o.name)).tolist())
+               for o in fields(judge) if o.name != 'facts'}
     Path(path).write_text(json.dumps({**numbers, 'facts': judge.facts}, separators=(',', ':')))
 
 def main(data, out):

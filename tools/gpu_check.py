@@ -69,7 +69,8 @@ def training(check):
         bs, n = check.pick(bs, 8), check.pick(n, 2)
         stage = Stage('pace', 1, 1e-4, bs=bs)
         run = check.run(2*(n + 1)*bs)
-        turns = [[pace(f(run, stage, n)[1], bs, check.device.type) for f in (trained_copy, bare_copy)] for _ in range(2)]
+        turns = [[pace(f(run, stage, n)[1], bs, check.device.type) for f in (trained_copy, bare_copy)]
+                 for _ in range(2)]
         ours, peer = np.max(turns, axis=0).tolist()
         ratios = [a/b for a, b in turns]
         yield Row(f'training_{bs}_vs_bare_loop', ours, peer, ours/peer, bar, 'higher', 'images/s', check.device.type, 2,

@@ -101,8 +101,9 @@ def main():
     loose = [*private_imports(trees), *(o for k in trees for o in too_large(k, sources[k], trees[k]))]
     total = sum(1 for tree in trees.values() for _ in ast.walk(tree))
     for line in wrong + loose * ('-v' in sys.argv): print(line)
-    print(f'{len(trees)} modules, {total:,} syntax nodes, median {statistics.median(o for t in trees.values() for o in nodes_a_line(t)):.0f} a line, '
-          f'{len(wrong)} imports against the order, {len(loose)} places too large or too private')
+    print(f'{len(trees)} modules, {total:,} syntax nodes, median '
+          f'{statistics.median(o for t in trees.values() for o in nodes_a_line(t)):.0f} a line, {len(wrong)} imports '
+          f'against the order, {len(loose)} places too large or too private')
     return bool(wrong)
 
 if __name__ == '__main__': sys.exit(main())
