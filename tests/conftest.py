@@ -55,7 +55,8 @@ def forks(env):
 
 @pytest.fixture(scope='session')
 def run(forks, env, tmp_path_factory):
-    "Run a command of the package in a process of its own, forked from one that has imported everything; returns what it said"
+    """Run a command of the package in a process of its own, forked from one that has imported everything;
+    returns what it said"""
     folder, numbers = tmp_path_factory.mktemp('said'), itertools.count()
     def _run(cmd, *args, timeout=600, **more):
         said = folder/str(next(numbers)) # two threads may ask at once
@@ -71,7 +72,8 @@ def run(forks, env, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def run_pair(forks, env):
-    "Run a command as `torchrun` starts it: two processes told by their environment; exit codes, and where what each said lies"
+    """Run a command as `torchrun` starts it: two processes told by their environment; exit codes, and where what
+    each said lies"""
     def _run(cmd, *args, out, timeout=600):
         with socket.socket() as free:
             free.bind(('127.0.0.1', 0))

@@ -1,4 +1,5 @@
-"Every network of the comparison by name: trains a stage, is saved, comes back the same to the bit, explains a film; and what must be refused."
+"""Every network of the comparison by name: trains a stage, is saved, comes back the same to the bit, explains a film;
+and what must be refused."""
 import json
 from dataclasses import replace
 
@@ -59,7 +60,8 @@ def explains(run, model):
     layer, name = cam_layer(model, name=True)
     x = next(iter(run.batches('val', bs=2)))[0]
     maps = gradcam(model, x)
-    assert name.startswith('backbone.') and maps.shape == (2, len(run.recipe.findings), run.recipe.size, run.recipe.size)
+    assert name.startswith('backbone.')
+    assert maps.shape == (2, len(run.recipe.findings), run.recipe.size, run.recipe.size)
     assert np.isfinite(maps).all() and maps.min() >= 0 and maps.max() == pytest.approx(1, abs=1e-3)
     assert np.abs(maps[:, :1] - gradcam(model, x, run.recipe.findings[:1], fast=False)).max() < 1e-2
 

@@ -81,10 +81,13 @@ def test_odd_files_are_named_and_left_out(run, broken, tmp_path):
     Image.fromarray(films[5]).convert('P').save(files[5])
     Image.new('L', (1, 1)).save(files[6])
     said = run('cxr-prepare', '--data', broken, '--size', 64, '--out', tmp_path/'cache')
-    assert said.returncode == 0 and '1 missing' in said.stdout and '3 bad' in said.stdout and 'index.csv' in said.stdout, said.stdout + said.stderr
+    told = said.stdout + said.stderr
+    assert said.returncode == 0, told
+    assert '1 missing' in said.stdout and '3 bad' in said.stdout and 'index.csv' in said.stdout, told
     index = pd.read_csv(tmp_path/'cache'/'index.csv', index_col='image', keep_default_na=False)
     reasons = [index.reason[o.name] for o in files[:7]]
-    assert reasons[0] == 'missing' and 'broken' in reasons[1] and reasons[2] == 'not an image' and reasons[3:6] == ['']*3 and '1x1' in reasons[6]
+    assert reasons[0] == 'missing' and 'broken' in reasons[1] and reasons[2] == 'not an image'
+    assert reasons[3:6] == ['']*3 and '1x1' in reasons[6]
     from cxr_nb.data.cache import open_cache
     cache = open_cache(tmp_path/'cache')
     for i in (3, 4, 5): assert np.abs(cache[files[i].name].astype(int) - films[i]).max() <= 2

@@ -29,7 +29,8 @@ def test_violations_are_1_and_named(run, copy, tmp_path):
     assert said.returncode == 1 and max(map(len, said.stdout.splitlines())) <= 120, said.stdout
     got = pd.read_csv(tmp_path/'checks.csv').query('verdict == "violation"').set_index('check').seen
     assert set(got.index) == {'missing files', 'broken files', 'identical files, two patients'}
-    assert films[0].name in got['broken files'] and films[1].name in got['missing files'] and films[-1].name in got['identical files, two patients']
+    assert films[0].name in got['broken files'] and films[1].name in got['missing files']
+    assert films[-1].name in got['identical files, two patients']
 
 def test_a_patient_in_both_lists_is_1(run, copy):
     both = copy/'train_val_list.txt', copy/'test_list.txt'

@@ -1,4 +1,5 @@
-"Networks of three kinds leave as ONNX and give the same; a configuration from a stranger builds nothing that it should not."
+"""Networks of three kinds leave as ONNX and give the same; a configuration from a stranger builds nothing that it
+should not."""
 import hashlib, json, subprocess, sys
 
 import numpy as np, pytest, torch

@@ -12,7 +12,8 @@ from cxr_nb.training.backbones import BACKBONES, STAND_INS
 from cxr_nb.training.callbacks import fused_adamw
 
 def pair(name):
-    "The same network with the same weights and statistics, folded and plain; narrow where it is large and has no BatchNorm"
+    """The same network with the same weights and statistics, folded and plain; narrow where it is large and has
+    no BatchNorm"""
     torch.manual_seed(0)
     arch, kwargs = STAND_INS.get(name, (BACKBONES[name], {}))
     net = Net(arch, FINDINGS, 64, kwargs=kwargs)

@@ -1,4 +1,5 @@
-"Hostile files at the input gate: whatever they hold, a verdict with a reason, soon, in little memory, and nothing of the patient."
+"""Hostile files at the input gate: whatever they hold, a verdict with a reason, soon, in little memory, and nothing
+of the patient."""
 import io, json, logging, os, shutil, struct, subprocess, sys, time, warnings, zlib
 
 import numpy as np, pandas as pd, pytest
@@ -23,7 +24,8 @@ sys.path.insert(0, str(ROOT/'tools'))
 import gate as fitting # tools/gate.py
 
 SECRET = ['Secretname', '19471130', 'PID-0815', 'Dr Hidden', 'Street 7']
-CODES = set('''missing unreadable empty not_image broken truncated too_large too_small aspect frames constant modality body_part lateral oblique bits photometric syntax
+CODES = set('''missing unreadable empty not_image broken truncated too_large too_small aspect frames constant
+               modality body_part lateral oblique bits photometric syntax
                decoder no_image inverted rotated_90 rotated_180 rotated_270 not_chest colour'''.split())
 
 @pytest.fixture(scope='session')
@@ -38,15 +40,19 @@ def jpeg(a, **kw):
 def dicom(a, syntax=ExplicitVRLittleEndian, **tags):
     "Bytes of a DICOM file of pixels; full of what must not be told"
     ds, ds.file_meta = Dataset(), FileMetaDataset()
-    ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID, ds.file_meta.TransferSyntaxUID = DigitalXRayImageStorageForPresentation, '1.2.3', ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    ds.file_meta.MediaStorageSOPInstanceUID = '1.2.3'
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds.SOPClassUID, ds.SOPInstanceUID = DigitalXRayImageStorageForPresentation, '1.2.3'
-    ds.PatientName, ds.PatientBirthDate, ds.PatientID, ds.ReferringPhysicianName, ds.InstitutionAddress = SECRET[0] + '^Jane', SECRET[1], SECRET[2], SECRET[3], SECRET[4]
+    ds.PatientName, ds.PatientBirthDate, ds.PatientID = SECRET[0] + '^Jane', SECRET[1], SECRET[2]
+    ds.ReferringPhysicianName, ds.InstitutionAddress = SECRET[3], SECRET[4]
     ds.Modality, ds.BodyPartExamined, ds.ViewPosition = 'DX', 'CHEST', 'PA'
     ds.Rows, ds.Columns, ds.SamplesPerPixel = *a.shape[:2], 3 if a.ndim == 3 else 1
     ds.PhotometricInterpretation = 'RGB' if a.ndim == 3 else 'MONOCHROME2'
     if a.ndim == 3: ds.PlanarConfiguration = 0
     bits = 12 if a.itemsize == 2 else 8
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation, ds.PixelData = 8*a.itemsize, bits, bits - 1, int(a.dtype.kind == 'i'), a.tobytes()
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 8*a.itemsize, bits, bits - 1
+    ds.PixelRepresentation, ds.PixelData = int(a.dtype.kind == 'i'), a.tobytes()
     if syntax in (RLELossless, JPEG2000Lossless, JPEGLSLossless): ds.compress(syntax, a, generate_instance_uid=False)
     elif syntax == JPEGBaseline8Bit: ds.PixelData = encapsulate([jpeg(a)])
     elif syntax == JPEGLosslessSV1: ds.PixelData = encapsulate([jpeg_lossless(a, bits)])
@@ -57,7 +63,8 @@ def dicom(a, syntax=ExplicitVRLittleEndian, **tags):
     b = io.BytesIO(); ds.save_as(b, enforce_file_format=True); return b.getvalue()
 
 def jpeg_lossless(a, bits):
-    "JPEG process 14, selection value 1 (T.81, annex H): each difference from the left neighbour as its length in five bits, then its value"
+    """JPEG process 14, selection value 1 (T.81, annex H): each difference from the left neighbour as its length in
+    five bits, then its value"""
     x = a.astype(np.int64)
     left = np.empty_like(x)
     left[:, 1:], left[1:, 0], left[0, 0] = x[:, :-1], x[:-1, 0], 1 << (bits - 1)
@@ -119,6 +126,7 @@ def listed(valid, good):
     rle_bomb = changed(valid['rle.dcm'],
                        PixelData=encapsulate([struct.pack('<16I', 2, 64, 2_000_064, *[0]*13) + b'\x81\0'*2_000_000]))
     view = Dataset(); view.CodeMeaning = 'Right lateral projection'
+    rainbow = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(32, 0).repeat(32, 1)
     return {
         'text.png': (b'Not a film at all', 'not_image'), 'text.dcm': (b'x'*400, 'not_image'),
         'empty.png': (b'', 'empty'), 'one.png': (b'\x89', 'not_image'), 'head.png': (b'\x89PNG\r\n\x1a\n', 'broken'),
@@ -169,8 +177,7 @@ def listed(valid, good):
         '90.png': (png(turn(1)), 'rotated_90'), '180.jpg': (jpeg(turn(2)), 'rotated_180'),
         '270.dcm': (dicom(turn(3)), 'rotated_270'),
         'noise.png': (png(np.random.default_rng(0).integers(0, 256, (256, 256), dtype=np.uint8)), 'not_chest'),
-        'rainbow.jpg': (jpeg(np.random.default_rng(0).integers(0, 256, (8, 8, 3),
-                                                               dtype=np.uint8).repeat(32, 0).repeat(32, 1)), 'colour'),
+        'rainbow.jpg': (jpeg(rainbow), 'colour'),
         'annotated.png': (png(lines), '')}
 
 @pytest.fixture(scope='session')
@@ -203,7 +210,8 @@ for p in sorted(Path(sys.argv[1]).iterdir()):
     try: f = judge_file(p); v, error = f.verdict.to_dict(), ''; assert (f.pixels is None) == (f.kind == '')
     except Exception: v, error = None, traceback.format_exc()
     out.append(dict(name=p.name, verdict=v, error=error, seconds=time.process_time() - start))
-Path(sys.argv[2]).write_text(json.dumps(dict(files=out, mb=next(int(o.split()[1])/1024 for o in open('/proc/self/status') if o.startswith('VmHWM')))))
+mb = next(int(o.split()[1])/1024 for o in open('/proc/self/status') if o.startswith('VmHWM'))
+Path(sys.argv[2]).write_text(json.dumps(dict(files=out, mb=mb)))
 '''
 
 @pytest.fixture(scope='session')
@@ -252,7 +260,9 @@ def test_most_cut_files_are_refused(judged):
     assert np.mean(cut) > .95
 
 def test_what_is_no_plain_file(tmp_path, good):
-    os.mkfifo(tmp_path/'pipe.png'); (tmp_path/'loop.png').symlink_to(tmp_path/'loop.png'); (tmp_path/'folder.png').mkdir()
+    os.mkfifo(tmp_path/'pipe.png')
+    (tmp_path/'loop.png').symlink_to(tmp_path/'loop.png')
+    (tmp_path/'folder.png').mkdir()
     (tmp_path/'n\u00e4me with \u80ba.png').write_bytes(png(good))
     got = {o: judge_file(tmp_path/o).verdict
            for o in ('pipe.png', 'loop.png', 'folder.png', 'none.png', 'zero\0.png', 'n\u00e4me with \u80ba.png')}
@@ -263,9 +273,9 @@ def test_nothing_of_the_patient_is_told(judged, valid, tmp_path, capfd, caplog):
     "Neither in verdicts, errors, warnings nor logs, for good, odd and broken files"
     warnings.simplefilter('ignore')
     ds = packed(valid['plain.dcm'])
-    ds.add_new(0x00101010, 'AS',
-               'Secretname years'); ds.add_new(0x00080060, 'CS',
-                                               'secretname, too long for a code string'); ds.add_new(0x00280030, 'DS', '1.23456789012345678901')
+    ds.add_new(0x00101010, 'AS', 'Secretname years')
+    ds.add_new(0x00080060, 'CS', 'secretname, too long for a code string')
+    ds.add_new(0x00280030, 'DS', '1.23456789012345678901')
     ds.save_as(tmp_path/'odd.dcm')
     said = json.dumps(judged['files']) + judged['said']
     with caplog.at_level(logging.DEBUG), warnings.catch_warnings(record=True) as seen:
@@ -292,8 +302,8 @@ def test_the_judge_is_a_function_of_the_pixels(good):
     j = load_gate()
     both = j.scores([good, 255 - good])
     assert np.allclose(both[0], j.scores([good])[0]) and check_pixels(good).to_dict() == check_pixels(good).to_dict()
-    assert check_pixels(good[::2,
-                             ::2]).status == 'ok' and check_pixels(np.kron(good, np.ones((4, 4), np.uint8))).status == 'ok'
+    assert check_pixels(good[::2, ::2]).status == 'ok'
+    assert check_pixels(np.kron(good, np.ones((4, 4), np.uint8))).status == 'ok'
 
 def turned(a, turn): return np.ascontiguousarray(np.rot90(255 - a if turn >= 4 else a, -turn % 4))
 
@@ -337,13 +347,15 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 def peak(env, *args):
-    "Exit code of a command, what it said, and its largest memory in MB; by way of a small process, since a new one begins with the largest memory of its parent"
+    """Exit code of a command, what it said, and its largest memory in MB; by way of a small process, since a new one
+    begins with the largest memory of its parent"""
     said = subprocess.run([sys.executable, '-c', PEAK, *map(str, args)], capture_output=True, text=True,
                           env={**env, 'OMP_NUM_THREADS': '1'})
     return said.returncode, said.stdout + said.stderr, float(said.stdout.split()[-1])
 
 def test_predict_meets_the_corpus(env, trained, corpus, listed, valid, tmp_path):
-    "One pass of the command over all of it: a row a file, a reason a refusal, no traceback, less than a gigabyte more than for one film"
+    """One pass of the command over all of it: a row a file, a reason a refusal, no traceback, less than a gigabyte
+    more than for one film"""
     (tmp_path/'good').mkdir()
     for name, data in valid.items(): (tmp_path/'good'/name).write_bytes(data)
     files = sorted(corpus.iterdir())
@@ -352,7 +364,8 @@ def test_predict_meets_the_corpus(env, trained, corpus, listed, valid, tmp_path)
     df = pd.read_csv(tmp_path/'p.csv', keep_default_na=False)
     assert len(df) == len(files) + len(valid) > 300
     refused = df[df.status == 'refused']
-    assert len(refused) > 150 and (refused.gate_reason != '').all() and (refused.gate_codes != '').all() and (df[df.path.str.contains('/good/')].status == 'ok').all()
+    assert len(refused) > 150 and (refused.gate_reason != '').all() and (refused.gate_codes != '').all()
+    assert (df[df.path.str.contains('/good/')].status == 'ok').all()
     alone = peak(env, BIN/'cxr-predict', '--run', trained, '--out', tmp_path/'q.csv', tmp_path/'good'/'8.png')
     assert alone[0] == 0 and mb < alone[2] + 1000
 

@@ -1,4 +1,5 @@
-"A cross-validation of 35 classes: what it leaves, what it refuses, and the tower of open_clip. That it goes on after a kill is in test_every_recipe."
+"""A cross-validation of 35 classes: what it leaves, what it refuses, and the tower of open_clip. That it goes on after
+a kill is in test_every_recipe."""
 import json
 
 import numpy as np, pandas as pd, pytest
@@ -43,7 +44,8 @@ def test_what_a_run_leaves(whole):
     assert len(histories) == 4 and best_epochs(histories[m['sweep']['fold']],
                                                [m['sweep']['budget']]) == {m['sweep']['budget']: m['sweep']['epoch']}
     model, cfg = load_bundle(whole)
-    assert model.findings == INDIANA and cfg['chosen'] == m['sweep'] and str(whole) not in (whole/'config.json').read_text()
+    assert model.findings == INDIANA and cfg['chosen'] == m['sweep']
+    assert str(whole) not in (whole/'config.json').read_text()
 
 def test_the_tower_has_not_moved_and_the_heads_have(whole):
     "Between two folds, whose networks began alike"
@@ -74,7 +76,8 @@ def test_the_published_head_has_404_515_parameters():
     assert count_parameters(net)['head'] == 404_515
 
 def test_the_tower_of_open_clip(tmp_path, monkeypatch):
-    "What open_clip itself says of an image in three channels, from a checkpoint that it has written and fetches as from the hub"
+    """What open_clip itself says of an image in three channels, from a checkpoint that it has written and fetches
+    as from the hub"""
     open_clip = pytest.importorskip('open_clip')
     import torch
     from cxr_nb.data.augment import normalise

@@ -12,7 +12,8 @@ from cxr_nb.data.batches import Batches, to_device
 from cxr_nb.models.nets import make_model, probabilities
 torch.set_num_threads(1)
 n, size, path = 112_120, 256, Path(sys.argv[1])
-np.lib.format.open_memmap(path, mode='w+', dtype=np.uint8, shape=(n, size, size)).flush() # a file with a hole: no disk is used
+# a file with a hole: no disk is used
+np.lib.format.open_memmap(path, mode='w+', dtype=np.uint8, shape=(n, size, size)).flush()
 resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
 films, y = to_device(np.load(path, mmap_mode='r')), np.zeros((n, 14), np.uint8)
 assert isinstance(films, np.memmap)

@@ -1,4 +1,5 @@
-"Every entry of the registry: builds, takes a file of its own layout, says the same as its makers' network, learns and explains; a wrong file is refused."
+"""Every entry of the registry: builds, takes a file of its own layout, says the same as its makers' network, learns
+and explains; a wrong file is refused."""
 import re
 from argparse import Namespace
 from pathlib import Path
@@ -107,7 +108,8 @@ def net_for(entry, findings=('Mass', 'Edema'), size=None, **kwargs):
 
 @pytest.mark.parametrize('name', WHOLE)
 def test_fits_a_file_of_its_own_layout(name):
-    "At full width, without memory: every name and every shape of the network is filled, and so is that of the last layer"
+    """At full width, without memory: every name and every shape of the network is filled, and so is that of the last
+    layer"""
     entry = entries()[name]
     of_file, size = SIZES.get(name, (SMALLEST.get(entry.arch, 64),)*2)
     with torch.device('meta'):
@@ -119,10 +121,12 @@ def test_fits_a_file_of_its_own_layout(name):
     assert sum(o.numel() for o in model.backbone.parameters()) > 5e6
     if entry.findings: assert model.findings == [o for o in FINDINGS if o in entry.findings]
     if name in GRIDS:
-        assert model.backbone.pos_embed.shape[1] == GRIDS[name]**2 + 1 and model.backbone.patch_embed.proj.weight.shape[1] == 1
+        assert model.backbone.pos_embed.shape[1] == GRIDS[name]**2 + 1
+        assert model.backbone.patch_embed.proj.weight.shape[1] == 1
 
 def test_the_others_are_like_one_of_these():
-    "Their networks build, with tensors of the same names, so what holds of one file holds of the other; and what the table says makes sense"
+    """Their networks build, with tensors of the same names, so what holds of one file holds of the other; and what
+    the table says makes sense"""
     assert {*WHOLE, *LIKE} == {o.name for o in NAMED}
     names = {}
     for entry in NAMED:
@@ -131,11 +135,11 @@ def test_the_others_are_like_one_of_these():
             for arch in {entry.arch, one.arch} - set(names):
                 names[arch] = {re.sub(r'blocks\.\d+', 'blocks', o)
                                for o in timm_network(arch, 224, **entry.kwargs).state_dict()}
-        assert names[entry.arch] == names[one.arch] and {**net_options(entry), 'arch': ''} == {**net_options(one),
-                                                                                               'arch': ''}
+        assert names[entry.arch] == names[one.arch]
+        assert {**net_options(entry), 'arch': ''} == {**net_options(one), 'arch': ''}
         assert (entry.layout, entry.mean, entry.std) == (one.layout, one.mean, one.std)
-        assert len(entry.mean) == len(entry.std) in (1,
-                                                     3) and entry.url.startswith('https://') and entry.pixels % 14 in (0, 4, 8) and entry.licence and entry.note
+        assert len(entry.mean) == len(entry.std) in (1, 3) and entry.url.startswith('https://')
+        assert entry.pixels % 14 in (0, 4, 8) and entry.licence and entry.note
 
 @pytest.mark.parametrize('name', NARROW)
 def test_says_the_same_learns_and_explains(name, tmp_path):
@@ -187,7 +191,8 @@ def eva_file(tmp_path_factory):
     return written(entry, own_layout(entry, theirs.state_dict()), tmp_path_factory.mktemp('eva')), theirs
 
 def test_a_published_classifier_predicts_and_explains_like_ones_own(eva_file, tmp_path):
-    "Recognised by the name of its file; five findings in our order; a file on disk through the gate; a heatmap; a bundle from the shell's function"
+    """Recognised by the name of its file; five findings in our order; a file on disk through the gate; a heatmap;
+    a bundle from the shell's function"""
     file, theirs = eva_file
     model, entry = load_published(file, size=64), entries()['eva-x-tiny-chexpert']
     assert model.findings == ['Atelectasis', 'Cardiomegaly', 'Effusion', 'Consolidation', 'Edema']
@@ -225,7 +230,8 @@ def test_a_wrong_file_is_refused_with_the_names_that_do_not_fit(eva_file, tmp_pa
         check_start('eva-x-tiny', Net('resnet18'))
 
 def test_a_run_that_began_with_them_says_so(phantom, eva_file, tmp_path):
-    "The network comes with the weights; page and card say what they had seen, and no folder is named. Another spelling is the same start."
+    """The network comes with the weights; page and card say what they had seen, and no folder is named. Another
+    spelling is the same start."""
     file, data = eva_file[0], load_nih(phantom)
     data.table = data.table.iloc[:40]
     spellings = [f'eva-x-tiny-chexpert={file}', file, 'eva-x-tiny-chexpert']

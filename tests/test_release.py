@@ -27,7 +27,8 @@ def test_pythons_of_the_matrix_are_those_of_the_package():
 
 def test_a_release_is_published_without_a_token():
     jobs = loaded('.github/workflows/release.yml')['jobs']
-    assert jobs['publish']['permissions'] == {'id-token': 'write'} and 'secrets.' not in (ROOT/'.github/workflows/release.yml').read_text()
+    assert jobs['publish']['permissions'] == {'id-token': 'write'}
+    assert 'secrets.' not in (ROOT/'.github/workflows/release.yml').read_text()
     assert any('twine check' in step.get('run', '') for step in jobs['build']['steps'])
 
 def test_the_site_is_deployed_from_an_artefact():
@@ -44,7 +45,8 @@ def test_the_site_carries_the_demo():
 def test_a_fault_is_reported_with_its_environment():
     form = loaded('.github/ISSUE_TEMPLATE/bug.yml')
     asked = {o['id']: o for o in form['body'] if 'id' in o}
-    assert 'cxr-check --environment' in asked['environment']['attributes']['description'] and asked['environment']['validations']['required']
+    assert 'cxr-check --environment' in asked['environment']['attributes']['description']
+    assert asked['environment']['validations']['required']
 
 def test_hooks_are_there():
     for hook in loaded('.pre-commit-config.yaml')['repos'][0]['hooks']:
@@ -52,4 +54,5 @@ def test_hooks_are_there():
         assert (ROOT/rest[0]).is_file() if rest else (BIN/first).is_file(), hook['entry']
 
 def test_the_container_installs_what_the_tests_need():
-    assert "pip install -e '.[dev]'" in json.loads((ROOT/'.devcontainer/devcontainer.json').read_text())['postCreateCommand']
+    container = json.loads((ROOT/'.devcontainer/devcontainer.json').read_text())
+    assert "pip install -e '.[dev]'" in container['postCreateCommand']

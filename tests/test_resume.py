@@ -12,7 +12,8 @@ RECIPE = dict(arch='test_efficientnet', size=48, weights='none', dropout=.3, wei
     dict(STAGE, name='fine_tune', lr=1e-4, bn='train')])
 
 def child(argv, said, env):
-    "cxr-train, with what it says in a file; heatmaps and report, which would take longer than the training here, are left out"
+    """cxr-train, with what it says in a file; heatmaps and report, which would take longer than the training here,
+    are left out"""
     os.environ.update(env)
     from cxr_nb import cli
     from cxr_nb.commands import train as commands
@@ -71,9 +72,8 @@ def same(a, b):
     assert h.equals(g)
     c, d = ({k: v for k, v in json.loads((o/'config.json').read_text()).items() if k != 'date'} for o in (a, b))
     assert c == d
-    assert {o.name
-            for o in a.iterdir()} == {o.name
-                                      for o in b.iterdir()} and not (b/'resume').exists() and not list(b.rglob('*.part'))
+    assert {o.name for o in a.iterdir()} == {o.name for o in b.iterdir()}
+    assert not (b/'resume').exists() and not list(b.rglob('*.part'))
 
 AIMS = { # a moment, and how it shows
     'cache': lambda out: (o := Path(f'{out}_cache')/'plan.json').exists() and o.stat().st_size
@@ -125,7 +125,8 @@ def begun(start, out):
 def stopped_and_went_on(start, whole, p, middle, out, more_room=lambda: None):
     "It ended in a line that names the mend, the last state is whole, and with more room it goes on from there"
     assert ended(p) == 2
-    assert 'error: ' + str(out) in (said := Path(f'{out}.txt').read_text()) and 'no room is left on the disk' in said and '--resume' in said
+    said = Path(f'{out}.txt').read_text()
+    assert 'error: ' + str(out) in said and 'no room is left on the disk' in said and '--resume' in said
     assert middle() and not list((out/'resume').glob('*.part'))
     more_room()
     assert ended(start(out, '--resume')) == 0

@@ -77,7 +77,8 @@ def test_the_checks_find_what_they_look_for():
     shown = nbformat.v4.new_output('display_data', {'image/png': base64.b64encode(small.getvalue()).decode()})
     bare = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('plot()', outputs=[shown])])
     assert too_narrow(bare) == [300] and without_alt(bare) == ['plot()']
-    assert outcomes(notebook('On the images shown here nothing moved.')) == ['On the images shown here', 'nothing moved']
+    claim = notebook('On the images shown here nothing moved.')
+    assert outcomes(claim) == ['On the images shown here', 'nothing moved']
     assert crowded_headings(notebook('# Title\n\n> about', '## Alone', '## With text\n\nmore')) == ['## With text']
 
 def title(path): return read(path).cells[0].source.splitlines()[0].removeprefix('# ')

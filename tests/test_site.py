@@ -1,4 +1,5 @@
-"The site as nbdev processes it for Quarto, which only warns: links, anchors and images of every page, docments of every public function."
+"""The site as nbdev processes it for Quarto, which only warns: links, anchors and images of every page, docments of
+every public function."""
 import ast, re, shutil, subprocess
 from urllib.parse import unquote, urlsplit
 
@@ -47,7 +48,8 @@ def bad_links(page, nb, site):
         if target == SITE + 'demo/': continue # no notebook: the workflow of the site makes it, as test_release says
         base = target if target.startswith(SITE) else SITE + str(_join(page, target))
         url = urlsplit(base)
-        to = address(unquote(url.path).removeprefix(urlsplit(SITE).path).removesuffix('.ipynb').removesuffix('.html')) if url.path else page
+        path = unquote(url.path).removeprefix(urlsplit(SITE).path)
+        to = address(path.removesuffix('.ipynb').removesuffix('.html')) if url.path else page
         if to not in site: yield f'{target} is no page'
         elif url.fragment and url.fragment.lower() not in anchors(site[to]): yield f'{target} has no such anchor'
 
@@ -171,7 +173,8 @@ def test_programs_find_every_page_with_its_twin(site):
     "`llms.txt`, which Quarto copies, and the Markdown twins that its links name"
     import yaml
     quarto = yaml.safe_load((ROOT/'_quarto.yml').read_text())
-    assert 'llms.txt' in quarto['project']['resources'] and 'commonmark' in quarto['format'] and quarto['format']['html']['keep-md']
+    assert 'llms.txt' in quarto['project']['resources']
+    assert 'commonmark' in quarto['format'] and quarto['format']['html']['keep-md']
     named = {o.removesuffix('.md')
              for o in re.findall(r'\]\(' + re.escape(SITE) + r'([^)]+)\)', (ROOT/'nbs'/'llms.txt').read_text())}
     assert named == set(site) - {'index.html'}

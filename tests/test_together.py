@@ -1,4 +1,5 @@
-"Several processes that ask for the same thing: one makes it, the others wait and open it, and a kill of the maker harms nobody."
+"""Several processes that ask for the same thing: one makes it, the others wait and open it, and a kill of the maker
+harms nobody."""
 import hashlib, json, os, random, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def test_eight_at_once_with_kills_end_with_the_same_bytes(forks, tmp_path):
         for p in some: p.join(120)
         codes = [p.exitcode for p in some]
         kills += killed is not None
-        assert codes.count(0) == AT_ONCE - (killed is not None) and codes.count(-signal.SIGKILL) == (killed is not None), (k, codes)
+        assert codes.count(0) == AT_ONCE - (killed is not None), (k, codes)
+        assert codes.count(-signal.SIGKILL) == (killed is not None), (k, codes)
         seen += [o.read_text() for o in folder.glob('saw_*.json')]
         assert not list(folder.glob('.*.part')), 'what a killed process left was not cleared'
     assert kills == ROUNDS//2
@@ -86,7 +88,9 @@ def test_drawing_processes_end_with_the_one_that_started_them(env, tmp_path):
     children = [int(o) for o in Path(f'/proc/{p.pid}/task/{p.pid}/children').read_text().split()]
     p.kill()
     assert p.wait() == -signal.SIGKILL and len(children) >= 2
-    gone = lambda pid: not Path(f'/proc/{pid}').exists() or Path(f'/proc/{pid}/stat').read_text().split(')')[-1].split()[0] == 'Z'
+    def gone(pid):
+        entry = Path(f'/proc/{pid}')
+        return not entry.exists() or (entry/'stat').read_text().split(')')[-1].split()[0] == 'Z'
     until = time.monotonic() + 60
     while not all(map(gone, children)) and time.monotonic() < until: time.sleep(.05)
     assert all(map(gone, children))
@@ -94,7 +98,8 @@ def test_drawing_processes_end_with_the_one_that_started_them(env, tmp_path):
 
 def test_the_second_says_that_it_waits(tmp_path):
     from cxr_nb.core import one_at_a_time
-    code = 'import sys\nfrom cxr_nb.core import one_at_a_time\nwith one_at_a_time(sys.argv[1], "this run", patience=.05): print("in")'
+    code = ('import sys\nfrom cxr_nb.core import one_at_a_time\n'
+            'with one_at_a_time(sys.argv[1], "this run", patience=.05): print("in")')
     with one_at_a_time(tmp_path/'run'):
         p = subprocess.Popen([sys.executable, '-u', '-c', code, tmp_path/'run'], stdout=subprocess.PIPE, text=True)
         assert 'another process is busy with this run; waiting' in p.stdout.readline()

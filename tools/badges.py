@@ -16,7 +16,8 @@ def badges(path):
     "The two badges of a notebook, in Markdown"
     place = f'{REPO}/blob/{BRANCH}/{path.resolve().relative_to(ROOT).as_posix()}'
     colab = f'[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{place})'
-    kaggle = f'[![Open in Kaggle]({KAGGLE}/static/images/open-in-kaggle.svg)]({KAGGLE}/kernels/welcome?src=https://github.com/{place})'
+    kernel = f'{KAGGLE}/kernels/welcome?src=https://github.com/{place}'
+    kaggle = f'[![Open in Kaggle]({KAGGLE}/static/images/open-in-kaggle.svg)]({kernel})'
     return f'{colab} {kaggle}'
 
 def badge_cell(nb): return next((c for c in nb.cells if 'colab-badge' in c.source), None)

@@ -1,7 +1,8 @@
 """The picture on the first page: a drawn radiograph, where a network saw a finding, and its probabilities.
 
 `python tools/first_look.py RUN` takes a run on phantoms, such as that of `cxr-demo`, and writes
-`nbs/images/first_look.jpg`. It shows the surest right call whose heatmap peaks in the box: a good case, as the page says."""
+`nbs/images/first_look.jpg`. It shows the surest right call whose heatmap peaks in the box: a good case, as the page
+says."""
 from pathlib import Path
 
 import pandas as pd

@@ -12,18 +12,26 @@ LIBRARY = ROOT/'cxr_nb'
 # A module imports only what stands before it.
 ORDER = """
 core labels
-data.phantom.tables data.phantom.canvas data.phantom.anatomy data.phantom.findings data.phantom.release data.downloads data.sources runs data.splits data.image_files data.dicom data.images data.cache data.augment data.batches data.gate data.indiana_reports data.indiana data.opening
+data.phantom.tables data.phantom.canvas data.phantom.anatomy data.phantom.findings data.phantom.release
+data.downloads data.sources runs data.splits data.image_files data.dicom data.images data.cache
+data.augment data.batches data.gate data.indiana_reports data.indiana data.opening
 data.verdicts data.release_checks data.file_checks data.duplicates data.run_checks data.checks
-models.registry models.weights models.published models.folding models.tabular models.views models.necks models.nets models.ensemble models.bundle models.peers
-metrics.predictions metrics.ranking metrics.operating metrics.bootstrap metrics.evaluation metrics.delong metrics.compare
-metrics.baselines metrics.multilabel metrics.thresholds metrics.guarantees metrics.calibration metrics.subgroups metrics.readers
+models.registry models.weights models.published models.folding models.tabular
+models.views models.necks models.nets models.ensemble models.bundle models.peers
+metrics.predictions metrics.ranking metrics.operating metrics.bootstrap metrics.evaluation
+metrics.delong metrics.compare
+metrics.baselines metrics.multilabel metrics.thresholds metrics.guarantees metrics.calibration
+metrics.subgroups metrics.readers
 metrics.audit metrics.label_errors
-training.losses training.recipe training.recipes training.state training.distributed training.parts training.folder training.capture
+training.losses training.recipe training.recipes training.state training.distributed
+training.parts training.folder training.capture
 training.callbacks training.finetuning training.run training.batch_size
-training.frozen training.judging training.engine training.series training.ensembling training.crossval training.gains training.costs
+training.frozen training.judging training.engine training.series training.ensembling
+training.crossval training.gains training.costs
 training.loggers environment
 explain.cam explain.boxes explain.sheet
-report.tables report.plots report.style report.sources report.eda report.statements report.checklists report.page report.members report.html report.card report.classes
+report.tables report.plots report.style report.sources report.eda report.statements
+report.checklists report.page report.members report.html report.card report.classes
 report.looking
 training.backbones
 deploy.predict deploy.export deploy.app deploy.picture deploy.web
