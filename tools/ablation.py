@@ -16,6 +16,7 @@ from cxr_nb.metrics.bootstrap import Estimate, bootstrap
 from cxr_nb.models.nets import over_batches
 from cxr_nb.models.views import in_views
 from cxr_nb.training.engine import train
+from cxr_nb.training.judging import predictions_of
 from cxr_nb.training.recipe import Stage
 from cxr_nb.training.recipes import change, strong
 
@@ -40,25 +41,20 @@ def whole_recipe(arch, size, weights, seed):
     head = Stage('frozen_head', 3, 1e-3, trainable=0, bs=256)
     return change(recipe, stages=[head, replace(whole, size=2*size//3), *rest])
 
-def predictions(run, part):
-    "Probabilities of the images of a part, in the order of their table"
-    table = pd.read_csv(run.path/f'predictions_{part}.csv', index_col='image')
-    return table.loc[run.part(part).index, [f'prob_{o}' for o in run.recipe.findings]].to_numpy()
-
 def several_views(run, part):
     "Probabilities of the images of a part, each the mean over all views"
     model = run.model.eval()
     return over_batches(model, run.batches(part), lambda *xb: in_views(model, *xb).sigmoid())
 
-def scores(run, part, judge=predictions):
-    "Macro AUROC of a part, with its draws"
-    rows = run.part(part)
-    y = rows[run.recipe.findings].to_numpy()
-    return bootstrap(y, judge(run, part), rows.patient.to_numpy(), n_boot=1000)['auroc'].macro()
+def scores(run, part, judge=None):
+    "Macro AUROC of a part, with its draws: of what the run has left, or of what `judge` gives"
+    a = predictions_of(run, part)
+    p = judge(run, part) if judge else a.p
+    return bootstrap(a.y, p, a.patients, n_boot=1000)['auroc'].macro()
 
-def facts_of(run, judge=predictions):
-    "What the table needs of a run; views of a run that is trained already take no training"
-    seconds = sum(o['seconds'] for o in run.history) if judge is predictions else np.nan
+def facts_of(run, judge=None):
+    "What the table needs of a run; to judge one otherwise takes no training"
+    seconds = np.nan if judge else sum(o['seconds'] for o in run.history)
     return {'val': scores(run, 'val', judge), 'test': scores(run, 'test', judge), 'seconds': seconds}
 
 def mean_estimate(estimates):

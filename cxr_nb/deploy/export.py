@@ -46,12 +46,12 @@ class Whole(nn.Module):
     ):
         super().__init__()
         self.model = model
-    def forward(self, images): return self.model.in_views((images.float() - 255*MEAN)/(255*STD)).sigmoid()
+    def forward(self, images, rows=None):
+        return self.model.in_views((images.float() - 255*MEAN)/(255*STD), rows).sigmoid()
 
 class WithRows(Whole):
     "The same for a network that is told of age, sex or view: `rows` are float32 (N, 2k), as of `tabular`"
     inputs = ['images', 'rows']
-    def forward(self, images, rows): return self.model.in_views((images.float() - 255*MEAN)/(255*STD), rows).sigmoid()
 
 # %% ../../nbs/api/deploy/02_export.ipynb #255d2e25
 USE = 'Research and education only, never for clinical use.'

@@ -345,10 +345,6 @@ def over_batches(
     model.train(was)
     return gathered(torch.cat(out).cpu().numpy() if out else None)
 
-def _has_views(model):
-    "Does a model answer by several views of an image?"
-    return getattr(getattr(model, 'net', None), 'views', 1) > 1
-
 def probabilities(
     model:ChestModel, # On the device of the batches
     batches, # `Batches` in order, not shuffled
@@ -356,7 +352,7 @@ def probabilities(
     views:bool=True, # In all views of the network? Else in one
 )->np.ndarray: # float32 (n, C), 0..1
     "What the model says of each image"
-    f = model.in_views if views and _has_views(model) else model
+    f = model.in_views if views else model
     return over_batches(model, batches, lambda *xb: f(*xb).sigmoid(), progress, 'predict')
 
 def features(
