@@ -132,7 +132,14 @@ def test_module_form(run, env):
     assert said.returncode == 2 and said.stderr.count('\n') == 1
 
 def test_demo_in_small(run, tmp_path):
+    said = run('cxr-demo', '--out', tmp_path/'demo', '--n-images', 120, '--size', 64)
+    assert said.returncode == 0, said.stderr
+    assert (tmp_path/'demo'/'report.html').is_file() and 'synthetic' in said.stdout
+    assert 'drawn images alone' in (tmp_path/'demo'/'report.html').read_text()
+
+def test_demo_learns_its_first_weights_where_asked(run, tmp_path):
     said = run('cxr-demo', '--out', tmp_path/'demo', '--n-images', 120, '--pretrain-images', 80, '--pretrain-epochs', 1,
                '--size', 64)
     assert said.returncode == 0, said.stderr
-    assert (tmp_path/'demo'/'report.html').is_file() and 'synthetic' in said.stdout
+    assert 'first weights: learnt on 80 other synthetic images' in said.stdout
+    assert 'pretrain: validation macro AUROC' in said.stdout and (tmp_path/'demo'/'pretrain'/'model.safetensors').is_file()

@@ -122,7 +122,8 @@ def test_gradcam(run, made, tmp_path, name):
 @pytest.mark.parametrize('name', RECIPES)
 def test_export(run, made, files, tmp_path, name):
     from cxr_nb.deploy.export import load_onnx
-    from cxr_nb.deploy.predict import known_rows, load_classifier, probabilities_of
+    from cxr_nb.deploy.predict import load_classifier, probabilities_of
+    from cxr_nb.models.tabular import known_rows
     said = run('cxr-export', '--run', made(name), '--out', tmp_path/'model.onnx')
     assert said.returncode == 0, said.stderr
     assert float(re.search(r'from PyTorch: (\S+)', said.stdout)[1]) <= 1e-4
@@ -130,7 +131,7 @@ def test_export(run, made, files, tmp_path, name):
     images = np.random.default_rng(0).integers(0, 256, (3, clf.model.size, clf.model.size), dtype=np.uint8)
     assert other.told == list(clf.model.net.tabular)
     for known in ([{}]*3, [dict(age=70, sex='F', view='AP'), dict(view='PA'), {}]):
-        rows = known_rows(clf, known)
+        rows = known_rows(clf.model, known)
         assert np.abs(probabilities_of(clf, images, rows) - other.probabilities_of(images, known)).max() < 1e-4
 
 @needs_browser

@@ -25,9 +25,9 @@ from ..labels import none_name
 from ..data.augment import normalise
 from ..data.phantom.anatomy import phantom_body
 from ..data.phantom.findings import phantom_image
-from ..models.tabular import CODES
+from ..models.tabular import CODES, known_rows
 from ..runs import unfinished
-from .predict import Classifier, known_rows, load_classifier, probabilities_of
+from .predict import Classifier, load_classifier, probabilities_of
 
 # %% ../../nbs/api/deploy/03_app.ipynb #bb90d990
 @dataclass
@@ -49,12 +49,14 @@ def answer(
     "Ask the classifier, once"
     if verdict.status == 'refused': return Answer(name, verdict)
     image = to_square(pixels, clf.model.size)
-    probs = probabilities_of(clf, image[None], known_rows(clf, [known or {}]))[0]
-    return Answer(name, verdict, image, probs, _maps(clf, image))
+    tab = known_rows(clf.model, [known or {}])
+    probs = probabilities_of(clf, image[None], tab)[0]
+    return Answer(name, verdict, image, probs, _maps(clf, image, tab))
 
-def _maps(clf, image):
+def _maps(clf, image, tab):
     "Heatmaps of all findings, or None where the network keeps no map"
-    try: cams = gradcam(clf.model, normalise(torch.from_numpy(np.array(image[None, None]))))
+    x = normalise(torch.from_numpy(np.array(image[None, None])))
+    try: cams = gradcam(clf.model, x, tab=tab)
     except ExplainError: return None
     return (cams[0]*255).round().astype(np.uint8)
 

@@ -27,11 +27,11 @@ from ..data.images import to_square
 from ..core import CxrError, as_json, file_sha256, read_json, whole_file, write_json, write_whole
 from ..data.augment import MEAN, STD
 from ..models.weights import ModelError
-from ..models.tabular import check_columns, tabular
+from ..models.tabular import check_columns, known_rows, tabular
 from ..models.bundle import check_config, read_config
 from ..data.phantom.anatomy import phantom_body
 from ..data.phantom.findings import phantom_image
-from .predict import Classifier, known_rows, load_classifier, probabilities_of
+from .predict import Classifier, load_classifier, probabilities_of
 from ..report.card import write_model_card
 
 # %% ../../nbs/api/deploy/02_export.ipynb #fd391b53
@@ -159,7 +159,7 @@ def parity(
     known = [{} if i % 2 else dict(age=20 + i, sex='FM'[i//2 % 2], view='AP') for i in range(len(images))]
     one_by_one = [other.probabilities_of(images[i:i + 1], known[i:i + 1]) for i in range(len(images))]
     given = np.stack([other.probabilities_of(images, known), np.concatenate(one_by_one)])
-    rows = known_rows(clf, known if other.told else [{}]*len(images))
+    rows = known_rows(clf.model, known if other.told else [{}]*len(images))
     return float(np.abs(given - probabilities_of(clf, images, rows)).max())
 
 # %% ../../nbs/api/deploy/02_export.ipynb #1587090f

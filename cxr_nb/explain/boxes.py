@@ -60,6 +60,7 @@ def box_maps(
     size:int=128, # Side of the maps that are returned, in cells; a pair takes 4 x size^2 bytes
     bs:int=32, # Images a batch
     frame:int=BOX_FRAME, # Side of the frame that the boxes are in, in pixels
+    tab:np.ndarray=None, # What is known beside the images, as of `told`; nothing if not given
 )->tuple: # Pairs (image, finding, and the peak x, y in the frame), and their maps, float32 (P, size, size) in 0..1
     "The Grad-CAM of every boxed pair among these images: its peak at the size of the image, and the map on a grid"
     row = {name: i for i, name in enumerate(images)}
@@ -73,8 +74,10 @@ def box_maps(
     for start in range(0, len(names), bs):
         batch = names[start:start + bs]
         some = pairs[pairs.image.isin(batch)]
-        pixels = np.stack([gray[row[name]] for name in batch])
-        maps = pair_maps(model, pixels, layer, [batch.index(name) for name in some.image], some.finding)
+        at = [row[name] for name in batch]
+        pixels = np.stack([gray[i] for i in at])
+        rows = None if tab is None else tab[at]
+        maps = pair_maps(model, pixels, layer, [batch.index(name) for name in some.image], some.finding, rows)
         peaks.append(cam_peaks(maps, some, frame))
         grids.append(_to_grid(maps, size))
     return pd.concat(peaks, ignore_index=True), np.concatenate(grids)
@@ -294,11 +297,12 @@ def random_scores(
     seeds=(0, 1, 2), # A random network for each
     bs:int=32, # Images a batch
     frame:int=BOX_FRAME, # Side of the frame that the boxes are in, in pixels
+    tab:np.ndarray=None, # What is known beside the images, as of `told`; nothing if not given
 )->list: # A table a seed, as of `map_scores`, with `similarity` to the model's own maps
     "The scores of the same network with random weights"
     out = []
     for seed in seeds:
-        pairs, other = box_maps(randomised(model, seed), gray, images, boxes, maps.shape[-1], bs, frame)
+        pairs, other = box_maps(randomised(model, seed), gray, images, boxes, maps.shape[-1], bs, frame, tab)
         out.append(map_scores(pairs, other, boxes, frame=frame).assign(similarity=map_similarity(maps, other)))
     return out
 

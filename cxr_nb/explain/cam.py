@@ -22,6 +22,7 @@ from ..data.augment import normalise
 from ..data.gate import readable_pixels
 from ..data.images import to_square
 from ..models.ensemble import Ensemble
+from ..models.tabular import known_rows
 
 # %% ../../nbs/api/explain/01_cam.ipynb #ffbba1b5
 class ExplainError(CxrError):
@@ -106,12 +107,20 @@ def _has_grid(model, shape):
     return h == w > 1
 
 # %% ../../nbs/api/explain/01_cam.ipynb #3a934b75
-def _gradcam_package(model, x, layer, which):
+class _Told(nn.Module):
+    "A network of one input: what it is told beside the images is given once"
+    def __init__(self, model, tab):
+        super().__init__()
+        self.model = model
+        self.tab = tab
+    def forward(self, x): return self.model(x) if self.tab is None else self.model(x, self.tab)
+
+def _gradcam_package(model, x, layer, which, tab=None):
     "Grad-CAM of the findings numbered `which` by the package grad-cam: float32, (B, K, S, S)"
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     x = x.detach().clone().requires_grad_()
-    with torch.enable_grad(), GradCAM(model=model, target_layers=[layer], reshape_transform=_places(model)) as cam:
+    with torch.enable_grad(), GradCAM(_Told(model, tab), [layer], _places(model)) as cam:
         maps = [cam(input_tensor=x, targets=[ClassifierOutputTarget(k)]*len(x)) for k in which]
     return np.stack(maps, axis=1)
 
@@ -137,24 +146,24 @@ def pooled_linear(
     return weight if _same(maps.mean((2, 3)) @ weight.T, logits.float() - bias) else None
 
 # %% ../../nbs/api/explain/01_cam.ipynb #b300df00
-def _forward_cut(model, x, layer):
+def _forward_cut(model, x, layer, tab=None):
     "The layer's output, cut off from what came before it, and the logits that follow from it"
     kept = []
     def cut(module, given, out):
         kept.append(out.detach().requires_grad_())
         return kept[-1].clone() # what follows may work in place
     hook = layer.register_forward_hook(cut)
-    try: logits = model(x)
+    try: logits = _Told(model, tab)(x)
     finally: hook.remove()
     if not kept or not logits.requires_grad:
         raise ExplainError('the logits do not depend on this layer; name one that they do')
     return kept[-1], logits
 
-def _cells(model, x, layer, which, fast=None):
+def _cells(model, x, layer, which, fast=None, tab=None):
     "Grad-CAM before it is stretched, (B, K, h, w), from one forward pass; `fast=True` insists on a pooled-linear head"
     to_map = _places(model)
     with torch.inference_mode(False), torch.enable_grad():
-        leaf, logits = _forward_cut(model, x, layer)
+        leaf, logits = _forward_cut(model, x, layer, tab)
         maps = to_map(leaf.detach()).float()
         with torch.no_grad(): head = pooled_linear(model, maps, logits)
         if head is not None:
@@ -177,21 +186,22 @@ def gradcam(
     findings=None, # Names of the findings to explain; all of the model's if not given
     fast:bool=None, # True: insist on class activation maps; False: the package grad-cam; None: whatever the head allows
     layer=None, # Where the maps are taken; `cam_layer(model)` if not given
+    tab:torch.Tensor=None, # What is known beside the images, as of `known_rows`; nothing if not given
 )->np.ndarray: # float32 (B, K, S, S), each map in 0..1 of its own maximum; all 0 where nothing spoke for the finding
     "Grad-CAM of a batch. Raises `ExplainError` for an unknown finding or, with `fast=True`, an unsuitable head"
     which = _which(model, findings)
     x = x.to(next(model.parameters()).device)
     layer = layer or cam_layer(model)
-    if isinstance(model, Ensemble): return _mean_maps(model, x, [model.findings[k] for k in which], fast, layer)
+    if isinstance(model, Ensemble): return _mean_maps(model, x, [model.findings[k] for k in which], fast, layer, tab)
     with _untouched(model):
-        if fast is False: return _gradcam_package(model, x, layer, which)
-        return _fit_maps(_cells(model, x, layer, which, fast), x.shape[-2:])
+        if fast is False: return _gradcam_package(model, x, layer, which, tab)
+        return _fit_maps(_cells(model, x, layer, which, fast, tab), x.shape[-2:])
 
-def _mean_maps(model, x, names, fast, layers):
+def _mean_maps(model, x, names, fast, layers, tab=None):
     "The mean of the maps of an ensemble's members, stretched like each of them"
     maps = []
     for member, layer in zip(model.members, layers):
-        own = gradcam(member, model.resized(x, member), names, fast, layer)
+        own = gradcam(member, model.resized(x, member), names, fast, layer, model.rows_for(tab, member))
         maps.append(_fit_maps(own, x.shape[-2:]))
     return _fit_maps(np.mean(maps, axis=0), x.shape[-2:])
 
@@ -218,13 +228,15 @@ def pair_maps(
     layer, # As of `cam_layer`
     at, # Number of the image of each pair
     findings, # Finding of each pair
+    tab:np.ndarray=None, # What is known beside the images, as of `told`; nothing if not given
 )->np.ndarray: # float32 (P, S, S)
     "The map of each pair of an image and a finding"
     names = list(dict.fromkeys(findings))
     x = normalise(torch.as_tensor(images)[:, None]).to(next(model.parameters()).device)
+    if tab is not None: tab = torch.as_tensor(tab).to(x.device)
     asked = (at, [names.index(finding) for finding in findings])
-    if isinstance(model, Ensemble): return gradcam(model, x, names, layer=layer)[asked]
-    with _untouched(model): cells = _cells(model, x, layer, _which(model, names))
+    if isinstance(model, Ensemble): return gradcam(model, x, names, layer=layer, tab=tab)[asked]
+    with _untouched(model): cells = _cells(model, x, layer, _which(model, names), tab=tab)
     return _fit_maps(cells[asked][:, None], images.shape[1:])[:, 0]
 
 # %% ../../nbs/api/explain/01_cam.ipynb #9eb1314d
@@ -232,10 +244,13 @@ def grad_cam(
     clf, # A `Classifier`, as of `load_classifier`, or anything else with a `.model`
     image, # A file (PNG, JPEG, DICOM), or gray pixels uint8 (H, W)
     finding:str, # One of the model's
+    **known # For a network that is told them: age (years), sex ('F', 'M'), view ('PA', 'AP')
 )->np.ndarray: # float32 (S, S) in 0..1 of its own maximum, all 0 where nothing spoke for the finding
     "The heatmap of a finding in an image. Raises `CxrError` if the gate refuses it or the finding is unknown"
     pixels = to_square(readable_pixels(image), clf.model.size)
-    return gradcam(clf.model, normalise(torch.from_numpy(pixels)[None, None]), finding)[0, 0]
+    x = normalise(torch.from_numpy(pixels)[None, None])
+    tab = known_rows(clf.model, [known]) if known else None
+    return gradcam(clf.model, x, finding, tab=tab)[0, 0]
 
 # %% ../../nbs/api/explain/01_cam.ipynb #80a09a31
 def randomised(

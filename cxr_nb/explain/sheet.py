@@ -153,19 +153,23 @@ def show_cams(
     cases:pd.DataFrame, # image, finding, prob; threshold and true where known; as of `pick_cases`
     boxes:pd.DataFrame=None, # As of `read_boxes`
     cols:int=3, # Cases side by side
+    tab:np.ndarray=None, # What is known beside the images, as of `told`; nothing if not given
     **kwargs # More for `heatmap_sheet`
 )->Figure: # As of `heatmap_sheet`
     "Heatmaps of the cases, made from the model. Raises `ExplainError` if the image of a case is missing"
-    return heatmap_sheet(*_case_maps(model, gray, images, cases), cases, boxes, cols, **kwargs)
+    return heatmap_sheet(*_case_maps(model, gray, images, cases, tab), cases, boxes, cols, **kwargs)
 
-def _case_maps(model, gray, images, cases):
+def _case_maps(model, gray, images, cases, tab=None):
     "Images (N, S, S) and maps (N, S, S) of the cases"
     row = {name: i for i, name in enumerate(images)}
     for name in cases.image:
         if name not in row: raise ExplainError(f'{name}: is not among the given images')
-    pixels = np.stack([gray[row[name]] for name in cases.image])
+    at = [row[name] for name in cases.image]
+    pixels = np.stack([gray[i] for i in at])
+    rows = [None]*len(at) if tab is None else tab[at][:, None]
     layer = cam_layer(model)
-    maps = [pair_maps(model, a[None], layer, [0], [finding]) for a, finding in zip(pixels, cases.finding)]
+    maps = [pair_maps(model, a[None], layer, [0], [finding], known)
+            for a, finding, known in zip(pixels, cases.finding, rows)]
     return pixels, np.concatenate(maps)
 
 # %% ../../nbs/api/explain/03_sheet.ipynb #c6ea9765
@@ -281,7 +285,7 @@ class _Images:
 def _write_cases(run, cases, out, keep):
     "A PNG a case, and the sheet of the report"
     names = list(cases.image.unique())
-    images, cams = _case_maps(run.model, _Images(run.cache, names), names, cases)
+    images, cams = _case_maps(run.model, _Images(run.cache, names), names, cases, run.told(names))
     figures = run.path/'figures' if keep else out
     for folder in (out, figures): folder.mkdir(parents=True, exist_ok=True)
     heatmap_sheet(images, cams, cases, run.data.boxes).savefig(figures/'heatmaps.png', dpi=150)
@@ -295,8 +299,9 @@ def _localise(run, names, random, keep):
     boxes = boxes[boxes.image.isin(names) & boxes.finding.isin(run.recipe.findings)]
     if boxes.empty: return None
     gray = _Images(run.cache, names)
-    pairs, maps = box_maps(run.model, gray, names, boxes)
-    tries = random_scores(run.model, maps, gray, names, boxes, range(random))
+    tab = run.told(names)
+    pairs, maps = box_maps(run.model, gray, names, boxes, tab=tab)
+    tries = random_scores(run.model, maps, gray, names, boxes, range(random), tab=tab)
     prior_pairs, prior_maps = location_prior(boxes, patients)
     prior = map_scores(prior_pairs, prior_maps, boxes)
     scores = score_maps(map_scores(pairs, maps, boxes), patients, prior, tries)

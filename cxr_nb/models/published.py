@@ -13,6 +13,7 @@ import re
 from argparse import Namespace
 from collections import OrderedDict
 from difflib import get_close_matches
+from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,7 +24,7 @@ from torch import nn
 # %% ../../nbs/api/models/015_published.ipynb #68f1cb60
 from ..core import cache_home, file_sha256, one_at_a_time, read_json, write_json
 from ..data.augment import MEAN, STD
-from .registry import Entry, entries, entry_of, file_of
+from .registry import PACKAGE, Entry, entries, entry_of, file_of
 from .weights import (ModelError, check_reachable, fill_backbone, fold_first, is_reached, load_backbone,
                                    read_weights)
 
@@ -60,7 +61,8 @@ def check_fits(
 
 # %% ../../nbs/api/models/015_published.ipynb #9dcbf41c
 def _kept(entry):
-    "The file on this machine, where it was downloaded before; None if it was not"
+    "The file on this machine, where it was downloaded before, or came with the package; None if it is not here"
+    if entry.source == PACKAGE: return Path(str(files('cxr_nb')/entry.file))
     if entry.source.startswith('https:'):
         file = cache_home()/'weights'/entry.file
         return file if file.is_file() else None
@@ -104,7 +106,7 @@ def fetched(
     _refuse_unreached(entry)
     try: file = _kept(entry) or _downloaded(entry)
     except Exception as e: raise _not_had(entry, type(e).__name__) from None
-    _compare(entry, file)
+    if entry.source != PACKAGE: _compare(entry, file)
     return file
 
 def _downloaded(entry):

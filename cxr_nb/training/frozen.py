@@ -19,7 +19,7 @@ from ..core import one_at_a_time, write_json
 from ..data.batches import Batches, rank_world
 from ..data.splits import fingerprint
 from ..models.nets import features, over_batches
-from ..models.tabular import tabular
+from ..models.tabular import told
 from .callbacks import Scores
 from .distributed import main_first
 from .recipe import Stage, TrainError
@@ -235,7 +235,7 @@ def kept_batches(
     **kwargs # For `_KeptBatches`
 )->_KeptBatches: # Of that part
     "Batches of kept outputs of a part"
-    table, columns = run.part(part), list(run.recipe.net.tabular)
-    tab = tabular(table, columns) if columns else None
+    table = run.part(part)
+    tab = told(table, run.recipe.net.tabular)
     rows = run.split.index.get_indexer(table.index)
     return _KeptBatches(kept, rows, table[run.recipe.findings].to_numpy(), tab=tab, device=run.device, **kwargs)

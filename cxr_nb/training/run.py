@@ -30,7 +30,7 @@ from ..data.splits import check_split, fingerprint
 from ..models.bundle import convert_bundle, load_bundle, save_bundle, save_weights
 from ..models.ensemble import Ensemble
 from ..models.nets import ChestModel, make_model
-from ..models.tabular import tabular
+from ..models.tabular import told
 from ..models.weights import check_arch, read_weights
 from ..runs import RUN_FILES, RunError, clear_run, refuse_older, refuse_overwriting, refuse_resuming, run_lock
 from .callbacks import precision_callbacks
@@ -92,9 +92,8 @@ class Run:
         return part(self.data.table, self.cache, self.split, name)
     def batches_of(self, table, bs=None, size=None, **kwargs):
         "Batches of some images: what the network is given, and the labels; in order unless `train=True`"
-        columns = list(self.recipe.net.tabular)
         y = table.reindex(columns=self.recipe.findings, fill_value=0).to_numpy() # other data may lack some
-        tab = tabular(table, columns) if columns else None
+        tab = told(table, self.recipe.net.tabular)
         rows = self.cache.rows(table.index)
         size = size or self.recipe.size
         bs = bs or pass_batch(self.device, size)
@@ -104,6 +103,9 @@ class Run:
     def batches(self, name, bs=None, **kwargs):
         "Batches of a part in order, as in judging"
         return self.batches_of(self.part(name), bs, **kwargs)
+    def told(self, images):
+        "What the network is told of images by name: float32 (N, 2k), or None where it is told nothing"
+        return told(self.data.table.loc[images], self.recipe.net.tabular)
 
 # %% ../../nbs/api/training/07_run.ipynb #dd7da53e
 def _versions():
@@ -276,10 +278,9 @@ def _cache(data, recipe, home, progress):
 def _new_model(recipe, train, goes_on):
     "The network at the start, for these training images"
     begin = not goes_on and recipe.weights not in (None, 'none')
-    columns = recipe.net.tabular
     return make_model(recipe.net, weights=recipe.weights if begin else None, seed=recipe.seed,
                       prevalence=train[recipe.findings].mean().to_numpy(),
-                      rows=tabular(train, columns) if columns else None)
+                      rows=told(train, recipe.net.tabular))
 
 def restore(
     run:Run, # Changed in place
