@@ -6,9 +6,9 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/bench/rows.html.md"""
 
 # %% auto #0
 __all__ = ['GRID', 'loader_vs_torchxrayvision', 'loader_vs_fastai', 'loader_vs_torchxrayvision_workers', 'cache_vs_pil',
-           'reading_vs_pillow', 'epoch_vs_bare_loop', 'bfloat16_vs_float32', 'frozen_stage_vs_forward_pass',
-           'inference_vs_timm', 'real_labels', 'bootstrap_vs_roc_auc_score', 'thresholds_vs_grid',
-           'gradcam_vs_one_by_one', 'startup']
+           'reading_vs_pillow', 'epoch_vs_bare_loop', 'demo_stages', 'bfloat16_vs_float32',
+           'frozen_stage_vs_forward_pass', 'inference_vs_timm', 'real_labels', 'bootstrap_vs_roc_auc_score',
+           'thresholds_vs_grid', 'gradcam_vs_one_by_one', 'startup']
 
 # %% ../../nbs/api/bench/03_rows.ipynb #b0109c89
 import subprocess, sys, tempfile
@@ -163,11 +163,24 @@ def epoch_vs_bare_loop(
     else: name, kind, bs, n, turns = 'epoch_vs_bare_loop', 'fastest', 32, 6, 2*s.repeats
     stage, n = Stage('epoch', 1, 1e-4, bs=s.pick(bs, 8)), s.pick(n, 2)
     run = bench_run(s, 2*(n + 1)*stage.bs, name, device)
+    return _race_epoch(name, run, stage, n, kind, s.pick(turns, 1), 1.35)
+
+def _race_epoch(name, run, stage, n, kind, turns, bar=None):
+    "The `Learner` against the bare loop, n batches a turn"
+    device = run.device.type
     def speed(copy): return pace(copy(run, stage, n)[1], stage.bs, device)
-    note = (f'batch {stage.bs}, {s.size} px, {best_precision(device)}; the {kind} of {n} batches a turn; '
+    note = (f'batch {stage.bs}, {run.recipe.size} px, {best_precision(device)}; the {kind} of {n} batches a turn; '
             'difference: logits after one step')
-    return race(name, lambda: speed(trained_copy), lambda: speed(bare_copy), 1.35, device=device,
-                difference=_one_step(run, stage), note=note, repeats=s.pick(turns, 1))
+    return race(name, lambda: speed(trained_copy), lambda: speed(bare_copy), bar, device=device,
+                difference=_one_step(run, stage), note=note, repeats=turns)
+
+def demo_stages(
+    s:Setup # Images and sizes
+)->Row: # In images/s
+    "A training epoch of the small network of `cxr-demo`, against the same bare loop"
+    stage = replace(STAGED[1], bs=s.pick(STAGED[1].bs, 8))
+    run = bench_run(s, s.pick(1500, 72), 'demo', arch='resnet10t', weights='phantom', size=s.pick(128, 64))
+    return _race_epoch('demo_stages', run, stage, s.pick(20, 2), 'fastest', s.repeats)
 
 # %% ../../nbs/api/bench/03_rows.ipynb #1ffa85bf
 def bfloat16_vs_float32(

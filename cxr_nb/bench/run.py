@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 # %% ../../nbs/api/bench/05_run.ipynb #32d2b52d
 from .cards import captured_vs_eager, gpu_epoch_vs_bare_loop, gpu_release
 from .race import (BenchError, bench_table, hardware, join_bench, read_bench, row_line, write_bench)
-from .rows import (bfloat16_vs_float32, bootstrap_vs_roc_auc_score, cache_vs_pil, epoch_vs_bare_loop,
+from .rows import (bfloat16_vs_float32, bootstrap_vs_roc_auc_score, cache_vs_pil, demo_stages,
+                               epoch_vs_bare_loop,
                                frozen_stage_vs_forward_pass, gradcam_vs_one_by_one, inference_vs_timm,
                                loader_vs_fastai, loader_vs_torchxrayvision, loader_vs_torchxrayvision_workers,
                                reading_vs_pillow, startup, thresholds_vs_grid)
@@ -27,7 +28,7 @@ from .setup import Setup
 
 # %% ../../nbs/api/bench/05_run.ipynb #401cb32c
 BENCHES = {f.__name__: f for f in (
-    loader_vs_torchxrayvision, loader_vs_fastai, cache_vs_pil, epoch_vs_bare_loop, inference_vs_timm,
+    loader_vs_torchxrayvision, loader_vs_fastai, cache_vs_pil, epoch_vs_bare_loop, demo_stages, inference_vs_timm,
     frozen_stage_vs_forward_pass, bootstrap_vs_roc_auc_score, thresholds_vs_grid, gradcam_vs_one_by_one, startup,
     loader_vs_torchxrayvision_workers, reading_vs_pillow, bfloat16_vs_float32, gpu_epoch_vs_bare_loop,
     captured_vs_eager, gpu_release)}
