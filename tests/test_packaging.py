@@ -28,6 +28,7 @@ def test_build(tmp_path):
     assert len(list(tmp_path.glob('*.tar.gz'))) == 1
     names = zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist()
     assert {'cxr_nb/nih_test_patients.txt', 'cxr_nb/checklists.json', 'cxr_nb/statements.csv', 'cxr_nb/weights.csv',
+            'cxr_nb/phantom_weights.safetensors',
             'cxr_nb/indiana_classes.csv',
             'cxr_nb/indiana_reference.csv'} <= set(names)
     assert any(o.endswith('entry_points.txt') for o in names) and any('LICENSE' in o for o in names)

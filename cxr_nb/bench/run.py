@@ -28,9 +28,9 @@ from .setup import Setup
 
 # %% ../../nbs/api/bench/05_run.ipynb #401cb32c
 BENCHES = {f.__name__: f for f in (
-    loader_vs_torchxrayvision, loader_vs_fastai, cache_vs_pil, epoch_vs_bare_loop, demo_stages, inference_vs_timm,
+    loader_vs_torchxrayvision, loader_vs_fastai, cache_vs_pil, epoch_vs_bare_loop, inference_vs_timm,
     frozen_stage_vs_forward_pass, bootstrap_vs_roc_auc_score, thresholds_vs_grid, gradcam_vs_one_by_one, startup,
-    loader_vs_torchxrayvision_workers, reading_vs_pillow, bfloat16_vs_float32, gpu_epoch_vs_bare_loop,
+    loader_vs_torchxrayvision_workers, reading_vs_pillow, demo_stages, bfloat16_vs_float32, gpu_epoch_vs_bare_loop,
     captured_vs_eager, gpu_release)}
 
 def run_bench(
