@@ -12,11 +12,13 @@ __all__ = ['GRID', 'loader_vs_torchxrayvision', 'loader_vs_fastai', 'loader_vs_t
 
 # %% ../../nbs/api/bench/03_rows.ipynb #b0109c89
 import subprocess, sys, tempfile
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import joblib, numpy as np, pandas as pd, torch
+from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 
 # %% ../../nbs/api/bench/03_rows.ipynb #d6c58932
@@ -108,6 +110,13 @@ def loader_vs_torchxrayvision_workers(
 def _bare_resize(path, size): return np.asarray(Image.open(path).convert('L').resize((size, size)))
 def _bare_done(path, size): _bare_resize(path, size) # keeps the pixels in its process
 
+@contextmanager
+def _processes(n):
+    "Worker processes that end with the block; joblib alone keeps them for minutes, and who started them waits"
+    try:
+        with joblib.Parallel(n, batch_size=16) as pool: yield pool
+    finally: get_reusable_executor().shutdown(wait=True)
+
 def cache_vs_pil(
     s:Setup # Images and sizes
 )->Row: # In images/s
@@ -120,7 +129,7 @@ def cache_vs_pil(
     note = (f'{n} threads, {n} processes; {megabytes:.2f} MB a file; '
             'difference: mean, of 255 gray levels (area, bicubic)')
     def build(): build_cache(files, tempfile.mkdtemp(dir=s.folder), size, n, progress=False)
-    with joblib.Parallel(n, batch_size=16) as pool:
+    with _processes(n) as pool:
         def bare(): pool(joblib.delayed(_bare_done)(path, size) for path in files.values())
         bare()
         return race('cache_vs_pil', rate(build, len(files)), rate(bare, len(files)), .9, difference=diff, note=note,
