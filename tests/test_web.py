@@ -1,6 +1,6 @@
 """The page of cxr-export --web in headless Chromium: the numbers of Python, its refusals, one host only, a phone, and
 steady memory. CXR_WEB_FILES=50 compares that many files."""
-import os, shutil, subprocess, sys, threading
+import os, shutil, threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -21,7 +21,7 @@ class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args): pass
 
 @pytest.fixture(scope='module')
-def site(trained, env, tmp_path_factory):
+def site(trained, run, tmp_path_factory):
     "The folder of the page"
     out = tmp_path_factory.mktemp('web')
     runtime = os.environ.get('CXR_WEB_RUNTIME')
@@ -31,9 +31,7 @@ def site(trained, env, tmp_path_factory):
                 f'no npm on this machine, which fetches {RUNTIME}; CXR_WEB_RUNTIME may name a folder that has it')
         try: write_runtime(runtime := out/'runtime')
         except CxrError as e: pytest.skip(f'no runtime for the browser: {e}')
-    said = subprocess.run(
-        [sys.executable, '-c', 'from cxr_nb.commands.use import cxr_export; raise SystemExit(cxr_export())', '--run',
-         str(trained), '--web', str(out/'page'), '--runtime', str(runtime)], env=env, capture_output=True, text=True)
+    said = run('cxr-export', '--run', trained, '--web', out/'page', '--runtime', runtime)
     assert said.returncode == 0 and 'http.server' in said.stdout, said.stderr
     return out/'page'
 
