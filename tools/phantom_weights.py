@@ -1,8 +1,8 @@
 """Train the weights that come with the package, `--weights phantom`, and write them as half-precision numbers.
 
 `python tools/phantom_weights.py RUNS` draws 20,000 images of patients that no demo and no chapter has, trains the
-network of `cxr-demo` on them and writes `cxr_nb/phantom_weights.safetensors`. One thread and bfloat16 are the fastest
-on a processor that has it; `--precision float32` serves on any other."""
+network of `cxr-demo` on them and writes `cxr_nb/phantom_weights.safetensors`. It takes one thread, since bfloat16 on
+several waits long beside other work; `--precision float32` serves on a processor without it."""
 from dataclasses import replace
 from pathlib import Path
 

@@ -20,10 +20,9 @@ from tqdm.auto import tqdm
 from .cards import captured_vs_eager, gpu_epoch_vs_bare_loop, gpu_release
 from .race import (BenchError, bench_table, hardware, join_bench, read_bench, row_line, write_bench)
 from .rows import (bfloat16_vs_float32, bootstrap_vs_roc_auc_score, cache_vs_pil, demo_stages,
-                               epoch_vs_bare_loop,
-                               frozen_stage_vs_forward_pass, gradcam_vs_one_by_one, inference_vs_timm,
-                               loader_vs_fastai, loader_vs_torchxrayvision, loader_vs_torchxrayvision_workers,
-                               reading_vs_pillow, startup, thresholds_vs_grid)
+                               epoch_vs_bare_loop, frozen_stage_vs_forward_pass, gradcam_vs_one_by_one,
+                               inference_vs_timm, loader_vs_fastai, loader_vs_torchxrayvision,
+                               loader_vs_torchxrayvision_workers, reading_vs_pillow, startup, thresholds_vs_grid)
 from .setup import Setup
 
 # %% ../../nbs/api/bench/05_run.ipynb #401cb32c
