@@ -35,6 +35,6 @@ def main(
     torch.set_num_threads(1)
     recipe = demo_recipe(ENTRY.arch, ENTRY.pixels, seed=1)
     other = phantom_data(n_images, ENTRY.pixels, 1, enrich=1., first_patient=150_001)
-    run = train(other, replace(pretraining(recipe, epochs), precision=precision), Path(runs)/'phantom_weights')
+    run = train(other, replace(pretraining(recipe, epochs, bs=32), precision=precision), Path(runs)/'phantom_weights')
     save_file(backbone_of(run.path/'model.safetensors'), OUT)
     print(f'{OUT}: {OUT.stat().st_size/1e6:.2f} MB, validation AUROC {run.history[-1]["auroc"]:.3f}')

@@ -229,12 +229,13 @@ def demo_recipe(
 def pretraining(
     recipe, # As of `demo_recipe`
     epochs:int, # Passes over the images
+    bs:int=16, # Images a batch: few, since there are few steps
 )->object: # A `Recipe` for the same network, from random weights
     "What takes the place of ImageNet: one stage on images with many findings"
     from cxr_nb.data.augment import Augment
     from cxr_nb.training.recipe import Split, Stage
     mild = Augment(degrees=4, shift=.03, scale=.06, brightness=.06, contrast=.12)
-    stage = Stage('pretrain', epochs, 5e-3, bs=32, bn='train', schedule='one_cycle')
+    stage = Stage('pretrain', epochs, 5e-3, bs=bs, bn='train', schedule='one_cycle')
     return replace(recipe, stages=[stage], weights='none', split=Split('random', val=.1, test=0.), augment=mild)
 
 # %% ../../nbs/api/commands/03_train.ipynb #7f128a72
