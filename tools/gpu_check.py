@@ -3,7 +3,8 @@
 `python tools/gpu_check.py --out gpu.json` prints a row as soon as it is measured. Where no card is at hand the same
 rows run on the processor in tiny sizes, to show that they work, and have no verdict. A row that no longer fits into
 the time is left out, and says so."""
-import copy, tempfile, time
+import copy, sys, tempfile, time, traceback
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from fastcore.script import call_parse
 from cxr_nb.bench.race import Row, hardware, write_bench
 from cxr_nb.bench.setup import bare_copy, pace, renamed, settle, trained_copy
 from cxr_nb.data.sources import phantom_data
-from cxr_nb.models.folding import unfold_batchnorm
+from cxr_nb.models.folding import folded_together, unfold_batchnorm
 from cxr_nb.models.nets import device_named
 from cxr_nb.training.callbacks import Clock, best_precision
 from cxr_nb.training.capture import CapturedSteps
@@ -23,8 +24,8 @@ from cxr_nb.training.run import start_run
 
 class Check:
     "Sizes, a scratch folder and the time that is left"
-    def __init__(self, folder, device, minutes):
-        self.folder, self.device = Path(folder), torch.device(device)
+    def __init__(self, folder, device, minutes, images=28_030):
+        self.folder, self.device, self.images = Path(folder), torch.device(device), images
         self.card = self.device.type == 'cuda'
         self.size = 224 if self.card else 64
         self.arch = 'mobilenetv2_100' if self.card else 'mobilenetv2_050'
@@ -43,20 +44,30 @@ class Check:
     def wait(self):
         if self.card: torch.cuda.synchronize()
 
+@contextmanager
+def exact():
+    "Arithmetic of a card that gives the same bits each time, in full float32"
+    was = (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
+    def now(allow, benchmark, deterministic):
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = allow, benchmark
+        torch.backends.cudnn.deterministic = deterministic
+    now(False, False, True)
+    try: yield
+    finally: now(*was)
+
 def folding(check):
     """Logits and gradients of the folded network against the plain one, in float32. The gradients of this random
     network are some 1 % off those of float64 either way"""
     run = check.run(200)
     x, y = next(iter(run.batches('train', bs=16)))
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     answers = []
     for change in (lambda model: model, unfold_batchnorm):
         model = change(copy.deepcopy(run.model)).eval()
-        logits = model(x)
-        torch.nn.functional.binary_cross_entropy_with_logits(logits, y).backward()
+        with exact(), folded_together(model):
+            logits = model(x)
+            torch.nn.functional.binary_cross_entropy_with_logits(logits, y).backward()
         slopes = torch.cat([p.grad.flatten() for p in model.parameters()])
         answers.append((logits.detach(), slopes))
-    torch.backends.cudnn.allow_tf32 = True
     (a, slope_a), (b, slope_b) = answers
     apart = float((a - b).abs().max()/b.abs().max())
     steep = float((slope_a - slope_b).norm()/slope_b.norm())
@@ -76,25 +87,32 @@ def training(check):
         yield Row(f'training_{bs}_vs_bare_loop', ours, peer, ours/peer, bar, 'higher', 'images/s', check.device.type, 2,
                   [min(ratios), max(ratios)], note=f'{check.size} px, {best_precision(check.device)}')
 
+def twenty_steps(check, run, capture):
+    "All weights after 20 steps, and whether they were recorded"
+    stage = Stage('steps', 1, 1e-4, bs=check.pick(16, 8))
+    recipe = change(run.recipe, capture=capture, precision='float32')
+    one = replace(run, model=copy.deepcopy(run.model), recipe=recipe)
+    steps, clock = CapturedSteps(None if check.card else warm_up), Clock(20)
+    more = [clock] if check.card or not capture else [steps, clock] # without a card nothing is recorded by itself
+    learn = net_learner(one, stage, more)
+    with exact(), learn.no_logging(), learn.no_bar(): learn.fit(21, stage.lr)
+    found = getattr(learn, 'captured_steps', None)
+    return torch.cat([p.detach().flatten() for p in one.model.parameters()]), bool(found and found.engaged)
+
 def captured(check):
-    "Weights after 20 steps with recorded steps against plain ones, in float32; and whether the record was used"
-    run, stage = check.run(400), Stage('steps', 1, 1e-4, bs=check.pick(16, 8))
-    ends, engaged = [], []
-    for capture in (True, False):
-        recipe = change(run.recipe, capture=capture, precision='float32')
-        one = replace(run, model=copy.deepcopy(run.model), recipe=recipe)
-        steps, clock = CapturedSteps(None if check.card else warm_up), Clock(20)
-        more = [clock] if check.card or not capture else [steps, clock] # without a card nothing is recorded by itself
-        learn = net_learner(one, stage, more)
-        with learn.no_logging(), learn.no_bar(): learn.fit(21, stage.lr)
-        found = getattr(learn, 'captured_steps', None)
-        engaged.append(bool(found and found.engaged))
-        ends.append(torch.cat([p.detach().flatten() for p in one.model.parameters()]))
-    apart = float((ends[0] - ends[1]).norm()/ends[1].norm())
+    """Weights after 20 steps with recorded steps against plain ones, in float32, with the images on the device and on
+    the disk; and whether the record was used"""
+    run = check.run(400)
+    ours, engaged = twenty_steps(check, run, True)
+    disk, from_disk = twenty_steps(check, replace(run, on_device=run.cache.images), True)
+    plain, not_engaged = twenty_steps(check, run, False)
+    again, _ = twenty_steps(check, run, False)
+    apart, between, noise = (float((o - plain).norm()/plain.norm()) for o in (ours, disk, again))
     kind = check.device.type
-    right = float(engaged == [True, False])
+    right = float(engaged and from_disk and not not_engaged)
     yield Row('captured_engaged', right, None, right, 1, 'higher', 'yes', kind, 1)
-    yield Row('captured_vs_eager_weights', apart, None, apart, 1e-4, 'lower', 'relative', kind, 1)
+    for name, value in dict(captured_vs_eager_weights=apart, captured_from_disk_weights=between).items():
+        yield Row(name, value, noise, value, 1e-4, 'lower', 'relative', kind, 1, note='beside it plain against plain')
 
 def warm_up(network, inputs, allow_unused_input):
     "What recording does on a processor: its passes, and no graph"
@@ -112,7 +130,7 @@ def forward(check):
         turns = []
         for _ in range(check.pick(8, 2)):
             began = time.perf_counter()
-            model(x)
+            with folded_together(model): model(x)
             check.wait()
             turns.append(bs/(time.perf_counter() - began))
         speed.append(max(turns))
@@ -121,7 +139,7 @@ def forward(check):
               note=f'batch {bs}, {check.size} px, float32')
 
 def release(check):
-    "All three stages from a ready cache, published batch sizes; 28,030 images, a quarter of the release"
+    "All three stages from a ready cache, published batch sizes"
     yield from stages(check, STAGED, '')
 
 def release_auto(check):
@@ -130,7 +148,7 @@ def release_auto(check):
 
 def stages(check, todo, suffix):
     "Minutes of each stage"
-    n = check.pick(28_030, 120)
+    n = check.pick(check.images, 120)
     run = check.run(n)
     check.wait()
     for stage in todo:
@@ -145,39 +163,47 @@ def stages(check, todo, suffix):
 
 # Seconds that each takes, about
 CHECKS = dict(folding=(folding, 20), captured=(captured, 30), training=(training, 90), forward=(forward, 20),
-              release=(release, 120), release_auto=(release_auto, 80))
+              release=(release, 70), release_auto=(release_auto, 40))
 
 def verdict(row, card):
     "What a reader wants to know of a row"
     if not card: return 'no card'
     return {None: '', True: 'holds', False: 'MISSED'}[row.holds]
 
-def show(rows, card, about):
-    "Print rows as they come; all of them"
-    kept = []
+def show(rows, kept, card, about):
+    "Print rows as they come, and keep them"
     for row in rows:
         peer = '' if row.peer is None else f'{row.peer:.4g}'
         bar = '' if row.bar is None else f'bar {row.bar:g}'
         print(f'{row.name:28} {row.ours:10.4g} {peer:>10} {row.ratio:8.3g} {row.unit:10} {bar:10} '
               f'{verdict(row, card):8} {row.note}', flush=True)
         kept.append(replace(row, hardware=about))
-    return kept
+
+def run_one(name, work):
+    "Names of what failed; a check that fails does not keep the others from running"
+    try: work()
+    except Exception:
+        traceback.print_exc()
+        return [name]
+    return []
 
 @call_parse
 def main(
     out:str=None, # A JSON file for the rows, as `cxr-bench` writes them
     minutes:float=8, # All of it takes at most about so long
     only:str='', # Names of checks, with commas between them
+    images:int=28_030, # Of the stages; a quarter of the release if not given, 112120 for all of it
     device:str=None, # 'cuda' where there is a card, else 'cpu'
 ):
     "Check and time everything that needs a graphics card"
     device = device_named(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    about, rows = hardware(), []
+    about, rows, failed = hardware(), [], []
     print(', '.join(f'{k}: {v}' for k, v in about.items()), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        check = Check(folder, device, minutes)
+        check = Check(folder, device, minutes, images)
         for name in [o for o in only.split(',') if o] or CHECKS:
             f, needs = CHECKS[name]
             if check.card and check.left < needs: print(f'{name}: left out, no time', flush=True)
-            else: rows += show(f(check), check.card, about)
-    if out: write_bench(rows, Path(out))
+            else: failed += run_one(name, lambda: show(f(check), rows, check.card, about))
+            if out: write_bench(rows, Path(out))
+    if failed: sys.exit(f'failed: {", ".join(failed)}')

@@ -9,6 +9,7 @@ __all__ = ['MEAN', 'STD', 'AUGMENT_RULES', 'STILL', 'normalise', 'Augment', 'dra
 
 # %% ../../nbs/api/data/06_augment.ipynb #4e4c46a0
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2, numpy as np, torch
 import torch.nn.functional as F
@@ -74,11 +75,18 @@ def _warp_cv(x, m, size):
         cv2.warpAffine(image, matrix, (size, size), target, flags, cv2.BORDER_CONSTANT, 0)
     return out
 
+@lru_cache(8)
+def _places(size, device):
+    "Across, down and 1 for each pixel of an image, (size*size, 3); -1 and 1 are its sides"
+    still = torch.eye(2, 3, device=device)[None]
+    grid = F.affine_grid(still, (1, 1, size, size), align_corners=False)
+    return F.pad(grid.reshape(-1, 2), (0, 1), value=1.)
+
 def _warp_torch(x, m, size):
     "`grid_sample` on uint8 (B, 1, H, H), on whatever device it is"
     theta = m.clone()
     theta[:, :, 2] *= 2
-    grid = F.affine_grid(theta, (len(x), 1, size, size), align_corners=False)
+    grid = (_places(size, x.device) @ theta.mT).reshape(len(x), size, size, 2)
     return F.grid_sample(x.float(), grid, mode='bilinear', padding_mode='zeros', align_corners=False)
 
 # %% ../../nbs/api/data/06_augment.ipynb #74ce6a54

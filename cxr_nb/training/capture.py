@@ -8,12 +8,15 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/training/capture.html.md"""
 __all__ = ['Step', 'no_memory', 'capture', 'CapturedSteps']
 
 # %% ../../nbs/api/training/063_capture.ipynb #1a1dbcfb
+import warnings
 from collections.abc import Callable
 
 import torch
 from fastai.callback.core import Callback
 
 # %% ../../nbs/api/training/063_capture.ipynb #59569279
+from ..data.batches import MAKING
+from ..models.folding import folded_together
 from .state import random_state, set_random_state
 
 # %% ../../nbs/api/training/063_capture.ipynb #758441c0
@@ -36,7 +39,14 @@ class _Pass(torch.nn.Module):
     def __init__(self, network):
         super().__init__()
         self.network = network
-    def forward(self, *inputs): return self.network(*inputs)
+        self.out = None
+    def forward(self, *inputs):
+        with folded_together(self.network): self.out = self.network(*inputs)
+        return self.out
+    def let_go(self):
+        "Forget what autograd knows of the last pass, since each step adds its gradients on the stream of that step"
+        if self.out is not None and not self.out._is_view(): self.out.detach_()
+        self.out = None
 
 def no_memory(
     e:BaseException # Any
@@ -59,7 +69,11 @@ def capture(
     copies = tuple(o.clone() for o in inputs)
     mixed = torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False)
     try:
-        with mixed: replay = record(_Pass(step.module), copies, allow_unused_input=True)
+        seen = _Pass(step.module)
+        with mixed, MAKING, warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'The AccumulateGrad node') # of the recording; `let_go` is for the steps
+            replay = record(seen, copies, allow_unused_input=True)
+        seen.let_go()
         step.replay[tuple(o.shape for o in inputs)] = replay
         return ''
     except (RuntimeError, AssertionError) as e: # of CUDA, or of a hook that cannot be recorded
