@@ -1,4 +1,4 @@
-"""What nbdev is given for this project: tests that start ready, and pages with signatures as tables, one link instead of two, and no times.
+"""What nbdev is given: tests that start ready, pages with signatures as tables, one link instead of two.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/site.html.md"""
 
