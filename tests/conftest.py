@@ -14,10 +14,6 @@ READY = ['cxr_nb.cli', 'cxr_nb.commands.use', 'cxr_nb.training.crossval', 'cxr_n
          'cxr_nb.explain.sheet', 'cxr_nb.report.card', 'cxr_nb.deploy.predict', 'cxr_nb.data.checks',
          'cxr_nb.deploy.export', 'accelerate']
 
-def pytest_collection_finish():
-    "What the tests import stays: no need to look through it in each garbage collection"
-    gc.freeze()
-
 @pytest.fixture(scope='session')
 def env(tmp_path_factory):
     "An environment with a cache folder of its own and no data of the user's"

@@ -47,13 +47,6 @@ def scaled_lr(
 # %% ../../nbs/api/training/071_batch_size.ipynb #5dac79cb
 SHARE_OF_MEMORY = .6 # Of what is free on the card; the rest is for the optimiser, validation and what others need
 
-@contextmanager
-def _no_search():
-    "Without the search of cuDNN for its fastest kernels, which takes seconds for each new batch size, and memory"
-    was, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
-    try: yield
-    finally: torch.backends.cudnn.benchmark = was
-
 def step_bytes(
     model:ChestModel, # On a card; stays as it is
     size:int, # Side of the images in pixels
@@ -65,7 +58,7 @@ def step_bytes(
     img = torch.zeros(bs, 1, size, size, device=device).contiguous(memory_format=torch.channels_last)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    with _no_search():
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False): # a search for kernels takes memory of its own
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32): logits = model(img)
         logits.float().sum().backward()
     for p in model.parameters(): p.grad = None

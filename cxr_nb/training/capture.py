@@ -10,12 +10,13 @@ __all__ = ['Step', 'no_memory', 'capture', 'CapturedSteps']
 # %% ../../nbs/api/training/063_capture.ipynb #1a1dbcfb
 import warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import torch
 from fastai.callback.core import Callback
 
 # %% ../../nbs/api/training/063_capture.ipynb #59569279
-from ..data.batches import MAKING
+from ..data.batches import BATCH_LOCK
 from ..models.folding import folded_together
 from .state import random_state, set_random_state
 
@@ -43,8 +44,8 @@ class _Pass(torch.nn.Module):
     def forward(self, *inputs):
         with folded_together(self.network): self.out = self.network(*inputs)
         return self.out
-    def let_go(self):
-        "Forget what autograd knows of the last pass, since each step adds its gradients on the stream of that step"
+    def drop_autograd(self):
+        "Forget what autograd knows of the last pass: kept alive, it adds gradients on the stream of the recording"
         if self.out is not None and not self.out._is_view(): self.out.detach_()
         self.out = None
 
@@ -55,6 +56,26 @@ def no_memory(
     if isinstance(e, (torch.OutOfMemoryError, MemoryError)): return True
     return isinstance(e, RuntimeError) and any(o in str(e) for o in ('out of memory', "can't allocate memory"))
 
+@contextmanager
+def _put_back(step, device):
+    "BatchNorm statistics and random numbers are afterwards what they were"
+    buffers, random = [o.clone() for o in step.buffers()], random_state(device)
+    try: yield
+    finally:
+        with torch.no_grad():
+            for now, was in zip(step.buffers(), buffers): now.copy_(was)
+        set_random_state(*random, device)
+
+def _recorded(network, inputs, dtype, record):
+    "A function that replays the pass; nothing else is asked of the card meanwhile"
+    seen, copies = _Pass(network), tuple(o.clone() for o in inputs)
+    mixed = torch.autocast(inputs[0].device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False)
+    with mixed, BATCH_LOCK, warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'The AccumulateGrad node') # of the recording itself
+        replay = record(seen, copies, allow_unused_input=True)
+    seen.drop_autograd()
+    return replay
+
 def capture(
     step:Step, # In training mode; its network is not changed
     inputs:tuple, # A batch as the network takes it, on the device
@@ -63,26 +84,14 @@ def capture(
 )->str: # Why it could not be recorded; empty if it was
     "Record the pass for inputs of this shape. Raises what says that memory has run out"
     record = record or torch.cuda.make_graphed_callables
-    device = inputs[0].device
-    buffers = [o.clone() for o in step.buffers()]
-    random = random_state(device)
-    copies = tuple(o.clone() for o in inputs)
-    mixed = torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False)
     try:
-        seen = _Pass(step.module)
-        with mixed, MAKING, warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'The AccumulateGrad node') # of the recording; `let_go` is for the steps
-            replay = record(seen, copies, allow_unused_input=True)
-        seen.let_go()
+        with _put_back(step, inputs[0].device):
+            replay = _recorded(step.module, inputs, dtype, record)
         step.replay[tuple(o.shape for o in inputs)] = replay
         return ''
     except (RuntimeError, AssertionError) as e: # of CUDA, or of a hook that cannot be recorded
         if no_memory(e): raise
         return (str(e).splitlines() or [''])[0] or type(e).__name__
-    finally:
-        with torch.no_grad():
-            for now, was in zip(step.buffers(), buffers): now.copy_(was)
-        set_random_state(*random, device)
 
 # %% ../../nbs/api/training/063_capture.ipynb #6e372654
 class CapturedSteps(Callback):
