@@ -16,7 +16,7 @@ data.phantom.tables data.phantom.canvas data.phantom.anatomy data.phantom.findin
 data.downloads data.sources runs data.splits data.image_files data.dicom data.images data.cache
 data.augment data.batches data.gate data.indiana_reports data.indiana data.opening
 data.verdicts data.release_checks data.file_checks data.duplicates data.run_checks data.checks
-models.registry models.weights models.published models.folding models.tabular
+models.registry models.weights models.published models.folding models.inference models.tabular
 models.views models.necks models.nets models.ensemble models.bundle models.peers
 metrics.predictions metrics.ranking metrics.operating metrics.bootstrap metrics.evaluation
 metrics.delong metrics.compare

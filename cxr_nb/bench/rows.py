@@ -225,8 +225,8 @@ def inference_vs_timm(
     s:Setup # Images and sizes
 )->Row: # In images/s
     "Probabilities of images from the cache, against a plain loop over timm's network"
-    run = bench_run(s, s.pick(2400, 72), 'inference')
-    batches, images = run.batches('val'), run.cache.images[run.cache.rows(run.part('val').index)]
+    run = bench_run(s, s.pick(1600, 72), 'inference')
+    batches, images = run.batches('train'), run.cache.images[run.cache.rows(run.part('train').index)]
     plain = plain_copy(run.model)
     def ours(): return probabilities(run.model, batches)
     def peer(): return plain_pass(plain, images, batches.bs).sigmoid().numpy()

@@ -25,6 +25,7 @@ from ..data.images import to_square
 from ..metrics.calibration import Calibration
 from ..core import CxrError
 from ..models.bundle import load_bundle
+from ..models.inference import in_onnxruntime
 from ..models.nets import ChestModel, device_named
 from ..models.tabular import CODES, COLUMNS, known_rows
 from ..labels import image_names, none_name, read_csv
@@ -193,7 +194,8 @@ def predict_files(
     skipped, rows = [], []
     paths = gather(paths, skipped)
     blocks = [paths[i:i + bs] for i in range(0, len(paths), bs)]
-    with ThreadPoolExecutor(min(4, os.cpu_count())) as pool, _bar(len(paths), progress) as bar:
+    quick = in_onnxruntime(clf.model, len(paths))
+    with ThreadPoolExecutor(min(4, os.cpu_count())) as pool, _bar(len(paths), progress) as bar, quick:
         def read(block): return [pool.submit(_read, path, clf.model.size, force) for path in block]
         reading = read(blocks[0])
         for block, after in zip(blocks, [*blocks[1:], []]):

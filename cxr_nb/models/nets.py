@@ -25,6 +25,7 @@ from ..data.batches import gathered
 from .weights import ModelError, check_arch
 from .published import load_start
 from .folding import conv_norm_pairs, fold_batchnorm
+from .inference import in_onnxruntime
 from .tabular import TabularBranch, check_columns
 from .views import VIEWS, in_views
 from .necks import (NECKS, Token, backbone_blocks, make_head, make_neck, pooled_after,
@@ -341,7 +342,9 @@ def over_batches(
     "What `f` gives for each batch, all together; several processes share the work, and each gets all of it"
     was = model.training
     model.eval()
-    out = [f(*xb).float() for *xb, _ in tqdm(batches, desc=desc, unit='batch', leave=False, disable=not progress)]
+    images = len(getattr(batches, 'rows', ()))
+    bar = tqdm(batches, desc=desc, unit='batch', leave=False, disable=not progress)
+    with in_onnxruntime(model, images): out = [f(*xb).float() for *xb, _ in bar]
     model.train(was)
     return gathered(torch.cat(out).cpu().numpy() if out else None)
 

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ..core import one_at_a_time, write_json
 from ..data.batches import Batches, rank_world
 from ..data.splits import fingerprint
+from ..models.inference import in_onnxruntime
 from ..models.nets import features, over_batches
 from ..models.tabular import told
 from .callbacks import Scores
@@ -57,7 +58,9 @@ def kept_features(
     file:StateFile=None, # Where a long pass leaves what it has, if it shall
 )->tuple: # Training and validation features, standardised, on the device; mean and spread of the training features
     "Features of both parts, computed once"
-    train, valid = (torch.from_numpy(_features(run, o, file)).to(run.device) for o in ('train', 'val'))
+    images = len(run.part('train')) + len(run.part('val'))
+    with in_onnxruntime(run.model, images): # also if an earlier try has left but a few to do
+        train, valid = (torch.from_numpy(_features(run, o, file)).to(run.device) for o in ('train', 'val'))
     mean = train.mean(0)
     std = train.std(0).clamp(min=1e-6)
     return (train - mean)/std, (valid - mean)/std, mean, std
