@@ -7,8 +7,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/bench/rows.html.md"""
 # %% auto #0
 __all__ = ['GRID', 'loader_vs_torchxrayvision', 'loader_vs_fastai', 'loader_vs_torchxrayvision_workers', 'cache_vs_pil',
            'reading_vs_pillow', 'epoch_vs_bare_loop', 'demo_stages', 'bfloat16_vs_float32',
-           'frozen_stage_vs_forward_pass', 'inference_vs_timm', 'real_labels', 'bootstrap_vs_roc_auc_score',
-           'thresholds_vs_grid', 'gradcam_vs_one_by_one', 'startup']
+           'frozen_stage_vs_forward_pass', 'inference_vs_timm', 'kept_memory', 'real_labels',
+           'bootstrap_vs_roc_auc_score', 'thresholds_vs_grid', 'gradcam_vs_one_by_one', 'startup']
 
 # %% ../../nbs/api/bench/03_rows.ipynb #b0109c89
 import subprocess, sys, tempfile
@@ -26,12 +26,13 @@ from ..data.sources import label_file
 from ..data.cache import build_cache
 from ..data.images import read_gray
 from ..data.augment import MEAN, STD, Augment
-from ..data.batches import Batches
+from ..data.batches import Batches, keep_memory
 from ..explain.cam import cam_layer, gradcam
 from ..labels import FINDINGS, nih_table, official_test_patients
 from ..metrics.bootstrap import boot_weights, bootstrap
 from ..metrics.predictions import simulate
 from ..metrics.thresholds import fit_thresholds
+from ..models.inference import pays_in_onnxruntime
 from ..models.nets import features, make_model, probabilities
 from ..training.recipe import STAGED, Stage
 from ..training.callbacks import best_precision
@@ -204,6 +205,10 @@ def bfloat16_vs_float32(
                 note=f'batch {stage.bs}, {s.size} px', repeats=s.repeats)
 
 # %% ../../nbs/api/bench/03_rows.ipynb #5a753d6f
+def _engine(model, images):
+    "What computes a pass over so many images"
+    return 'onnxruntime' if pays_in_onnxruntime(model.backbone, len(images)) else 'PyTorch'
+
 def frozen_stage_vs_forward_pass(
     s:Setup # Images and sizes
 )->Row: # In seconds
@@ -215,7 +220,7 @@ def frozen_stage_vs_forward_pass(
     images, bs, plain = np.concatenate([train, val]), batches.bs, plain_copy(run.model).backbone
     diff = agree('features', features(run.model, batches), plain_pass(plain, val, bs), tol=1e-3)
     note = (f'{len(images):,} images, batch {bs}, {s.size} px, {len(stage.l2)} strengths, '
-            f'{stage.repeats} passes an epoch; difference: features')
+            f'{stage.repeats} passes an epoch, by {_engine(run.model, images)}; difference: features')
     return race('frozen_stage_vs_forward_pass', seconds(lambda: run_stage(run, stage)),
                 seconds(lambda: plain_pass(plain, images, bs)), .8, 's', 'lower', difference=diff,
                 note=note, repeats=s.repeats)
@@ -232,8 +237,32 @@ def inference_vs_timm(
     def peer(): return plain_pass(plain, images, batches.bs).sigmoid().numpy()
     diff = agree('probabilities', ours(), peer(), tol=1e-4)
     return race('inference_vs_timm', rate(ours, len(images)), rate(peer, len(images)), 1.45, difference=diff,
-                note=f'{len(images):,} images, batch {batches.bs}, {s.size} px; difference: probabilities',
-                repeats=s.repeats)
+                note=f'{len(images):,} images, batch {batches.bs}, {s.size} px, by {_engine(run.model, images)}; '
+                     'difference: probabilities', repeats=s.repeats)
+
+# %% ../../nbs/api/bench/03_rows.ipynb #daa8c3c4
+def _bare_rate(kept, arch, size, n):
+    "Images a second of timm's network, in the process that calls this"
+    if kept: keep_memory()
+    images = np.random.default_rng(0).integers(0, 256, (n, size, size), dtype=np.uint8)
+    model = settle(make_model(arch, size=size), torch.from_numpy(images[:8, None]/255).float())
+    network = plain_copy(model).to(memory_format=torch.channels_last)
+    one_pass = rate(lambda: plain_pass(network, images, 64), n)
+    return max(one_pass() for _ in range(3))
+
+def _in_a_process(f, *args):
+    "What a function gives in a new process"
+    pool = get_reusable_executor(1, reuse=False)
+    try: return pool.submit(f, *args).result()
+    finally: pool.shutdown(wait=True)
+
+def kept_memory(
+    s:Setup # Sizes
+)->Row: # In images/s
+    "A forward pass of timm's network in a process whose memory is kept, against one in a process as it starts"
+    def speed(kept): return _in_a_process(_bare_rate, kept, s.arch, s.size, s.pick(128, 8))
+    return race('kept_memory', lambda: speed(True), lambda: speed(False), repeats=s.repeats,
+                note=f'batch 64, {s.size} px; all other rows keep it, for both sides')
 
 # %% ../../nbs/api/bench/03_rows.ipynb #7ad6cab0
 def real_labels(

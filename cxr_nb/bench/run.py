@@ -21,7 +21,7 @@ from .cards import captured_vs_eager, gpu_epoch_vs_bare_loop, gpu_release
 from .race import (BenchError, bench_table, hardware, join_bench, read_bench, row_line, write_bench)
 from .rows import (bfloat16_vs_float32, bootstrap_vs_roc_auc_score, cache_vs_pil, demo_stages,
                                epoch_vs_bare_loop, frozen_stage_vs_forward_pass, gradcam_vs_one_by_one,
-                               inference_vs_timm, loader_vs_fastai, loader_vs_torchxrayvision,
+                               inference_vs_timm, kept_memory, loader_vs_fastai, loader_vs_torchxrayvision,
                                loader_vs_torchxrayvision_workers, reading_vs_pillow, startup, thresholds_vs_grid)
 from .setup import Setup
 
@@ -29,8 +29,8 @@ from .setup import Setup
 BENCHES = {f.__name__: f for f in (
     loader_vs_torchxrayvision, loader_vs_fastai, cache_vs_pil, epoch_vs_bare_loop, inference_vs_timm,
     frozen_stage_vs_forward_pass, bootstrap_vs_roc_auc_score, thresholds_vs_grid, gradcam_vs_one_by_one, startup,
-    loader_vs_torchxrayvision_workers, reading_vs_pillow, demo_stages, bfloat16_vs_float32, gpu_epoch_vs_bare_loop,
-    captured_vs_eager, gpu_release)}
+    loader_vs_torchxrayvision_workers, reading_vs_pillow, kept_memory, demo_stages, bfloat16_vs_float32,
+    gpu_epoch_vs_bare_loop, captured_vs_eager, gpu_release)}
 
 def run_bench(
     rows:list=None, # Names of what to measure, see `BENCHES`; all if not given

@@ -97,7 +97,7 @@ def bench_run(
     "A run on n images that is ready to be trained"
     recipe = staged(**dict(arch=s.arch, size=s.size, weights='none') | kwargs)
     cache = s.folder/f'cache-{name}'
-    run = start_run(renamed(s.small, n), recipe, s.folder/name, cache=cache, device=device, progress=False)
+    run = start_run(renamed(s.small, n), recipe, s.folder/name, cache=cache, device=device, progress=False, say=str)
     settle(run.model, next(iter(run.batches('train')))[0])
     return run
 

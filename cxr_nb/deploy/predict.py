@@ -72,7 +72,7 @@ def load_classifier(
     model, config = load_bundle(path)
     device = device_named(device)
     if device.type == 'cpu': keep_memory()
-    return Classifier(model.to(device), config, device)
+    return Classifier(model.to(device, memory_format=torch.channels_last), config, device)
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #20ec4911
 def read_known(
