@@ -32,7 +32,7 @@ from ..report.card import write_model_card
 # %% ../../nbs/api/deploy/05_web.ipynb #645a3367
 def _last_map(model, x):
     "The last feature map of a network's backbone as (B, width, h, w), and as the backbone gives it"
-    features = model.backbone.forward_features(x + model.net.offset)
+    features = model.backbone.forward_features(model.taken(x))
     channels_last = getattr(model.backbone, 'output_fmt', 'NCHW') == 'NHWC'
     return as_map(features, channels_last=channels_last), features
 
@@ -42,6 +42,7 @@ def map_weights(
     "What each channel of the last feature map counts for each finding"
     net = getattr(model, 'net', None)
     if net is None or net.neck != 'pool' or net.tabular or not hasattr(model, 'backbone'): return None
+    if net.crop < 1: return None # the page lays maps over whole images
     x = normalise(torch.from_numpy(check_images(model.size)[:2, None]))
     with torch.no_grad():
         if model.backbone.forward_features(x).ndim != 4: return None # tokens

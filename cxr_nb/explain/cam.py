@@ -22,6 +22,7 @@ from ..data.augment import normalise
 from ..data.gate import readable_pixels
 from ..data.images import to_square
 from ..models.ensemble import Ensemble
+from ..models.nets import middle
 from ..models.tabular import known_rows
 
 # %% ../../nbs/api/explain/01_cam.ipynb #ffbba1b5
@@ -194,8 +195,9 @@ def gradcam(
     layer = layer or cam_layer(model)
     if isinstance(model, Ensemble): return _mean_maps(model, x, [model.findings[k] for k in which], fast, layer, tab)
     with _untouched(model):
-        if fast is False: return _gradcam_package(model, x, layer, which, tab)
-        return _fit_maps(_cells(model, x, layer, which, fast, tab), x.shape[-2:])
+        if fast is not False: return _fit_maps(_cells(model, x, layer, which, fast, tab), x.shape[-2:], _crop(model))
+        maps = _gradcam_package(model, x, layer, which, tab)
+        return maps if _crop(model) == 1 else _fit_maps(maps, x.shape[-2:], _crop(model))
 
 def _mean_maps(model, x, names, fast, layers, tab=None):
     "The mean of the maps of an ensemble's members, stretched like each of them"
@@ -215,11 +217,21 @@ def _which(model, findings):
             raise ExplainError(f'{name!r} is not a finding of this model; it knows {", ".join(model.findings)}')
     return [model.findings.index(name) for name in names]
 
-def _fit_maps(maps, size):
-    "Each of the maps (B, K, h, w) stretched to 0..1 and to the size of the image, by grad-cam's own function"
+def _crop(model):
+    "The share of each side that a model looks at"
+    return getattr(getattr(model, 'net', None), 'crop', 1)
+
+def _fit_maps(maps, size, crop=1):
+    """Each of the maps (B, K, h, w) stretched to 0..1 and to the size of the image, by grad-cam's own function;
+    to its middle, with zeros around, if the model looks at no more"""
     from pytorch_grad_cam.utils.image import scale_cam_image
     b, k, h, w = maps.shape
-    return scale_cam_image(scale_cam_image(maps.reshape(b*k, h, w), tuple(size)[::-1])).reshape(b, k, *size)
+    rows, columns = (middle(side, crop) for side in size)
+    out = np.zeros((b, k, *size), np.float32)
+    inner = out[..., rows, columns]
+    height, width = inner.shape[2:]
+    inner[:] = scale_cam_image(scale_cam_image(maps.reshape(b*k, h, w), (width, height))).reshape(inner.shape)
+    return out
 
 # %% ../../nbs/api/explain/01_cam.ipynb #33df0472
 def pair_maps(
@@ -237,7 +249,7 @@ def pair_maps(
     asked = (at, [names.index(finding) for finding in findings])
     if isinstance(model, Ensemble): return gradcam(model, x, names, layer=layer, tab=tab)[asked]
     with _untouched(model): cells = _cells(model, x, layer, _which(model, names), tab=tab)
-    return _fit_maps(cells[asked][:, None], images.shape[1:])[:, 0]
+    return _fit_maps(cells[asked][:, None], images.shape[1:], _crop(model))[:, 0]
 
 # %% ../../nbs/api/explain/01_cam.ipynb #9eb1314d
 def grad_cam(

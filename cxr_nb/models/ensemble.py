@@ -49,7 +49,8 @@ def joint_net(
     "What an ensemble takes and gives; its architecture is that of the first member alone"
     told = [column for net in nets for column in net.tabular]
     columns = tuple(dict.fromkeys(told))
-    return replace(nets[0], size=max(net.size for net in nets), tabular=columns, views=1) # members have their own
+    size = max(net.size for net in nets)
+    return replace(nets[0], size=size, tabular=columns, views=1, crop=1) # members have their own
 
 def ensemble_name(
     nets:list # Of the members

@@ -48,9 +48,9 @@ CYCLES = (
 def fusion(
     **options # For `change`
 )->Recipe: # DenseNet-121 + FPN, with age, sex and view
-    "The published recipe of fusion, without its crop and blur; `tabular=()` leaves the image alone"
-    net = Net('densenet121', neck='fpn', width=128, hidden=(128,), tabular=('age', 'sex', 'view'), dropout=.2)
-    mild = Augment(degrees=5, shift=.03, scale=.05, brightness=0., contrast=0.)
+    "The published recipe of fusion; `tabular=()` leaves the image alone"
+    net = Net('densenet121', neck='fpn', width=128, hidden=(128,), tabular=('age', 'sex', 'view'), dropout=.2, crop=.9)
+    mild = Augment(degrees=5, shift=.05, scale=.05, brightness=0., contrast=0., blur=.4)
     base = Recipe(net=net, stages=CYCLES, split=Split('random', val=.08), loss=LOG_WEIGHTS, augment=mild,
                   monitor='macro_f1', thresholds='dynamic')
     return change(base, **options)
