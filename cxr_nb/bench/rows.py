@@ -1,4 +1,4 @@
-"""Every claim of speed, measured side by side with what others use, in one process on the machine at hand.
+"""Every claim of speed, measured side by side with what others use, on the machine at hand.
 
 Docs: https://cxr-nb.github.io/cxr_nb/api/bench/rows.html.md"""
 
@@ -207,7 +207,7 @@ def bfloat16_vs_float32(
 # %% ../../nbs/api/bench/03_rows.ipynb #5a753d6f
 def _engine(model, images):
     "What computes a pass over so many images"
-    return 'onnxruntime' if pays_in_onnxruntime(model.backbone, len(images)) else 'PyTorch'
+    return 'onnxruntime' if pays_in_onnxruntime(model.backbone, images.size) else 'PyTorch'
 
 def frozen_stage_vs_forward_pass(
     s:Setup # Images and sizes
@@ -260,9 +260,9 @@ def kept_memory(
 )->Row: # In images/s
     "A forward pass of timm's network in this process, whose memory is kept, against one in a process as it starts"
     asked = s.arch, s.size, s.pick(128, 8)
-    def peer(): return _bare_rate(*asked) if s.quick else _in_a_process(_bare_rate, *asked) # which starts in seconds
+    def peer(): return _bare_rate(*asked) if s.quick else _in_a_process(_bare_rate, *asked)
     return race('kept_memory', lambda: _bare_rate(*asked), peer,
-                note=f'batch 64, {s.size} px; all other rows keep it, for both sides', repeats=s.repeats)
+                note=f'batch 64, {s.size} px; this process keeps it in all rows', repeats=s.repeats)
 
 # %% ../../nbs/api/bench/03_rows.ipynb #7ad6cab0
 def real_labels(

@@ -28,7 +28,7 @@ def normalise(
 # %% ../../nbs/api/data/06_augment.ipynb #413a8537
 @dataclass(frozen=True)
 class Augment:
-    "Ranges of random changes to a training image; each is drawn evenly between minus and plus the value"
+    "Random changes of a training image: ranges, drawn evenly between minus and plus the value, and two probabilities"
     degrees: float = 7. # Rotation
     shift: float = .05 # Shift, as a share of the side
     scale: float = .1 # Zoom; .1 is 0.9 to 1.1 times

@@ -38,7 +38,7 @@ def _last_map(model, x):
 
 def map_weights(
     model # A `ChestModel` in eval mode on the CPU, or an `Ensemble`
-)->torch.Tensor: # (C, width); None for a network whose maps need a gradient
+)->torch.Tensor: # (C, width); None for a network whose maps need a gradient, or lie over the middle of an image
     "What each channel of the last feature map counts for each finding"
     net = getattr(model, 'net', None)
     if net is None or net.neck != 'pool' or net.tabular or not hasattr(model, 'backbone'): return None

@@ -301,8 +301,13 @@ def _older_net(cfg, kind):
     options.pop('blocks', None)
     width = options.pop('width', 0)
     said = dict(width=width, dropout=options.pop('dropout', 0.), tabular=options.pop('columns', ()), kwargs=options)
-    if kind == 'fusion': return replace(net_of(cfg), neck='fpn', hidden=(width,), **said)
+    if kind == 'fusion': return replace(net_of(cfg), neck='fpn', hidden=(width,), crop=_older_crop(cfg), **said)
     return replace(net_of(cfg), neck='token', hidden=(512, 256), **said)
+
+def _older_crop(cfg):
+    "What an older pyramid was shown of each image, by those who gave it images"
+    recipe = cfg.get('recipe')
+    return recipe.get('crop', .9) if isinstance(recipe, dict) else .9
 
 def _renamed(name, names):
     "The name of a tensor of today"

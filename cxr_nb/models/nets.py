@@ -360,8 +360,9 @@ def over_batches(
     model.eval()
     images = len(getattr(batches, 'rows', ()))
     bar = tqdm(batches, desc=desc, unit='batch', leave=False, disable=not progress)
-    with in_onnxruntime(model, images): out = [f(*xb).float() for *xb, _ in bar]
-    model.train(was)
+    try:
+        with in_onnxruntime(model, images): out = [f(*xb).float() for *xb, _ in bar]
+    finally: model.train(was)
     return gathered(torch.cat(out).cpu().numpy() if out else None)
 
 def probabilities(

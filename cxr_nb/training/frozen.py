@@ -175,6 +175,8 @@ def keep_stem(
     shape = [len(run.split), *stem_shape(run, trainable)]
     images = fingerprint(pd.Series('', run.split.index)) # whatever part they are in
     said = dict(images=images, stem=_frozen_print(run.model), shape=shape, size=run.recipe.size)
+    net = run.recipe.net.to_dict()
+    said |= {name: net[name] for name in ('offset', 'crop') if name in net} # what is done to the image before
     file = folder/f'kept_{trainable}.npy'
     return main_first(lambda: _kept(run, trainable, file, said))
 
@@ -194,7 +196,8 @@ def _make_stem(run, trainable, file, said):
     part = file.with_suffix('.part.npy')
     with open(part, 'wb') as out: # row after row, which a network disk can do too
         np.lib.format.write_array_header_1_0(out, dict(descr='<f2', fortran_order=False, shape=tuple(said['shape'])))
-        for rows in _stems(run, trainable): out.write(rows.astype('<f2').tobytes())
+        with in_onnxruntime(run.model, len(run.split)):
+            for rows in _stems(run, trainable): out.write(rows.astype('<f2').tobytes())
     os.replace(part, file)
     write_json(file.with_suffix('.json'), said)
 
