@@ -195,9 +195,9 @@ def gradcam(
     layer = layer or cam_layer(model)
     if isinstance(model, Ensemble): return _mean_maps(model, x, [model.findings[k] for k in which], fast, layer, tab)
     with _untouched(model):
-        if fast is not False: return _fit_maps(_cells(model, x, layer, which, fast, tab), x.shape[-2:], _crop(model))
-        maps = _gradcam_package(model, x, layer, which, tab)
-        return maps if _crop(model) == 1 else _fit_maps(maps, x.shape[-2:], _crop(model))
+        if fast is False: maps = _gradcam_package(model, x, layer, which, tab)
+        else: maps = _cells(model, x, layer, which, fast, tab)
+    return _fit_maps(maps, x.shape[-2:], _crop(model))
 
 def _mean_maps(model, x, names, fast, layers, tab=None):
     "The mean of the maps of an ensemble's members, stretched like each of them"

@@ -10,7 +10,7 @@ __all__ = ['MIN_PIXELS', 'pays_in_onnxruntime', 'in_onnxruntime']
 # %% ../../nbs/api/models/036_inference.ipynb #036a0004
 import io, warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 
@@ -57,14 +57,16 @@ def _session(network, img):
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     return onnxruntime.InferenceSession(file.getvalue(), options, providers=['CPUExecutionProvider'])
 
-def _tensors(session, img):
-    "What a session gives: a list of tensors"
-    return [torch.from_numpy(o) for o in session.run(None, {'img': img.contiguous().numpy()})]
+def _answer(session, img):
+    "What a session gives: a tensor, or a list of several"
+    out = [torch.from_numpy(o) for o in session.run(None, {'img': img.contiguous().numpy()})]
+    return out if len(out) > 1 else out[0]
 
 def _refused(session, network, img):
     "Why a session cannot stand for a network; empty if it can"
-    want = network(img)
-    for a, b in zip([want] if torch.is_tensor(want) else want, _tensors(session, img)):
+    want, got = network(img), _answer(session, img)
+    if type(want) is not type(got): return f'it gives a {type(got).__name__}'
+    for a, b in [(want, got)] if torch.is_tensor(want) else zip(want, got):
         if not torch.allclose(a, b, rtol=0, atol=1e-4*a.abs().max().item()):
             return f'its answers differ by up to {(a - b).abs().max():.2g}'
     return ''
@@ -85,12 +87,9 @@ class _FirstImages:
             others = torch.cat([img, img]).flip(-1)[:3] # what the export has not seen, and one more of it
             why = _refused(session, self.network, others)
         except Exception as e: why = f'{type(e).__name__}: {str(e)[:150]}'
-        if not why: return partial(self._answer, session, torch.is_tensor(self.network(img[:1])))
+        if not why: return partial(_answer, session)
         warnings.warn(f'onnxruntime is not used for this network: {why}', stacklevel=2)
         return self.network
-    def _answer(self, session, alone, img):
-        out = _tensors(session, img)
-        return out[0] if alone else out
 
 @contextmanager
 def in_onnxruntime(
