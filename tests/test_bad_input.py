@@ -153,3 +153,25 @@ def test_a_finished_run_is_not_replaced_without_a_word(run, trained, phantom):
     one_line(run('cxr-train', '--data', phantom, '--out', trained, '--weights', 'none'), 'holds a finished run',
              '--resume', '--overwrite')
     assert (trained/'model.safetensors').read_bytes() == before
+
+def damaged(data, rng):
+    "The bytes of a file with some of them cut off, changed or emptied"
+    at = int(rng.integers(33, len(data)))
+    ways = [data[:at], data[:at] + bytes([data[at] ^ 1 << int(rng.integers(8))]) + data[at + 1:],
+            data[:at] + bytes(40) + data[at + 40:], data[:-int(rng.integers(1, 20))]]
+    return ways[rng.integers(len(ways))]
+
+def test_a_damaged_png_is_what_pillow_says_it_is(phantom, tmp_path):
+    "OpenCV reads plain gray PNGs; it must give neither other pixels nor any of a file that Pillow refuses"
+    from cxr_nb.data.images import ImageError, read_gray
+    rng, path, refused = np.random.default_rng(0), tmp_path/'a.png', 0
+    whole = next(phantom.rglob('images_*/images/*.png')).read_bytes()
+    for data in [whole] + [damaged(whole, rng) for _ in range(150)]:
+        path.write_bytes(data)
+        try: pillow = np.asarray(Image.open(path, formats=['PNG']))
+        except Exception: pillow = None
+        try: ours = read_gray(path)
+        except ImageError: ours = None
+        assert (ours is None) == (pillow is None) and np.array_equal(ours, pillow)
+        refused += ours is None
+    assert 75 < refused < 150

@@ -133,7 +133,7 @@ def cache_vs_pil(
     with _processes(n) as pool:
         def bare(): pool(joblib.delayed(_bare_done)(path, size) for path in files.values())
         bare()
-        return race('cache_vs_pil', rate(build, len(files)), rate(bare, len(files)), .9, difference=diff, note=note,
+        return race('cache_vs_pil', rate(build, len(files)), rate(bare, len(files)), 1.3, difference=diff, note=note,
                     repeats=s.repeats)
 
 # %% ../../nbs/api/bench/03_rows.ipynb #c09c2349

@@ -45,6 +45,18 @@ def _gray(im):
     im = im.convert('RGBA')
     return np.asarray(ImageChops.multiply(im.convert('L'), im.getchannel('A')))
 
+_PNG_END = b'IEND\xaeB`\x82'
+
+def _gray_by_opencv(im, f):
+    "uint8 (H, W) of a sound PNG file in gray, decoded by OpenCV; None of any other file"
+    if im.format != 'PNG' or im.mode != 'L' or {'exif', 'icc_profile'} & set(im.info): return None
+    at = f.tell()
+    f.seek(0)
+    data = f.read()
+    f.seek(at) # Pillow goes on from here
+    if not data.endswith(_PNG_END): return None # it is cut off, and Pillow says so better
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+
 # %% ../../nbs/api/data/04_images.ipynb #f3126673
 def colour_share(
     a:np.ndarray, # uint8 (H, W, 3 or 4)
@@ -91,6 +103,8 @@ def _read_raster(path, f, kind):
     "A PNG or JPEG file"
     with _open_image(path, f, kind) as im:
         try:
+            pixels = _gray_by_opencv(im, f)
+            if pixels is not None: return Radiograph(pixels, kind)
             upright = ImageOps.exif_transpose(im) if 'exif' in im.info else im # cameras say how it is to be turned
             return Radiograph(_gray(upright), kind, _colour_of(im))
         except Exception as e:
