@@ -122,7 +122,8 @@ def cache_vs_pil(
     s:Setup # Images and sizes
 )->Row: # In images/s
     "Building the cache in threads, against `PIL.Image.open(...).convert('L').resize(...)` in as many processes"
-    files, size, n = renamed(s.images, s.pick(384, 48)).files, s.cache.size, joblib.cpu_count()
+    files, size = renamed(s.images, s.pick(384, 48)).files, s.cache.size
+    n = s.pick(joblib.cpu_count(), 1)
     first = [_bare_resize(path, size) for path in list(files.values())[:8]]
     ours = s.cache.images[s.cache.rows(s.images.table.index[:8])]
     diff = agree('an image in the cache', ours, first, tol=6, mean=True)
