@@ -21,6 +21,14 @@ def test_help_and_labels_do_not_import_torch(env):
             "contextlib.suppress(SystemExit): f(['--help'])\nsys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, '-c', code], env=env).returncode == 0
 
+def test_help_is_quick(env):
+    "No command imports a heavy library to say its help"
+    code = ("import sys, contextlib, io\nfrom cxr_nb.cli import COMMANDS\nfor f in COMMANDS.values():\n"
+            "  with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): f(['--help'])\n"
+            "print(*{'torch', 'scipy', 'sklearn', 'matplotlib', 'cv2'} & set(sys.modules))")
+    said = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
+    assert said.returncode == 0 and not said.stdout.strip(), said.stdout + said.stderr
+
 def test_train_leaves_the_run_folder(trained):
     have = {o.name for o in trained.iterdir()}
     assert have >= {'config.json', 'history.csv', 'checkpoints', 'predictions_val.csv', 'predictions_test.csv',

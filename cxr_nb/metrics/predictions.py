@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from scipy.special import expit, ndtri
 from ..core import CxrError
 from ..labels import findings_of, image_names, read_rows, same_name
 
@@ -78,6 +77,7 @@ def simulate(
     seed:int=0, # Of the noise; same seed and labels, same scores
 )->np.ndarray: # Probabilities of the shape of `y`, calibrated
     "Random scores with a known AUROC for given labels"
+    from scipy.special import expit, ndtri # here, since `cxr-predict --help` needs the columns below, and at once
     if not .5 < auroc < 1 or not 0 <= share <= 1:
         raise PredictionError('auroc must lie between 0.5 and 1, share between 0 and 1')
     _, y = check(y, y)
