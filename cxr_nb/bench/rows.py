@@ -75,7 +75,7 @@ def loader_vs_torchxrayvision(
     first = {name: (data[i]['img'][0]/1024 + 1)*127.5 for i, name in enumerate(data.csv['Image Index'][:8])}
     name = 'loader_vs_torchxrayvision' + ('_workers' if workers else '')
     note = f'ours in one process, the peer in {workers or "one too"}'
-    return _race_loader(s, name, loader, len(data), first, None if workers else 50, note)
+    return _race_loader(s, name, loader, len(data), first, None if workers else 150, note)
 
 def _xrv(s):
     "torchxrayvision's data set of the same images"
@@ -98,7 +98,7 @@ def loader_vs_fastai(
     few = list(s.images.files.items())[:8]
     first = {name: np.asarray(resize(PILImage.create(file)).convert('L')) for name, file in few}
     n = len(loaders.train)*s.bs
-    return _race_loader(s, 'loader_vs_fastai', loaders.train, n, first, 15, 'both in one process')
+    return _race_loader(s, 'loader_vs_fastai', loaders.train, n, first, 80, 'both in one process')
 
 # %% ../../nbs/api/bench/03_rows.ipynb #32198a92
 def loader_vs_torchxrayvision_workers(
@@ -292,7 +292,7 @@ def bootstrap_vs_roc_auc_score(
     def peer(): return _roc_auc_loop(y, p, weights)
     diff = agree('AUROC of a resample', ours()[:few], peer(), tol=1e-9)
     note = f'{n:,} resamples, the peer on {few:,} of them; difference: AUROC'
-    return race('bootstrap_vs_roc_auc_score', rate(ours, n), rate(peer, few), 40, 'resamples/s', difference=diff,
+    return race('bootstrap_vs_roc_auc_score', rate(ours, n), rate(peer, few), 50, 'resamples/s', difference=diff,
                 note=note, repeats=s.repeats)
 
 # %% ../../nbs/api/bench/03_rows.ipynb #f02ccb4c
@@ -339,7 +339,7 @@ def gradcam_vs_one_by_one(
     plain_layer = cam_layer(plain)
     def peer(): return _one_target_at_a_time(plain, x, plain_layer)
     diff = agree('heatmaps', ours(), _one_target_at_a_time(model, x, layer), tol=1e-4) # of the same network
-    return race('gradcam_vs_one_by_one', rate(ours, n), rate(peer, n), 10, 'maps/s', difference=diff,
+    return race('gradcam_vs_one_by_one', rate(ours, n), rate(peer, n), 25, 'maps/s', difference=diff,
                 note=f'{s.size} px; difference: maps in 0..1', repeats=s.repeats)
 
 # %% ../../nbs/api/bench/03_rows.ipynb #f2c8a4e0
