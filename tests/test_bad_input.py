@@ -115,11 +115,12 @@ ODD = [('cxr_train', o, why)
        for o, why in (('--epochs 0', 'epochs is 0'), ('--batch-size 0', 'bs is 0'), ('--lr -1', 'lr is -1'),
                       ('--size 7', 'size is 7'), ('--val 1.5', 'val is 1.5'), ('--device foo', 'no device'),
        ('--device cuda:99', 'no such device'), ('--split random --val .5 --test .5', 'leave nothing to train on'),
-                      ('--weights OTHER', 'another architecture'), ('--out FILE', 'a folder is needed'))]
+                      ('--weights OTHER', 'another architecture'), ('--out FILE', 'a folder is needed'),
+                      ('--sise 64', 'is --size meant?'), ('images', 'As in: --data images'))]
 ODD += [('cxr_predict', o, why)
         for o, why in (('FILM --batch-size 0', '1 or more'), ('FILM --device foo', 'no device'),
                        ('FILM --out x.txt', '.csv or .json'), ('FILM --run CONFIG', 'thresholds'),
-                       ('FILM --run SCALED', 'takes images with'))]
+                       ('FILM --run SCALED', 'takes images with'), ('FILM --forse', 'is --force meant?'))]
 ODD += [('cxr_check', '--workers -1', '--workers -1'), ('cxr_prepare', '--workers 0', '--workers 0'),
         ('cxr_app', '--port 99999', 'port 99999')]
 

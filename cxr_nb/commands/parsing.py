@@ -11,6 +11,7 @@ __all__ = ['hyphenate', 'parser', 'command', 'say', 'check_workers', 'named_find
 # %% ../../nbs/api/commands/01_parsing.ipynb #0e985f1a
 import argparse, json, os, shlex, sys, warnings
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import wraps
 from inspect import signature
 from pathlib import Path
@@ -41,6 +42,8 @@ def parser(
     parts = [f'examples:\n{lines}', notes, 'Research and education only, never clinical use.']
     p.epilog = '\n\n'.join(filter(None, parts))
     p._optionals.title = 'options'
+    p.allow_abbrev = False
+    p.error = lambda said: p.exit(2, f'error: {said}; {p.prog} --help explains the options\n')
     class Formatter(p.formatter_class, argparse.RawDescriptionHelpFormatter): pass
     p.formatter_class = Formatter
     return p
@@ -57,11 +60,24 @@ def command(
         def main(argv=None):
             argv = hyphenate(sys.argv[1:] if argv is None else argv)
             asked = notes and {'-h', '--help'} & set(argv)
-            args = vars(parser(f, examples, notes() if asked else '').parse_args(argv))
+            args, unknown = parser(f, examples, notes() if asked else '').parse_known_intermixed_args(argv)
+            if unknown: return _fail(CxrError(_not_known(f, unknown[0])))
+            args = vars(args)
             words, options = _words_and_options(f, args)
             return _run(f, _how_to_go_on(f, argv, goes_on), *words, **options)
         return main
     return deco
+
+def _not_known(f, word):
+    "What to say of an argument that a command does not take"
+    help = f.__name__.replace('_', '-') + ' --help'
+    names = [name for name, o in signature(f).parameters.items() if o.kind is not o.VAR_POSITIONAL]
+    options = ['--' + name.replace('_', '-') for name in names]
+    if not word.startswith('-'):
+        likely = '--data' if '--data' in options else options[0]
+        return f'{word}: which option is it for? As in: {likely} {word}; {help} lists them'
+    near = get_close_matches(word.partition('=')[0], options, 1)
+    return f'{word}: no such option; ' + (f'is {near[0]} meant?' if near else f'{help} lists them')
 
 def _words_and_options(f, args):
     "What a function takes by position, and what by name"
@@ -74,7 +90,7 @@ def _words_and_options(f, args):
 def _how_to_go_on(f, argv, flag):
     "What to say of an interrupted command"
     if flag is None: return 'interrupted'
-    kept = [o for o in argv if len(o) < 4 or not '--overwrite'.startswith(o)] # or what is there would be deleted
+    kept = [o for o in argv if o != '--overwrite'] # or what is there would be deleted
     more = [flag] if flag and flag not in argv else []
     return 'interrupted; go on with: ' + shlex.join([f.__name__.replace('_', '-'), *kept, *more])
 

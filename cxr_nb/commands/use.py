@@ -133,6 +133,12 @@ def _say_unfinished(run):
     more = '; its weights will change when it is resumed (--resume)' if stages_left(config) else ''
     say(f'note: {run} is {lack}{more}')
 
+def _say_drawn(run):
+    "Say of a run that it learnt from drawn images, if so"
+    from cxr_nb.data.sources import PHANTOM_CAVEAT
+    if PHANTOM_CAVEAT in (_run_config(run).get('caveat') or ''):
+        say(f'note: {run} learnt from drawn images: what it says of a real radiograph means nothing')
+
 # %% ../../nbs/api/commands/04_use.ipynb #879c2b8f
 @command('''cxr-gradcam --run runs/first --samples 8
             cxr-gradcam --run runs/first --samples 24 --out heatmaps''')
@@ -190,6 +196,7 @@ def cxr_predict(
         raise CxrError(f'{out}: give a name that ends with .csv or .json')
     if not files: raise CxrError('no files given; name image files or folders, as in: cxr-predict --run RUN image.png')
     _say_unfinished(run)
+    _say_drawn(run)
     clf, began = load_classifier(run_folder(run), device), time.perf_counter()
     known = read_known(table) if table else None
     df = predict_files(clf, files, batch_size, progress=True, force=force, calibrated=calibrated,
@@ -211,7 +218,7 @@ def _say_predicted(clf, df, calibrated, told):
     if told and not columns: say('note: this network is told nothing beside the image, so the table was not used')
     skipped = df.attrs['skipped']
     more = ' ...' if len(skipped) > 5 else ''
-    if skipped: say(f'{len(skipped):,} other files in these folders are no images: {", ".join(skipped[:5])}{more}')
+    if skipped: say(f'{len(skipped):,} other files in these folders are neither PNG, JPEG nor DICOM: {", ".join(skipped[:5])}{more}')
     for kind in ('refused', 'warning'): _say_first(df[df.status == kind], kind)
 
 def _say_first(rows, kind, n=5):
@@ -238,6 +245,7 @@ def cxr_export(
     if not (out or web or push):
         raise CxrError('--out, --web or --push is missing; give a file, as in: --out model.onnx, '
                        'a folder, as in: --web demo, or a name, as in: --push OWNER/NAME')
+    if out and Path(out).suffix.lower() != '.onnx': raise CxrError(f'{out}: give a name that ends with .onnx')
     from cxr_nb.deploy.export import export_onnx, push_to_hub
     if out: _say_exported(export_onnx(folder, out))
     if web: _say_web(folder, web, runtime)
@@ -271,6 +279,7 @@ def cxr_bench(
     repeats:int=3, # Turns of each comparison
 ):
     "Measure speed side by side with other libraries, on this machine."
+    if repeats < 1: raise CxrError(f'--repeats {repeats}: give 1 or more')
     from cxr_nb.bench.run import bench
     names = only.replace(' ', '').split(',') if only else None
     table = bench(out, names, full=full, quick=quick, repeats=repeats)

@@ -99,6 +99,6 @@ def check_files(
     extra = sorted(set(data.files) - set(data.table.index))
     return [found('missing files', scan.index[scan.status == 'missing'], size,
                   mend='unpack every archive of images, or take these images out of the label file'),
-            found('broken files', bad.index + ' (' + bad.reason + ')', size + how, mend='download them again'),
+            found('broken files', bad.index + ' (' + bad.reason + ')', size + how, mend='download those again that are damaged, and take the others out'),
             verdict_row('sizes', 'ok', sides or 'no file'),
             listing('files without labels', extra)]

@@ -8,6 +8,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/images.html.md"""
 __all__ = ['NOTES', 'colour_share', 'Radiograph', 'short_reason', 'read_radiograph', 'read_gray', 'to_square']
 
 # %% ../../nbs/api/data/04_images.ipynb #9485cbf1
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,7 +46,11 @@ def _gray(im):
     im = im.convert('RGBA')
     return np.asarray(ImageChops.multiply(im.convert('L'), im.getchannel('A')))
 
-_PNG_END = b'IEND\xaeB`\x82'
+def _is_whole(data):
+    "Are all parts of a PNG file there, with the checksums that they should have?"
+    try: Image.open(io.BytesIO(data), formats=['PNG']).verify()
+    except Exception: return False
+    return True
 
 def _gray_by_opencv(im, f):
     "uint8 (H, W) of a sound PNG file in gray, decoded by OpenCV; None of any other file"
@@ -54,7 +59,7 @@ def _gray_by_opencv(im, f):
     f.seek(0)
     data = f.read()
     f.seek(at) # Pillow goes on from here
-    if not data.endswith(_PNG_END): return None # it is cut off, and Pillow says so better
+    if not _is_whole(data): return None # OpenCV would complain on the screen
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
 
 # %% ../../nbs/api/data/04_images.ipynb #f3126673
@@ -72,7 +77,7 @@ def _colour_of(im):
     if im.mode in ('L', 'LA', '1') or im.mode[0] in 'IF': return 0.
     step = max(1, min(im.size)//256)
     small = im.resize((im.width//step, im.height//step), Image.Resampling.NEAREST)
-    return colour_share(np.asarray(small.convert('RGB')))
+    return colour_share(np.asarray(small.convert('RGBA' if im.mode == 'P' else 'RGB')))
 
 # %% ../../nbs/api/data/04_images.ipynb #78c5ee62
 NOTES = { # What a note of a `Radiograph` means

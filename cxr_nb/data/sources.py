@@ -295,7 +295,8 @@ def _read_labels(csv_path, findings, columns):
 
 def _from_parts(csv_path, img_root, findings, columns):
     "Data whose label file and images are given apart"
-    if not img_root or not Path(img_root).is_dir():
+    if not img_root: raise DataError('--img-root is missing; give the folder with the images')
+    if not Path(img_root).is_dir():
         raise DataError(f'{img_root}: no such folder (--img-root); give the folder with the images')
     csv_path = Path(csv_path) if csv_path else label_file(img_root)
     if csv_path is None: raise DataError(f'{img_root}: holds no label file; give one as --csv-path')

@@ -324,8 +324,8 @@ def open_page(
     page = make_page(clf, home, _card(run), f'{clf.model.arch}, trained on {clf.config.get("data", "unnamed data")}')
     options = _LAUNCH | dict(max_file_size=int(max_mb * 2**20), inbrowser=browser)
     try: _, url, _ = page.launch(server_name=host, server_port=port or None, **options)
-    except OSError as e:
-        why = ' '.join(str(e).split())[:100]
-        raise PageError(f'port {port} cannot be opened ({why}); give another, as in --port {port + 1}') from None
+    except OSError:
+        raise PageError(f'port {port} of {host} cannot be opened: either it is taken, so give another, '
+                        f'as in --port {port + 1}, or this machine has no such address') from None
     if block: page.block_thread()
     return page, url
