@@ -218,7 +218,9 @@ def _say_predicted(clf, df, calibrated, told):
     if told and not columns: say('note: this network is told nothing beside the image, so the table was not used')
     skipped = df.attrs['skipped']
     more = ' ...' if len(skipped) > 5 else ''
-    if skipped: say(f'{len(skipped):,} other files in these folders are neither PNG, JPEG nor DICOM: {", ".join(skipped[:5])}{more}')
+    if skipped:
+        say(f'{len(skipped):,} other files in these folders are neither PNG, JPEG nor DICOM: '
+            f'{", ".join(skipped[:5])}{more}')
     for kind in ('refused', 'warning'): _say_first(df[df.status == kind], kind)
 
 def _say_first(rows, kind, n=5):

@@ -99,6 +99,7 @@ def check_files(
     extra = sorted(set(data.files) - set(data.table.index))
     return [found('missing files', scan.index[scan.status == 'missing'], size,
                   mend='unpack every archive of images, or take these images out of the label file'),
-            found('broken files', bad.index + ' (' + bad.reason + ')', size + how, mend='download those again that are damaged, and take the others out'),
+            found('broken files', bad.index + ' (' + bad.reason + ')', size + how,
+                  mend='download those again that are damaged, and take the others out'),
             verdict_row('sizes', 'ok', sides or 'no file'),
             listing('files without labels', extra)]

@@ -51,7 +51,8 @@ def check_run_files(
     needed = [name for name in NEEDED if name != 'history.csv' or 'members' not in config] # an ensemble has no history
     bad = [name for name in needed if not (run/name).is_file()]
     if weights.is_file(): bad += _bad_weights(weights)
-    rows = [found('run: files', bad, f'{len(needed)} files', 'all there and whole', 'restore the folder, or train again')]
+    rows = [found('run: files', bad, f'{len(needed)} files', 'all there and whole',
+                  'restore the folder, or train again')]
     if weights.is_file():
         want = str(config.get('weights_sha256') or '')
         rows.append(_same_mark('run: weights as in config.json', file_sha256(weights)[:16], want[:16], 'one file',
