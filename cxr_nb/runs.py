@@ -111,8 +111,8 @@ def refuse_overwriting(
     if not can_resume(path):
         raise RunError(f'{path}: holds a run of another kind, which cannot be resumed; give another folder, or {anew}')
     lack = unfinished(_config(path))
-    state = f'a run that is {lack}' if lack else 'a finished run'
-    raise RunError(f'{path}: holds {state}; go on with it by --resume (resume=True in Python), or {anew}')
+    if lack: raise RunError(f'{path}: holds a run that is {lack}; go on with it by --resume (resume=True), or {anew}')
+    raise RunError(f'{path}: holds a finished run; open it as it is by --resume (resume=True), or {anew}')
 
 def refuse_older(
     path # A run folder, or any other

@@ -122,6 +122,7 @@ ODD += [('cxr_predict', o, why)
                        ('FILM --out x.txt', '.csv or .json'), ('FILM --run CONFIG', 'thresholds'),
                        ('FILM --run SCALED', 'takes images with'), ('FILM --forse', 'is --force meant?'))]
 ODD += [('cxr_check', '--workers -1', '--workers -1'), ('cxr_prepare', '--workers 0', '--workers 0'),
+        ('cxr_prepare', '--size 5', '16 or more'), ('cxr_train', '--set widht=64', "is 'width' meant?"),
         ('cxr_app', '--port 99999', 'port 99999')]
 
 @pytest.fixture(scope='module')

@@ -57,3 +57,11 @@ def test_a_run_is_checked_by_itself_and_after_tampering(run, trained, phantom, t
     worse = {o['check'] for o in json.loads((tmp_path/'c.json').read_text()) if o['verdict'] == 'violation'}
     assert said.returncode == 1 and worse >= {'run: files', 'run: weights as in config.json',
                                               'run: split as in config.json', 'run: test part as in the lists'}
+
+def test_thresholds_that_somebody_changed_are_told(run, trained, phantom, tmp_path):
+    "Predictions are held against those of config.json, so another file of thresholds changes nothing"
+    made = shutil.copytree(trained, tmp_path/'run')
+    (made/'thresholds.json').write_text('{}')
+    said = run('cxr-check', '--run', made, '--data', phantom, '--quick')
+    assert said.returncode == 0 and '1 warning' in said.stdout, said.stdout + said.stderr
+    assert 'predictions take those of config.json' in ' '.join(said.stdout.split())

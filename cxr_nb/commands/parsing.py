@@ -217,4 +217,5 @@ def _score_line(part):
     spread = 'no interval: too few patients'
     if a.get('low') is not None: spread = f'95 % interval {a["low"]:.3f} to {a["high"]:.3f}'
     images = f'{part["n"]:,} images of {part["patients"]:,} patients'
-    return f'macro AUROC {a["value"]:.3f} ({spread}) over {a["n_findings"]} findings, {images}'
+    findings = f'{a["n_findings"]} finding{"" if a["n_findings"] == 1 else "s"}'
+    return f'macro AUROC {a["value"]:.3f} ({spread}) over {findings}, {images}'

@@ -8,6 +8,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/commands/prepare.html.md"""
 __all__ = ['cxr_prepare', 'cxr_check']
 
 # %% ../../nbs/api/commands/02_prepare.ipynb #d9ece221
+from ..core import CxrError
 from .parsing import check_download, check_workers, columns_of, command, named_columns, say, say_data
 from .parsing import say_skipped
 
@@ -36,6 +37,7 @@ def cxr_prepare(
     from cxr_nb.data.sources import load_data
     from cxr_nb.data.cache import prepare
     check_workers(workers)
+    if size is not None and size < 16: raise CxrError(f'--size {size}: give 16 or more, such as 224')
     check_download(download, size)
     columns = named_columns(image_col, patient_col, label_col)
     d = say_data(load_data(data, csv_path, img_root, None, download, columns))

@@ -11,7 +11,7 @@ __all__ = ['NEEDED', 'read_split', 'check_run_files', 'check_run_split', 'check_
 from pathlib import Path
 
 import pandas as pd
-from ..core import file_sha256, read_json
+from ..core import CxrError, file_sha256, read_json
 from .release_checks import boxed_verdict, check_boxed, label_fingerprint, leaks, list_parts
 from .sources import ChestData
 from .splits import fingerprint
@@ -57,7 +57,18 @@ def check_run_files(
         want = str(config.get('weights_sha256') or '')
         rows.append(_same_mark('run: weights as in config.json', file_sha256(weights)[:16], want[:16], 'one file',
                                'restore weights and config.json: they do not belong together'))
-    return [*rows, _check_judged(run, config.get('prediction_files') or {})]
+    return [*rows, *_check_thresholds(run, config.get('thresholds')),
+            _check_judged(run, config.get('prediction_files') or {})]
+
+def _check_thresholds(run, used):
+    "Does `thresholds.json` say what predictions are held against?"
+    file = run/'thresholds.json'
+    if not used or not file.is_file(): return []
+    try: shown = read_json(file).get('findings') or {}
+    except CxrError: shown = {} # it says nothing that can be read
+    other = [name for name in used if shown.get(name) != used[name]]
+    return [found('run: thresholds as in config.json', other, f'{len(used)} findings', verdict='warning',
+                  mend='predictions take those of config.json; cxr-eval --run writes both anew')]
 
 def _check_judged(run, judged):
     "Are the predictions those that were judged?"

@@ -12,6 +12,7 @@ __all__ = ['BN', 'SCHEDULES', 'NAME', 'WHOLE', 'COUNT', 'BATCH', 'YES_NO', 'ABOV
 # %% ../../nbs/api/training/02_recipe.ipynb #14f2c706
 import json, re
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from numbers import Integral
 from pathlib import Path
 
@@ -223,8 +224,12 @@ def _fields(record):
 def _varied(record, values, what):
     "A record with other values"
     known = _fields(record)
+    inner = [field for cls in INNER.values() for field in _fields(cls)] if isinstance(record, Recipe) else []
     for name in values:
-        if name not in known: raise TrainError(f'{what} has no {name!r}; it has {", ".join(known)}')
+        if name in known: continue
+        near = get_close_matches(name, known + inner, 1)
+        mend = f'is {near[0]!r} meant?' if near else f'it has {", ".join(known)}'
+        raise TrainError(f'{what} has no {name!r}; {mend}')
     return replace(record, **values)
 
 def _stages(values):
