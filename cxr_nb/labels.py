@@ -13,7 +13,6 @@ __all__ = ['FINDINGS', 'FINDINGS13', 'NO_FINDING', 'META', 'BOX_FRAME', 'ADJUDIC
 
 # %% ../nbs/api/02_labels.ipynb #f6b49414
 import gzip, re, warnings
-from difflib import get_close_matches
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -345,12 +344,6 @@ def read_table(
     age = df[cols['age']].map(parse_age).to_numpy() if cols['age'] else np.nan
     return _table(df[cols['image']], who, y, findings, age, get('sex', ''), get('view', ''), where=path)
 
-def _check_spelling(findings, known, where):
-    "Raise `LabelError` for a finding that no image has and that is nearly one which some have"
-    for name in findings:
-        near = [] if name in known else get_close_matches(name, known, 1, .8)
-        if near: raise LabelError(f'{where}: no image has {name!r}; is {near[0]!r} meant?')
-
 def _label_matrix(df, labels, findings, sep, taken, where):
     "0/1 matrix and names of findings, from label text or from a column a finding"
     text = None
@@ -363,7 +356,6 @@ def _label_matrix(df, labels, findings, sep, taken, where):
         known = _names(df[text], sep)
         names = findings or known
         if not names: raise LabelError(f'{where}: column {text!r} names no finding; is it the label column?')
-        _check_spelling(names, known, where)
         return multi_hot(df[text], names, known=known, sep=sep, where=str(where)), list(names)
     names = list(labels or findings or _flags(df, taken))
     if not names:

@@ -31,13 +31,15 @@ def hyphenate(
     return [one(o) for o in argv]
 
 # %% ../../nbs/api/commands/01_parsing.ipynb #1d6aaa65
+def _shell_name(f): return f.__name__.replace('_', '-')
+
 def parser(
     f, # A function with docments
     examples:str, # Shown below the options
     notes:str='', # Shown below the examples
 )->argparse.ArgumentParser: # Its command line
     "The parser of a command"
-    p = anno_parser(f, prog=f.__name__.replace('_', '-'))
+    p = anno_parser(f, prog=_shell_name(f))
     lines = '\n'.join('  ' + o.strip() for o in examples.strip().splitlines())
     parts = [f'examples:\n{lines}', notes, 'Research and education only, never clinical use.']
     p.epilog = '\n\n'.join(filter(None, parts))
@@ -70,14 +72,14 @@ def command(
 
 def _not_known(f, word):
     "What to say of an argument that a command does not take"
-    help = f.__name__.replace('_', '-') + ' --help'
+    more = f'{_shell_name(f)} --help lists them'
     names = [name for name, o in signature(f).parameters.items() if o.kind is not o.VAR_POSITIONAL]
     options = ['--' + name.replace('_', '-') for name in names]
     if not word.startswith('-'):
         likely = '--data' if '--data' in options else options[0]
-        return f'{word}: which option is it for? As in: {likely} {word}; {help} lists them'
+        return f'{word}: which option is it for? As in: {likely} {word}; {more}'
     near = get_close_matches(word.partition('=')[0], options, 1)
-    return f'{word}: no such option; ' + (f'is {near[0]} meant?' if near else f'{help} lists them')
+    return f'{word}: no such option; ' + (f'is {near[0]} meant?' if near else more)
 
 def _words_and_options(f, args):
     "What a function takes by position, and what by name"
@@ -92,7 +94,7 @@ def _how_to_go_on(f, argv, flag):
     if flag is None: return 'interrupted'
     kept = [o for o in argv if o != '--overwrite'] # or what is there would be deleted
     more = [flag] if flag and flag not in argv else []
-    return 'interrupted; go on with: ' + shlex.join([f.__name__.replace('_', '-'), *kept, *more])
+    return 'interrupted; go on with: ' + shlex.join([_shell_name(f), *kept, *more])
 
 def _run(f, interrupted, *args, **kwargs):
     "Call a command; 0, or 2 after one line on stderr that says what to mend, or 130 if interrupted"

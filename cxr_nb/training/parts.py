@@ -85,7 +85,8 @@ def learnable(
     positives = table.loc[split.index[split == 'train'], findings].sum()
     found = [name for name in findings if positives[name]]
     if found: return found
-    raise TrainError(f'no training image has any of {", ".join(findings)}; is the label column the right one?')
+    raise TrainError(f'no training image has any of {", ".join(findings)}; is the label column the right one, '
+                     'and are they spelt as in it?')
 
 # %% ../../nbs/api/training/061_parts.ipynb #339c9829
 def remarks_on(
@@ -101,7 +102,7 @@ def remarks_on(
         lines.append('split: at random, by patient; the official split is for images of ChestX-ray14 '
                      'by their own names, and these are others')
     if left_out:
-        them = 'it' if len(left_out) == 1 else 'them'
+        them = 'it by this name' if len(left_out) == 1 else 'them by these names'
         lines.append(f'left out: {", ".join(left_out)}; no training image has {them}, '
                      'so there is nothing to learn from')
     if side and side < recipe.size and not drawn:
