@@ -379,3 +379,20 @@ def test_prepare_names_films_that_lie_wrong_and_keeps_them(run, phantom, tmp_pat
     odd = pd.read_csv(tmp_path/'cache'/'gate.csv', index_col='image')
     assert odd.codes[[films[3].name, films[8].name]].tolist() == ['inverted', 'rotated_180'] and len(odd) < 10
     assert f'{len(films)} images at 64x64' in said.stdout
+
+def test_files_of_a_machine_that_writes_no_suffix_are_in_the_data(good, tmp_path):
+    "Files such as IM0001 are read and checked under the names that the table gives, and DICOMDIR is none of them"
+    from cxr_nb.data.file_checks import scan_files
+    from cxr_nb.data.opening import open_data
+    folder = tmp_path/'scans'
+    folder.mkdir()
+    for name in ('IM0001', '1.2.840.7', 'DICOMDIR'): (folder/name).write_bytes(dicom(good))
+    (folder/'notes').write_text('Dear colleague')
+    (tmp_path/'same.dcm').write_bytes(dicom(good))
+    (tmp_path/'labels.csv').write_text('image,patient,labels\nIM0001,1,Mass\n1.2.840.7,2,\n')
+    data = open_data(csv_path=tmp_path/'labels.csv', img_root=folder)
+    assert not data.missing and set(data.files) == {'IM0001', '1.2.840.7'}
+    for quick in (True, False):
+        scan = scan_files(data.files, quick, progress=False)
+        assert set(scan.status) == {'ok'} and set(scan.width) == {256}
+    assert np.array_equal(read_gray(data.files['IM0001']), read_gray(tmp_path/'same.dcm'))

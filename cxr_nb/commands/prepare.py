@@ -9,7 +9,7 @@ __all__ = ['cxr_prepare', 'cxr_check']
 
 # %% ../../nbs/api/commands/02_prepare.ipynb #d9ece221
 from ..core import CxrError
-from .parsing import check_download, check_workers, columns_of, command, named_columns, say, say_data
+from .parsing import check_download, check_positive, columns_of, command, named_columns, say, say_data
 from .parsing import say_skipped
 
 # %% ../../nbs/api/commands/02_prepare.ipynb #25ccfbea
@@ -36,7 +36,7 @@ def cxr_prepare(
     from cxr_nb.core import cache_home
     from cxr_nb.data.sources import load_data
     from cxr_nb.data.cache import prepare
-    check_workers(workers)
+    check_positive('--workers', workers)
     if size is not None and size < 16: raise CxrError(f'--size {size}: give 16 or more, such as 224')
     check_download(download, size)
     columns = named_columns(image_col, patient_col, label_col)
@@ -100,7 +100,7 @@ def cxr_check(
     from cxr_nb.data.checks import check_data
     from cxr_nb.data.verdicts import checks_text, report_form, write_checks
     if out: report_form(out)
-    check_workers(workers)
+    check_positive('--workers', workers)
     d = _what_to_check(run, data, csv_path, img_root, columns_of(run, csv_path, image_col, patient_col, label_col))
     table = check_data(d, run, quick, workers)
     say(checks_text(table))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..core import CxrError
 from ..labels import META, same_name
-from .parsing import columns_of, command, run_folder, say, say_data, say_scores
+from .parsing import check_positive, columns_of, command, run_folder, say, say_data, say_scores
 from .train import say_localisation
 
 # %% ../../nbs/api/commands/04_use.ipynb #11e53441
@@ -157,6 +157,7 @@ def cxr_gradcam(
     from cxr_nb.models.bundle import load_weights
     from cxr_nb.report.html import write_report
     from cxr_nb.training.run import open_run
+    check_positive('--samples', samples)
     d = _other_data(run, data, csv_path, img_root, columns_of(run, csv_path))
     r = open_run(run, d, device)
     if weights: load_weights(r.model, weights)
@@ -281,7 +282,7 @@ def cxr_bench(
     repeats:int=3, # Turns of each comparison
 ):
     "Measure speed side by side with other libraries, on this machine."
-    if repeats < 1: raise CxrError(f'--repeats {repeats}: give 1 or more')
+    check_positive('--repeats', repeats)
     from cxr_nb.bench.run import bench
     names = only.replace(' ', '').split(',') if only else None
     table = bench(out, names, full=full, quick=quick, repeats=repeats)
@@ -303,6 +304,7 @@ def cxr_app(
     "A web page that says what the model says of an image, with heatmaps. Needs pip install 'cxr_nb[app]'."
     import signal, threading
     from cxr_nb.deploy.app import open_page
+    check_positive('--max-mb', max_mb)
     alone = threading.current_thread() is threading.main_thread()
     if alone: signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)) # uploads that were not read yet go with the page
     if not (Path(run)/'config.json').is_file():

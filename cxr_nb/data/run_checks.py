@@ -64,11 +64,17 @@ def _check_thresholds(run, used):
     "Does `thresholds.json` say what predictions are held against?"
     file = run/'thresholds.json'
     if not used or not file.is_file(): return []
-    try: shown = read_json(file).get('findings') or {}
-    except CxrError: shown = {} # it says nothing that can be read
+    shown = _shown_thresholds(file)
     other = [name for name in used if shown.get(name) != used[name]]
     return [found('run: thresholds as in config.json', other, f'{len(used)} findings', verdict='warning',
                   mend='predictions take those of config.json; cxr-eval --run writes both anew')]
+
+def _shown_thresholds(file):
+    "What `thresholds.json` says, by finding; nothing if it cannot be read"
+    try: shown = read_json(file)
+    except CxrError: return {}
+    shown = shown.get('findings') if isinstance(shown, dict) else None
+    return shown if isinstance(shown, dict) else {}
 
 def _check_judged(run, judged):
     "Are the predictions those that were judged?"

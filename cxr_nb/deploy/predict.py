@@ -18,9 +18,8 @@ import numpy as np, pandas as pd, torch
 from tqdm.auto import tqdm
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #95660501
-from ..data.sources import SUFFIXES
 from ..data.gate import Verdict, judge_file, readable_pixels
-from ..data.image_files import file_kind
+from ..data.image_files import SUFFIXES, is_dicom, is_image_file
 from ..data.images import to_square
 from ..metrics.calibration import Calibration
 from ..core import CxrError
@@ -106,18 +105,11 @@ def header_facts(
 
 def _known_of(path, known, header):
     "What the table, else the header of a file says of its patient"
-    facts = header_facts(path) if header and _is_dicom(path) else {}
+    facts = header_facts(path) if header and is_dicom(path) else {}
     if known is None or path.name not in known.index: return facts
     return facts | known.loc[path.name].dropna().to_dict()
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #0c559290
-def _is_dicom(path):
-    "Is this a DICOM file? Machines leave out the suffix"
-    try:
-        if not path.is_file(): return False
-        with open(path, 'rb') as f: return file_kind(f.read(132)) == 'dicom'
-    except OSError: return False # what may not be read is none of the files that were meant
-
 def gather(
     paths, # Files and folders, or one of them
     skipped:list=None, # Is given the files of these folders that are no images
@@ -137,8 +129,7 @@ def _sorted_out(folder):
     images, others = [], []
     for path in sorted(folder.rglob('*')):
         if path.is_dir(): continue
-        is_image = path.suffix.lower() in SUFFIXES or _is_dicom(path)
-        (images if is_image else others).append(path)
+        (images if is_image_file(path) else others).append(path)
     return images, others
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #8e89a5a4
