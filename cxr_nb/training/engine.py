@@ -20,6 +20,7 @@ import numpy as np, torch
 from fastai.callback import progress as _progress, schedule as _schedule # they add methods to Learner
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastcore.basics import listify
 
 # %% ../../nbs/api/training/10_engine.ipynb #f5fb5ada
 from ..core import write_json
@@ -54,7 +55,16 @@ def stage_loss(
     "The loss of a stage, with weights from the training part"
     labels = run.part('train')[run.recipe.findings].to_numpy()
     made = make_loss(loss or (stage and stage.loss) or run.recipe.loss, labels, run.recipe.findings)
-    return made.to(run.device) if isinstance(made, torch.nn.Module) else made
+    if isinstance(made, torch.nn.Module): made = made.to(run.device)
+    return _checked_loss(made, torch.zeros(2, labels.shape[1], device=run.device)) if loss else made
+
+def _checked_loss(loss, y):
+    "A loss of one's own, if it gives one number for logits and labels. Raises `TrainError`"
+    try: value = loss(y, y)
+    except Exception as e: raise TrainError(f'the loss cannot take logits and labels, (n, C) both: {e}') from e
+    if isinstance(value, torch.Tensor) and not value.ndim: return loss
+    got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+    raise TrainError(f'the loss gives {got}; let it give one number, as a tensor')
 
 def _epoch_metric(
     recipe:Recipe # Its monitor and thresholds
@@ -337,6 +347,8 @@ def train(
     **kwargs # For `start_run`: cache, device, progress, split, kept
 )->Run: # Trained and judged
     "All stages of a recipe that are still to do, then the judging"
+    if not isinstance(data, ChestData) or not isinstance(recipe, Recipe):
+        raise TrainError('train takes data, then a recipe, then a folder, as in train(load_data(), staged(), "runs/a")')
     best_device(kwargs.get('device')) # meets the other processes, if there are any
     say = say or (print if kwargs.get('progress', True) else str)
     with run_lock(path, is_main()), disk_room(path):
@@ -345,7 +357,7 @@ def train(
         run = start_run(data, recipe, path, resume=resume, overwrite=overwrite, say=say, **kwargs)
         file, todo = StateFile(run.path), [o for o in run.recipe.stages if o.name not in run.done]
         for stage in todo:
-            run_stage(run, stage, True, every, keep=True, cbs=cbs, loss=loss)
+            run_stage(run, stage, True, every, keep=True, cbs=listify(cbs), loss=loss)
             if on_stage and is_main(): on_stage(run, stage)
         _end(run, bool(todo) or file.path.is_file(), on_end, say)
         if is_main(): file.forget()

@@ -13,6 +13,7 @@ import copy, json
 from pathlib import Path
 
 import numpy as np, pandas as pd
+from fastcore.basics import listify
 
 # %% ../../nbs/api/training/09_judging.ipynb #bce5e434
 from ..data.splits import subset
@@ -98,8 +99,10 @@ def judge(
     parts=('val', 'test'), # What to judge; `('val',)` between stages, so that the test part has no say
     anew:bool=True, # Predict first? Else what the folder holds is judged
 )->dict: # What metrics.json holds
-    "Predict, choose thresholds on validation, judge each part, write it all to the run folder"
-    parts = [o for o in parts if len(run.part(o))]
+    """Predict, choose thresholds on validation, judge each part, write it all to the run folder: what was judged
+    before is replaced. Raises `TrainError` unless validation is among the parts, on which thresholds are chosen"""
+    parts = [o for o in listify(parts) if len(run.part(o))]
+    if 'val' not in parts: raise TrainError(f'{run.path}: thresholds are chosen on the part val; judge it as well')
     with run_lock(run.path, is_main()):
         if anew:
             for o in parts: write_predictions(run, o)

@@ -24,7 +24,7 @@ from ..data.cache import Cache, prepare
 from ..data.opening import run_data
 from ..data.release_checks import is_phantom
 from ..data.sources import ChestData
-from ..data.splits import check_split, fingerprint
+from ..data.splits import fingerprint
 
 # %% ../../nbs/api/training/07_run.ipynb #1c5f14b6
 from ..models.bundle import convert_bundle, load_bundle, save_bundle, save_weights
@@ -37,7 +37,7 @@ from .callbacks import precision_callbacks
 from .distributed import best_device, is_main, main_alone, main_first
 from .folder import (checkpoint_here, history_of, labels_fingerprint, plain_recipe, read_checkpoint,
                                     refuse_other_run, start_weights, without)
-from .parts import kind_of_split, learnable, make_split, remarks_on, with_findings
+from .parts import check_parts, kind_of_split, learnable, make_split, remarks_on, with_findings
 from .recipe import Recipe, change
 from .recipes import older_recipe
 from .state import below
@@ -256,7 +256,7 @@ def new_run(
     pixels = _cache(data, recipe, cache, progress)
     table = data.table.loc[pixels.usable]
     given = split is not None
-    if given: split = check_split(table, split[split.index.isin(table.index)])
+    if given: split = check_parts(table, split)
     else: split = make_split(table, recipe, data.lists)
     findings = learnable(table, split, recipe.findings)
     if given: findings = recipe.findings # the folds of a cross-validation must have the same outputs
@@ -320,7 +320,8 @@ def open_run(
     device=None, # 'cpu', 'cuda' ...
     progress:bool=True, # Show progress bars?
 )->Run: # As it was left
-    "A run from its folder. Raises `CxrError` if it, or its data, is not there"
+    """A run from its folder. Raises `CxrError` if it, or its data, is not there,
+    or if no data are given and the labels are not those that it learnt from"""
     path, device = Path(path), best_device(device)
     progress = progress and is_main()
     model, config = load_bundle(path)
@@ -330,12 +331,21 @@ def open_run(
     if data is None:
         home = read_json(path/'data.json', default={}).get('cache')
         data = run_data(path)
+        _refuse_other_labels(path, config, data.table)
     cache = _cache(data, recipe, home, progress)
     split = pd.read_csv(path/'split.csv', index_col='image')['part']
     model = model.to(device, memory_format=torch.channels_last)
     known = {k: config[k] for k in ('remarks', 'left_out', 'start_weights', 'chosen') if k in config}
     return Run(path, data, cache, split, recipe, model, history_of(path), device, progress,
                given_split=config.get('split_kind') == 'given', **known)
+
+def _refuse_other_labels(path, config, table):
+    "Raise `RunError` unless a table has the labels that a run learnt from"
+    findings, known = config['findings'], config.get('labels')
+    same = all(o in table for o in findings) and known == labels_fingerprint(table, findings)
+    if same or not known: return
+    raise RunError(f'{path}: its images have other labels now than it learnt from; restore the label file, '
+                   'or give the data that are meant, as in open_run(path, data) or --data')
 
 def convert_run(
     path # A run folder, or a bundle alone, of version 0.1.0 or of today
