@@ -26,7 +26,7 @@ from ..core import CxrError
 from ..models.bundle import load_bundle
 from ..models.inference import in_onnxruntime
 from ..models.nets import ChestModel, device_named
-from ..models.tabular import CODES, COLUMNS, known_rows
+from ..models.tabular import CODES, COLUMNS, check_facts, known_rows
 from ..labels import image_names, none_name, read_csv
 from ..data.augment import augment
 from ..data.batches import keep_memory
@@ -84,10 +84,8 @@ def read_known(
         raise CxrError(f'{path}: needs a column image, and one or more of {", ".join(COLUMNS)}')
     twice = df.image[df.image.duplicated()]
     if len(twice): raise CxrError(f'{path}: names {twice.iloc[0]} twice; keep one row an image')
-    for column, codes in CODES.items():
-        if column not in df: continue
-        odd = df[column][df[column].notna() & ~df[column].isin(codes)]
-        if len(odd): raise CxrError(f'{path}: {column} is {odd.iloc[0]!r}, and must be {" or ".join(codes)}, or empty')
+    try: check_facts(df)
+    except CxrError as e: raise CxrError(f'{path}: {e}') from None
     return df.set_index('image')[columns]
 
 def header_facts(
@@ -101,7 +99,7 @@ def header_facts(
     facts = {}
     for column, tag in (('sex', 'PatientSex'), ('view', 'ViewPosition')):
         if header.get(tag) in CODES[column]: facts[column] = str(header.get(tag))
-    return facts | ({'age': float(age[1])} if age else {})
+    return facts | ({'age': float(age[1])} if age and int(age[1]) <= 120 else {})
 
 def _known_of(path, known, header):
     "What the table, else the header of a file says of its patient"

@@ -23,7 +23,7 @@ from fastai.learner import Learner
 from fastcore.basics import listify
 
 # %% ../../nbs/api/training/10_engine.ipynb #f5fb5ada
-from ..core import write_json
+from ..core import CxrError, write_json
 from ..data.batches import FeatureBatches, rank_world, sample_weights, to_device
 from ..data.sources import ChestData
 from ..models.bundle import save_weights
@@ -38,7 +38,7 @@ from .finetuning import AverageWeights, fit_schedule, layer_scales
 from .distributed import best_device, broadcast, is_main
 from .frozen import BestHeads, Heads, HeadsLoss, can_keep, fold, keep_stem, kept_batches, kept_features
 from .judging import judge, judged
-from .losses import make_loss
+from .losses import check_loss, make_loss
 from .batch_size import sized, stage_size, within_memory
 from .recipe import Recipe, Stage, TrainError
 from .folder import config_of, history_of, read_checkpoint, refuse_other_run, resume_position, what_it_is_of
@@ -56,15 +56,8 @@ def stage_loss(
     labels = run.part('train')[run.recipe.findings].to_numpy()
     made = make_loss(loss or (stage and stage.loss) or run.recipe.loss, labels, run.recipe.findings)
     if isinstance(made, torch.nn.Module): made = made.to(run.device)
-    return _checked_loss(made, torch.zeros(2, labels.shape[1], device=run.device)) if loss else made
-
-def _checked_loss(loss, y):
-    "A loss of one's own, if it gives one number for logits and labels. Raises `TrainError`"
-    try: value = loss(y, y)
-    except Exception as e: raise TrainError(f'the loss cannot take logits and labels, (n, C) both: {e}') from e
-    if isinstance(value, torch.Tensor) and not value.ndim: return loss
-    got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-    raise TrainError(f'the loss gives {got}; let it give one number, as a tensor')
+    if loss: check_loss(made, labels.shape[1], run.device)
+    return made
 
 def _epoch_metric(
     recipe:Recipe # Its monitor and thresholds
