@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, logit, ndtri
-from .predictions import PredictionError, check, check_columns, patient_codes
+from .predictions import PredictionError, check, check_columns, check_names, patient_codes
 from .ranking import macro, ratio
 
 # %% ../../nbs/api/metrics/12_calibration.ipynb #06339661
@@ -141,6 +141,7 @@ def apply(self:Calibration,
     if shape[1:] != (len(self.findings),):
         raise PredictionError(f'probabilities of shape {shape} for {len(self.findings)} findings; '
                               'give one column each')
+    check_names(p, self.findings)
     return expit(_logit(_probabilities(p))*np.array(self.slope) + np.array(self.intercept))
 
 @patch(as_prop=True)

@@ -10,7 +10,7 @@ __all__ = ['bessel', 'logit_interval', 'delong', 'delong_test']
 # %% ../../nbs/api/metrics/06_delong.ipynb #f1a947da
 import numpy as np, pandas as pd
 from scipy.special import expit, logit, stdtr, stdtrit
-from .bootstrap import freedom
+from .bootstrap import check_level, freedom
 from .predictions import PredictionError, check, patient_codes
 from .ranking import Ranked, auroc, macro
 
@@ -50,6 +50,7 @@ def logit_interval(
     level:float=0.95, # Coverage
 )->tuple: # low and high; NaN where the standard error is 0 or unknown
     "Student's interval on the logit scale"
+    check_level(level)
     ok = (se > 0) & (value > 0) & (value < 1)
     v = np.where(ok, value, .5)
     half = stdtrit(df, (1+level)/2)*np.where(ok, se, np.nan)/(v*(1-v))
@@ -91,6 +92,7 @@ def delong_test(
     level:float=0.95, # Coverage
 )->pd.DataFrame: # By finding, and `macro mean`: base, new, difference, se, low, high, p_value; NaN where unknown
     "Difference of two AUROCs with DeLong's interval and two-sided p-value, clustered by patient"
+    check_level(level)
     _, new, _ = _columns(y, new, findings)
     y, base, names = _columns(y, base, findings)
     code, n = patient_codes(groups, len(y))

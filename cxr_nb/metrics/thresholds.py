@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from ..core import CxrError, write_json
-from .operating import Confusion, threshold_array
+from .operating import Confusion, threshold_array, thresholds_for
 from .predictions import check, check_columns
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #d8173d68
@@ -55,6 +55,7 @@ def cuts(
     grid=None, # The only thresholds to look at; None: all that differ
 )->pd.DataFrame: # One row a cut, thresholds ascending: threshold, tp, fp, fn, tn, precision, recall, specificity, f1
     "All different sets of positive predictions `p >= threshold`, with their rates. Raises `ThresholdError`"
+    if np.ndim(p) != 1: raise ThresholdError(f'probabilities have shape {np.shape(p)}; give one finding at a time')
     t, counts = _counted(*check(y, p, unit=True), lo, hi, grid)
     return pd.DataFrame(dict(threshold=t, **vars(counts), **_rates(counts)), copy=False)
 
@@ -200,14 +201,12 @@ def find_optimal_thresholds_with_dynamic_adjustment(
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #6c01ea3b
 def apply_thresholds(
     p, # Probabilities, (N, C)
-    t, # A number, (C,) numbers, or a table as of `fit_thresholds`, whose rows are in the order of the columns
+    t, # A number, (C,) numbers, or a table as of `fit_thresholds`; by name where both have names, else by position
 )->np.ndarray: # bool, (N, C); never True where the threshold is NaN
     "Positive predictions"
-    if isinstance(t, pd.DataFrame): t = t['threshold']
-    t = np.asarray(t, dtype=float)
+    if np.ndim(p) != 2: raise ThresholdError(f'probabilities have shape {np.shape(p)}, and must have (N, C)')
+    t = thresholds_for(p, t)
     p = np.asarray(p, dtype=float)
-    if p.ndim != 2 or (t.ndim and t.shape != p.shape[1:]):
-        raise ThresholdError(f'{t.size} thresholds for probabilities of shape {p.shape}; give one a column')
     if unknown := int(np.isnan(p).any(axis=1).sum()):
         raise ThresholdError(f'{unknown} images have NaN probabilities; '
                              'they can neither be called nor be called healthy')
