@@ -6,7 +6,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/gate.html.md"""
 
 # %% auto #0
 __all__ = ['TURNS', 'WARN', 'REFUSE', 'NAMED', 'COLOURED', 'ANNOTATED', 'Reason', 'Verdict', 'thumbs', 'ranks', 'features',
-           'Judge', 'load_gate', 'check_pixels', 'JudgedFile', 'judge_file', 'readable_pixels', 'judge_cache']
+           'Judge', 'load_gate', 'check_pixels', 'JudgedFile', 'judge_file', 'admitted', 'readable_pixels',
+           'judge_cache']
 
 # %% ../../nbs/api/data/08_gate.ipynb #0f7727ee
 import json
@@ -198,6 +199,10 @@ def _other_reasons(a, colour):
 def _verdict(a, colour, scores): return Verdict([*_other_reasons(a, colour), *_turn_reasons(scores)])
 
 # %% ../../nbs/api/data/08_gate.ipynb #38d70d25
+def _gray(a):
+    "Pixels (H, W) or (H, W, 3) as (H, W)"
+    return a if a.ndim == 2 else np.asarray(Image.fromarray(a[..., :3]).convert('L'))
+
 def check_pixels(
     a:np.ndarray, # uint8 (H, W), or (H, W, 3) with colours
     colour:float=None, # Share of coloured pixels, if known
@@ -208,9 +213,8 @@ def check_pixels(
     picture = a.ndim == 2 or a.ndim == 3 and a.shape[2] in (3, 4)
     if a.dtype != np.uint8 or not picture or min(a.shape[:2]) < 32:
         raise CxrError(f'{a.dtype} {a.shape}: not pixels of an image; give uint8 (H, W) or (H, W, 3), at least 32 x 32')
-    if a.ndim == 3:
-        if colour is None: colour = colour_share(a)
-        a = np.asarray(Image.fromarray(a[..., :3]).convert('L'))
+    if a.ndim == 3 and colour is None: colour = colour_share(a)
+    a = _gray(a)
     return _verdict(a, colour or 0., (judge or load_gate()).scores([a])[0])
 
 # %% ../../nbs/api/data/08_gate.ipynb #ec7bce19
@@ -234,19 +238,22 @@ def judge_file(
     seen = check_pixels(image.pixels, image.colour, judge)
     return JudgedFile(image.pixels, Verdict(notes + seen.reasons), image.kind)
 
+def admitted(
+    image # A file (PNG, JPEG, DICOM), or its pixels: an array, a tensor or a PIL image, uint8 (H, W) or (H, W, 3)
+)->JudgedFile: # With its pixels, and what the gate noticed
+    "An image that the gate lets in. Raises `CxrError` if it refuses"
+    is_file = isinstance(image, (str, Path))
+    pixels = None if is_file else np.asarray(image)
+    judged = judge_file(image) if is_file else JudgedFile(pixels, check_pixels(pixels))
+    if judged.verdict.status == 'refused':
+        raise CxrError(f'{image if is_file else "these pixels"}: {judged.verdict.text}')
+    return JudgedFile(_gray(judged.pixels), judged.verdict, judged.kind)
+
 def readable_pixels(
-    image # A file (PNG, JPEG, DICOM), or gray pixels uint8 (H, W)
+    image # As for `admitted`
 )->np.ndarray: # uint8 (H, W)
     "The pixels of an image that the gate lets in. Raises `CxrError` if it refuses"
-    if isinstance(image, np.ndarray):
-        if image.ndim != 2: raise CxrError(f'pixels of shape {image.shape}; give gray ones, uint8 (H, W)')
-        judged = JudgedFile(image, check_pixels(image))
-        name = 'these pixels'
-    else:
-        judged = judge_file(image)
-        name = image
-    if judged.verdict.status == 'refused': raise CxrError(f'{name}: {judged.verdict.text}')
-    return judged.pixels
+    return admitted(image).pixels
 
 # %% ../../nbs/api/data/08_gate.ipynb #ce3cdda2
 def _unpadded(a, width, height):

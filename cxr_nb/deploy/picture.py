@@ -12,7 +12,7 @@ import cv2
 from matplotlib.figure import Figure
 
 from ..core import CxrError
-from ..data.gate import judge_file
+from ..data.gate import admitted
 from .app import answer, answer_table
 from .predict import Classifier
 from ..explain.sheet import draw_boxes, overlay
@@ -23,16 +23,15 @@ SHOWN = 448 # Pixels of a side
 
 def plot_prediction(
     clf:Classifier, # As of `load_classifier`
-    image, # A file: PNG, JPEG or DICOM
+    image, # A file (PNG, JPEG, DICOM), or its pixels: an array, a tensor or a PIL image
     finding:str=None, # Whose heatmap is shown; if not given, the first of the chart
     boxes=None, # Boxes to draw on the heatmap: x, y, w, h
     top:int=6, # Findings in the chart, by probability over threshold, the highest first
     known:dict=None # Age, sex and view, for a network that is told them
 )->Figure: # The image, its heatmap, a chart; 9 x 3.4 inches
     "A prediction in one picture. Raises `CxrError` if the gate refuses the image, or for an unknown finding"
-    judged = judge_file(image)
-    if judged.verdict.status == 'refused': raise CxrError(f'{image}: {judged.verdict.text}')
-    a = answer(clf, judged.pixels, judged.verdict, str(image), known)
+    judged = admitted(image)
+    a = answer(clf, judged.pixels, judged.verdict, known=known)
     table = answer_table(a, clf)
     shown = finding or table.index[0]
     if shown not in table.index: raise CxrError(f'{shown}: this model has {", ".join(clf.findings)}')

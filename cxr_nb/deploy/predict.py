@@ -55,7 +55,7 @@ class Classifier:
                            'from a validation part with positives and negatives')
         return Calibration.from_dict(self.config['calibration'])
     def __call__(self,
-        image, # A file (PNG, JPEG, DICOM), or gray pixels uint8 (H, W)
+        image, # A file (PNG, JPEG, DICOM), or its pixels, as for `admitted`
         **known # For a network that is told them: age (years), sex ('F', 'M'), view ('PA', 'AP')
     )->pd.Series: # By finding, 0..1
         "The probabilities of one image. Raises `CxrError` if the gate refuses it"
@@ -120,6 +120,7 @@ def gather(
         if not images: raise CxrError(f'{path}: holds no image; {", ".join(sorted(SUFFIXES))} are looked for')
         out += images
         if skipped is not None: skipped += others
+    if not out: raise CxrError('no file is given; name image files, or a folder of them')
     return out
 
 def _sorted_out(folder):

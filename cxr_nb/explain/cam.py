@@ -254,7 +254,7 @@ def pair_maps(
 # %% ../../nbs/api/explain/01_cam.ipynb #9eb1314d
 def grad_cam(
     clf, # A `Classifier`, as of `load_classifier`, or anything else with a `.model`
-    image, # A file (PNG, JPEG, DICOM), or gray pixels uint8 (H, W)
+    image, # A file (PNG, JPEG, DICOM), or its pixels, as for `admitted`
     finding:str, # One of the model's
     **known # For a network that is told them: age (years), sex ('F', 'M'), view ('PA', 'AP')
 )->np.ndarray: # float32 (S, S) in 0..1 of its own maximum, all 0 where nothing spoke for the finding

@@ -314,7 +314,7 @@ def _localise(run, names, random, keep):
 
 # %% ../../nbs/api/explain/03_sheet.ipynb #dcde78aa
 def show_heatmap(
-    image, # A file (PNG, JPEG, DICOM), or gray pixels uint8 (H, W)
+    image, # A file (PNG, JPEG, DICOM), or its pixels, as for `admitted`
     cam, # Its heatmap, as of `grad_cam`, (S, S)
 )->Figure: # The image, and its heatmap over it
     "An image beside its heatmap. Raises `CxrError` if the gate refuses it"
