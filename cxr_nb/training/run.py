@@ -327,23 +327,25 @@ def open_run(
     model, config = load_bundle(path)
     refuse_older(path)
     recipe = recipe_of(model, config)
-    home = None
-    if data is None:
+    given, home = data is not None, None
+    if not given:
         home = read_json(path/'data.json', default={}).get('cache')
         data = run_data(path)
-        _refuse_other_labels(path, config, data.table)
-    cache = _cache(data, recipe, home, progress)
     split = pd.read_csv(path/'split.csv', index_col='image')['part']
+    if not given: _refuse_other_labels(path, config, data.table, split)
+    cache = _cache(data, recipe, home, progress)
     model = model.to(device, memory_format=torch.channels_last)
     known = {k: config[k] for k in ('remarks', 'left_out', 'start_weights', 'chosen') if k in config}
     return Run(path, data, cache, split, recipe, model, history_of(path), device, progress,
                given_split=config.get('split_kind') == 'given', **known)
 
-def _refuse_other_labels(path, config, table):
+def _refuse_other_labels(path, config, table, split):
     "Raise `RunError` unless a table has the labels that a run learnt from"
     findings, known = config['findings'], config.get('labels')
-    same = all(o in table for o in findings) and known == labels_fingerprint(table, findings)
-    if same or not known: return
+    if not known: return
+    if all(o in table for o in findings):
+        tables = table, table[table.index.isin(split.index)] # the second in runs of version 0.1.0 with folds
+        if any(labels_fingerprint(o, findings) == known for o in tables): return
     raise RunError(f'{path}: its images have other labels now than it learnt from; restore the label file, '
                    'or give the data that are meant, as in open_run(path, data) or --data')
 
