@@ -232,9 +232,9 @@ def part(
     name:str, # 'train', 'val' or 'test'
 )->pd.DataFrame: # Image table of the usable images of that part
     "The images of a part that can be used. Raises `CxrError` for a part that there cannot be"
-    if name not in {'train', 'val', 'test', *split}:
-        raise CxrError(f'{name!r} is no part of a split; its parts are train, val and test')
     names = split.index[split == name]
+    if not len(names) and name not in ('train', 'val', 'test'):
+        raise CxrError(f'{name!r} is no part of a split; its parts are train, val and test')
     return table.loc[names[names.isin(cache.usable)]]
 
 def make_loaders(

@@ -242,12 +242,12 @@ def admitted(
     image # A file (PNG, JPEG, DICOM), or its pixels: an array, a tensor or a PIL image, uint8 (H, W) or (H, W, 3)
 )->JudgedFile: # With its pixels, and what the gate noticed
     "An image that the gate lets in. Raises `CxrError` if it refuses"
-    is_file = isinstance(image, (str, Path))
-    pixels = None if is_file else np.asarray(image)
-    judged = judge_file(image) if is_file else JudgedFile(pixels, check_pixels(pixels))
-    if judged.verdict.status == 'refused':
-        raise CxrError(f'{image if is_file else "these pixels"}: {judged.verdict.text}')
-    return JudgedFile(_gray(judged.pixels), judged.verdict, judged.kind)
+    if isinstance(image, (str, Path)): name, judged = image, judge_file(image)
+    else:
+        verdict = check_pixels(image)
+        name, judged = 'these pixels', JudgedFile(_gray(np.asarray(image)), verdict)
+    if judged.verdict.status == 'refused': raise CxrError(f'{name}: {judged.verdict.text}')
+    return judged
 
 def readable_pixels(
     image # As for `admitted`

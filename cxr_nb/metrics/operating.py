@@ -37,16 +37,14 @@ def threshold_array(
 def thresholds_for(
     p, # Probabilities, (N,) or (N, C)
     t, # A number, (C,) numbers, a dict or Series by finding, or a table with a column `threshold`
-)->np.ndarray: # () or (C,)
-    """Thresholds in the order of the columns, by name where both have names.
+)->np.ndarray: # (C,); NaN (or None) where a finding is never called
+    """Thresholds in the order of the columns, by name where both have names, else by position.
     Raises `PredictionError` if there are more or fewer, or one is no probability"""
+    columns = np.shape(p)[1] if np.ndim(p) == 2 else 1
+    names = list(plain_names(p.columns)) if isinstance(p, pd.DataFrame) else range(columns)
     t = t['threshold'] if isinstance(t, pd.DataFrame) else t
-    names = list(plain_names(p.columns)) if isinstance(p, pd.DataFrame) else []
-    if hasattr(t, 'keys'): t = [t[o] for o in (names if set(names) == set(t.keys()) else t.keys())]
-    t, shape = np.asarray(t, dtype=float), np.shape(p)
-    if t.ndim and t.shape != shape[1:]:
-        columns = shape[1] if len(shape) == 2 else 1
-        raise PredictionError(f'{t.size} thresholds for {columns} findings; give one for each')
+    if hasattr(t, 'keys') and not set(names) & set(t.keys()): t = [t[o] for o in t.keys()]
+    t = threshold_array(t, names)
     if (np.isfinite(t) & ((t < 0) | (t > 1))).any():
         raise PredictionError(f'thresholds of {np.nanmin(t):g} to {np.nanmax(t):g}; they lie in [0, 1], '
                               'so divide percent by 100')

@@ -28,7 +28,7 @@ def plain_names(
     return pd.Index(columns).map(lambda o: str(o).removeprefix('prob_').removeprefix('true_'))
 
 def _other_order(a, b):
-    "Do two indexes name the same things in another order? A table without names of its own counts as any order"
+    "Do two indexes name the same things in other places? Plain row numbers are names only if both have the same"
     if len(a) != len(b) or a.equals(b): return False
     unnamed = isinstance(a, pd.RangeIndex) or isinstance(b, pd.RangeIndex)
     return a.isin(b).all() if unnamed else a.isin(b).any()
@@ -41,10 +41,10 @@ def check_order(
     both = [y, p]
     if not all(isinstance(o, (pd.Series, pd.DataFrame)) for o in both): return
     mend = 'bring them into one order, as in p.loc[y.index], or give arrays'
-    if _other_order(y.index, p.index): raise PredictionError(f'rows of labels and scores differ in their names; {mend}')
+    if _other_order(y.index, p.index): raise PredictionError(f'rows of labels and scores have other names; {mend}')
     if not all(isinstance(o, pd.DataFrame) for o in both): return
     if _other_order(*[plain_names(o.columns) for o in both]):
-        raise PredictionError('columns of labels and scores differ in their names; give both the same findings in one '
+        raise PredictionError('columns of labels and scores have other names; give both the same findings in one '
                               'order, or give arrays')
 
 def check(

@@ -203,7 +203,7 @@ def apply_thresholds(
     p, # Probabilities, (N, C)
     t, # A number, (C,) numbers, or a table as of `fit_thresholds`; by name where both have names, else by position
 )->np.ndarray: # bool, (N, C); never True where the threshold is NaN
-    "Positive predictions"
+    "Positive predictions. Raises `ThresholdError` for probabilities of another shape or NaN, `PredictionError` for `t`"
     if np.ndim(p) != 2: raise ThresholdError(f'probabilities have shape {np.shape(p)}, and must have (N, C)')
     t = thresholds_for(p, t)
     p = np.asarray(p, dtype=float)

@@ -64,8 +64,8 @@ def check_facts(
     meant = dict(age='a number of years, 0 to 120', sex='F or M', view='PA or AP')
     for name in table.columns.intersection(COLUMNS):
         given = table[name][table[name].notna() & table[name].ne('')]
-        odd = given[~_numbers(given, CODES.get(name)).astype(float).between(0, 120)]
-        if len(odd): raise ModelError(f'{name} is {odd.iloc[0]!r}, and must be {meant[name]}, or missing')
+        odd = given[~_numbers(given, CODES.get(name)).astype(float).between(0, 120)].tolist()
+        if odd: raise ModelError(f'{name} is {odd[0]!r}, and must be {meant[name]}, or missing')
 
 def known_rows(
     model, # A `ChestModel`, or an ensemble

@@ -23,7 +23,7 @@ from fastai.learner import Learner
 from fastcore.basics import listify
 
 # %% ../../nbs/api/training/10_engine.ipynb #f5fb5ada
-from ..core import CxrError, write_json
+from ..core import write_json
 from ..data.batches import FeatureBatches, rank_world, sample_weights, to_device
 from ..data.sources import ChestData
 from ..models.bundle import save_weights

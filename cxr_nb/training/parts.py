@@ -98,9 +98,8 @@ def _check_table(data, findings):
         raise TrainError(f'the table of {data.name} has no column patient, by which images are split; '
                          'where patients are not known, let it be the image names')
     for name in findings:
-        if table[name].isin([0, 1]).all(): continue
-        other = table[name][~table[name].isin([0, 1])].iloc[0]
-        raise TrainError(f'the table of {data.name} has {other!r} in the column {name}; labels are 0 or 1')
+        other = table[name][~table[name].isin([0, 1])].tolist()
+        if other: raise TrainError(f'the table of {data.name} has {other[0]!r} in the column {name}; labels are 0 or 1')
 
 def learnable(
     table, # Image table
@@ -113,8 +112,12 @@ def learnable(
     if not found:
         raise TrainError(f'no training image has any of {", ".join(findings)}; is the label column the right one, '
                          'and are they spelt as in it?')
-    shares = table.loc[split.index[split == 'val'], found].mean()
-    if shares.between(0, 1, inclusive='neither').any(): return found
+    _check_validation(table.loc[split.index[split == 'val'], found])
+    return found
+
+def _check_validation(labels):
+    "Raise `TrainError` unless some finding of these labels has both positive and negative images"
+    if labels.mean().between(0, 1, inclusive='neither').any(): return
     raise TrainError('no finding has both positive and negative images in the part val, so no epoch can be told '
                      'from another; give more images')
 

@@ -327,12 +327,12 @@ def open_run(
     model, config = load_bundle(path)
     refuse_older(path)
     recipe = recipe_of(model, config)
-    given, home = data is not None, None
-    if not given:
+    split = pd.read_csv(path/'split.csv', index_col='image')['part']
+    home = None
+    if data is None:
         home = read_json(path/'data.json', default={}).get('cache')
         data = run_data(path)
-    split = pd.read_csv(path/'split.csv', index_col='image')['part']
-    if not given: _refuse_other_labels(path, config, data.table, split)
+        _refuse_other_labels(path, config, data.table, split)
     cache = _cache(data, recipe, home, progress)
     model = model.to(device, memory_format=torch.channels_last)
     known = {k: config[k] for k in ('remarks', 'left_out', 'start_weights', 'chosen') if k in config}
@@ -344,7 +344,7 @@ def _refuse_other_labels(path, config, table, split):
     findings, known = config['findings'], config.get('labels')
     if not known: return
     if all(o in table for o in findings):
-        tables = table, table[table.index.isin(split.index)] # the second in runs of version 0.1.0 with folds
+        tables = table, table[table.index.isin(split.index)] # the second for a run on some rows, and in version 0.1.0
         if any(labels_fingerprint(o, findings) == known for o in tables): return
     raise RunError(f'{path}: its images have other labels now than it learnt from; restore the label file, '
                    'or give the data that are meant, as in open_run(path, data) or --data')
