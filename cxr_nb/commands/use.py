@@ -192,9 +192,8 @@ def cxr_predict(
     """Probabilities, positive predictions and No Finding of image files, a row a file.
     Exit code: 0 all predicted, 3 some with a warning, 1 some refused, 2 none predicted."""
     import time
-    from cxr_nb.deploy.predict import load_classifier, predict_files, read_known, write_rows
-    if Path(out).suffix.lower() not in ('.csv', '.json'):
-        raise CxrError(f'{out}: give a name that ends with .csv or .json')
+    from cxr_nb.deploy.predict import check_table_name, load_classifier, predict_files, read_known, write_rows
+    check_table_name(out)
     if not files: raise CxrError('no files given; name image files or folders, as in: cxr-predict --run RUN image.png')
     _say_unfinished(run)
     _say_drawn(run)

@@ -23,7 +23,7 @@ from .downloads import DOWNLOADS, check_layout, fetch, kept, mount_root, mounted
 from .downloads import source_of, source_text
 from .image_files import SUFFIXES, is_image_file
 from ..labels import BOX_FRAME, FINDINGS, find_column, findings_of, from_release, nih_boxes, read_boxes, read_csv
-from ..labels import read_list, read_nih, read_table
+from ..labels import USUAL_COLUMNS, read_list, read_nih, read_table
 from .phantom.release import make_phantom
 
 # %% ../../nbs/api/data/02_sources.ipynb #e5ee2722
@@ -122,11 +122,12 @@ def find_root(
     "Argument, `CXR_DATA`, Kaggle's mount, or an earlier download. Raises `DataError` if a named folder is not one"
     for said, path in (('--data', data), ('CXR_DATA', os.environ.get('CXR_DATA'))):
         if not path: continue
-        if not Path(path).is_dir():
+        path = Path(path).expanduser()
+        if not path.is_dir():
             raise DataError(f'{path}: no such folder ({said}); give the folder that holds {LABEL_FILES[1]}')
         if not label_file(path):
             raise DataError(f'{path}: holds no label file ({said}); one of {", ".join(LABEL_FILES)} must lie there')
-        return Path(path)
+        return path
     return kaggle_mount(kaggle) or _downloaded()
 
 def _downloaded():
@@ -251,8 +252,8 @@ def phantom_data(
     **kwargs # More for `make_phantom`
 )->ChestData: # As of `load_nih`
     "Phantom images from the cache folder, made there if needed"
-    n_images = n_images or (300 if fast() else 1500)
-    size = size or (64 if fast() else 256)
+    if n_images is None: n_images = 300 if fast() else 1500
+    if size is None: size = 64 if fast() else 256
     more = ''.join(f'-{k}{v}' for k, v in sorted(kwargs.items()))
     dest = cache_home()/f'phantom-{n_images}-{size}-{seed}{more}'
     make_phantom(dest, n_images=n_images, size=size, seed=seed, progress=progress, **kwargs)
@@ -268,6 +269,8 @@ def load_data(
     **phantom # For `phantom_data`, if it comes to that
 )->ChestData: # Table, files, boxes, lists
     "The data, wherever it is"
+    _check_call(data, columns or {})
+    if isinstance(findings, str): findings = [findings]
     if download and (data or csv_path or img_root):
         raise DataError(f'--download {download} and a folder or file of your own; give one of them, not both')
     if csv_path or img_root: return _from_parts(csv_path, img_root or data, findings, columns or {})
@@ -276,6 +279,16 @@ def load_data(
     root = fetch(download) if download else find_root(data)
     if root: return _from_folder(root, findings, source_of(root, download))
     return phantom_data(findings=findings or FINDINGS, **phantom)
+
+def _check_call(data, columns):
+    "Raise `DataError` for a table where a folder belongs, and for columns that `read_table` does not know"
+    if data is not None and not isinstance(data, (str, os.PathLike)):
+        raise DataError(f'data is a {type(data).__name__}; give a folder. own_data(table, folder) takes a table')
+    kinds = [*USUAL_COLUMNS, 'sep']
+    for kind in columns:
+        if kind not in kinds:
+            known = ', '.join(kinds)
+            raise DataError(f'columns: unknown kind {kind!r}; give {{kind: column of your file}}, of {known}')
 
 def _from_folder(root, findings, source):
     "A folder in the NIH layout, or of the Indiana collection, whose module comes after this one"
@@ -310,14 +323,17 @@ def _from_parts(csv_path, img_root, findings, columns):
 def own_data(
     table:pd.DataFrame, # Image table, see `read_table`
     files, # Folder with the images, or a dict of file name to path
-    root=None, # Folder that gives the data its name
+    root=None, # Folder that gives the data its name; that of the images if not given
     boxes:pd.DataFrame=None, # As of `read_boxes`
     lists:dict=None, # Official lists
 )->ChestData: # Ready for everything that follows
     "Data from a table and a folder of your own. Raises `DataError` if no image of the table is there"
+    if not isinstance(table, pd.DataFrame):
+        raise DataError(f'the table is a {type(table).__name__}; read_table makes one of a CSV')
     if not isinstance(files, dict):
         root = root or files
         files = index_images(files)
+    root = root or _common_folder(files)
     table = _with_suffix(table, files)
     if not any(image in files for image in table.index):
         raise DataError(f'{root}: none of the {len(table):,} images of the table lies below it '
@@ -325,6 +341,11 @@ def own_data(
     caveat = _caveat(root, len(table)) if lists else ''
     if boxes is None: boxes = no_boxes()
     return ChestData(Path(root), Path(root).resolve().name, table, files, boxes, lists or {}, caveat)
+
+def _common_folder(files):
+    "The folder that holds all of these files, or their folders"
+    folders = [Path(path).resolve().parent for path in files.values()]
+    return Path(os.path.commonpath(folders)) if folders else Path()
 
 def _with_suffix(table, files):
     "A table whose image names lack their suffix gets that of the files"

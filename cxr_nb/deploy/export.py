@@ -31,7 +31,7 @@ from ..models.tabular import check_columns, known_rows, tabular
 from ..models.bundle import check_config, read_config
 from ..data.phantom.anatomy import phantom_body
 from ..data.phantom.findings import phantom_image
-from .predict import Classifier, load_classifier, probabilities_of
+from .predict import Classifier, check_square, load_classifier, probabilities_of
 from ..report.card import write_model_card
 
 # %% ../../nbs/api/deploy/02_export.ipynb #fd391b53
@@ -234,10 +234,7 @@ class OnnxClassifier:
         known:list=None, # A dict of age, sex and view an image, for a network that is told; what is missing is unknown
     )->np.ndarray: # float32 (N, C)
         "Probabilities of ready pixels"
-        images, square = np.asarray(images), (self.size, self.size)
-        if images.dtype != np.uint8 or images.shape[1:] != square:
-            raise ExportError(f'images of {images.dtype} {images.shape}; this model takes uint8 (N, {self.size}, '
-                              f'{self.size}), as of cxr_nb.data.images.to_square')
+        images = check_square(images, self.size)
         if not len(images): return np.zeros((0, len(self.findings)), np.float32)
         asked = {'images': images[:, None]}
         if self.told: asked['rows'] = self._rows(known or [{}]*len(images))

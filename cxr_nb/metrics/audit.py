@@ -16,8 +16,8 @@ import numpy as np, pandas as pd
 from tqdm.auto import tqdm
 from ..core import write_json
 from ..data.splits import fingerprint
-from ..labels import FINDINGS, NO_FINDING, USUAL_COLUMNS, adjudicated, find_column, findings_of, nih_table
-from ..labels import official_test_patients, read_csv, read_nih, read_table, same_name
+from ..labels import FINDINGS, USUAL_COLUMNS, adjudicated, find_column, findings_of, nih_table
+from ..labels import official_test_patients, read_csv, read_nih, read_table, same_name, says_none
 from .baselines import metadata_baseline, shuffled_baseline
 from .bootstrap import bootstrap
 from .calibration import calibration_table, ece_baseline, fit_calibration, shift_prior
@@ -142,7 +142,7 @@ def _other_flags(rows, have):
     usual = [name for names in USUAL_COLUMNS.values() for name in names]
     others = rows.drop(columns=[*usual, *have], errors='ignore')
     flags = others.columns[others.isin([0, 1]).all()]
-    return [o for o in flags if same_name(o) != same_name(NO_FINDING)]
+    return [o for o in flags if not says_none(o)]
 
 # %% ../../nbs/api/metrics/15_audit.ipynb #c30bc93f
 def _as_metrics(aurocs):

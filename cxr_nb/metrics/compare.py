@@ -60,6 +60,12 @@ def verdict(
 def _check_metric(name):
     if name not in METRICS: raise PredictionError(f'{name!r} is no metric; choose one of {", ".join(METRICS)}')
 
+def _two_thresholds(thresholds, findings):
+    "Those of the base and of the new model. Raises `PredictionError` unless there are two"
+    if not isinstance(thresholds, (tuple, list)) or len(thresholds) != 2:
+        raise PredictionError('thresholds: give (those of the base, those of the new model); None is 0.5')
+    return [threshold_array(o, findings) for o in thresholds]
+
 def _rows(base, new, difference, same, many, tie_band):
     "Rows of the table of `compare` from `Estimate`s"
     low, high = difference.interval()
@@ -87,7 +93,7 @@ def compare(
     _, new = check_columns(y, new, findings)
     y, base = check_columns(y, base, findings)
     _, patients = patient_codes(groups, len(y))
-    base_t, new_t = [threshold_array(o, findings) for o in thresholds]
+    base_t, new_t = _two_thresholds(thresholds, findings)
     of_base = bootstrap(y, base, groups, base_t, n_boot, seed)[metric]
     of_new = bootstrap(y, new, groups, new_t, n_boot, seed)[metric]
     difference = of_new - of_base

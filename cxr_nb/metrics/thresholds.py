@@ -221,9 +221,10 @@ def no_finding(
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #455a2604
 def save_thresholds(
     path, # Where `thresholds.json` goes
-    df:pd.DataFrame, # As of `fit_thresholds`: index findings, a column `threshold`, any others
+    df, # As of `fit_thresholds`: index findings, a column `threshold`, any others; or a dict or Series by finding
 )->Path: # The file
     "Write thresholds, whole or not at all"
+    if not isinstance(df, pd.DataFrame): df = pd.Series(df, name='threshold', dtype=float).to_frame()
     return write_json(path, {'findings': df.astype(object).to_dict('index')})
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #f633f56f

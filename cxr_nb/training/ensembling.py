@@ -34,7 +34,7 @@ def read_members(
     paths:list # Run folders
 )->list: # Their configurations
     "What runs say of themselves. Raises `CxrError` in one line if they cannot be averaged"
-    if len(paths) < 2:
+    if isinstance(paths, (str, Path)) or len(paths) < 2:
         raise TrainError('an ensemble needs two runs or more; give their folders, as in: '
                          'cxr-ensemble runs/seed0 runs/seed1 --out runs/ensemble')
     configs = [_config_of_member(Path(path)) for path in paths]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 
 # %% ../../nbs/api/training/07_run.ipynb #b810b724
-from ..core import cache_home, clear_halves, read_json, write_json, write_whole
+from ..core import cache_home, clear_halves, markdown_table, read_json, write_json, write_whole
 from ..data.augment import MEAN, STD
 from ..data.batches import Batches, part, to_device
 from ..data.cache import Cache, prepare
@@ -106,6 +106,22 @@ class Run:
     def told(self, images):
         "What the network is told of images by name: float32 (N, 2k), or None where it is told nothing"
         return told(self.data.table.loc[images], self.recipe.net.tabular)
+
+    def __repr__(self):
+        outputs, epochs = len(self.recipe.findings), len(self.history)
+        return f'Run({self.path.name}: {self.model.arch}, {outputs} findings, {epochs} epochs)'
+    def _repr_markdown_(self):
+        said = {
+            'network': self.model.arch,
+            'findings': len(self.recipe.findings),
+            'images': ', '.join(f'{n:,} {name}' for name, n in self.split.value_counts().items()),
+            'stages that have ended': ', '.join(self.done) or 'none yet',
+            'epochs': len(self.history),
+        }
+        reached = [row['auroc'] for row in self.history if row.get('auroc') is not None]
+        if reached: said['highest macro AUROC on val'] = f'{max(reached):.3f}'
+        text = f'**{self.path.name}**\n\n' + markdown_table(['', ''], said.items())
+        return '\n\n'.join([text, *(f'*{o}*' for o in (self.data.caveat, *self.remarks) if o)])
 
 # %% ../../nbs/api/training/07_run.ipynb #dd7da53e
 def _versions():

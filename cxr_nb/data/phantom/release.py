@@ -199,6 +199,12 @@ def _is_done(dest, params):
     images = old.pop('images', None)
     return old == {**params, 'complete': True} and sum(1 for _ in dest.glob('images_*/images/*.png')) == images
 
+def _check_sizes(n_images, n_patients, size):
+    "Raise `CxrError` for a size that cannot be drawn, and for fewer than one image or patient"
+    if not 64 <= size <= 1024: raise CxrError(f'size {size} is out of range; give 64 to 1024')
+    for name, n in (('n_images', n_images), ('n_patients', n_patients)):
+        if n is not None and n < 1: raise CxrError(f'{name} {n}: give 1 or more')
+
 def make_phantom(
     dest, # folder to write; made if absent
     n_images:int=1000, # images
@@ -212,6 +218,7 @@ def make_phantom(
     progress:bool=True, # show a bar?
 )->Path: # the folder
     "Write synthetic images in the layout of ChestX-ray14. Raises `CxrError` if `dest` holds anything else"
+    _check_sizes(n_images, n_patients, size)
     dest = Path(dest)
     params = dict(version=VERSION, size=size, seed=seed, enrich=enrich, n_images=n_images, n_patients=n_patients,
                   max_images=max_images, first_patient=first_patient)
