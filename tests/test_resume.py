@@ -175,7 +175,7 @@ def test_resume_says_what_it_does(start, whole, tmp_path):
     p = start(new, '--resume')
     while not (new/'resume'/'state.safetensors').exists(): time.sleep(.001)
     kill(p)
-    assert 'a new run begins; there was none to resume' in Path(f'{new}.txt').read_text()
+    assert 'no run is there yet; a new one begins' in Path(f'{new}.txt').read_text()
     left = {o.name for o in new.iterdir()}
     assert ended(start(new)) == 2 and 'begin anew by --overwrite' in Path(f'{new}.txt').read_text()
     assert {o.name for o in new.iterdir()} == left

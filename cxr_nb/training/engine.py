@@ -368,7 +368,7 @@ def _opening(path, resume, overwrite):
     if overwrite: return f'{path}: the run there will be replaced' if holds_run(path) else None
     if not resume: return None
     if at := resume_position(path): return f'{path}: goes on {at if at.startswith("after ") else "with " + at}'
-    return None if read_checkpoint(path) else f'{path}: a new run begins; there was none to resume'
+    return None if read_checkpoint(path) else f'{path}: no run is there yet; a new one begins'
 
 # %% ../../nbs/api/training/10_engine.ipynb #6e8222ef
 def train_many(
