@@ -120,6 +120,9 @@ def indiana_split(
     folds:int=5, # Parts of the rest
 )->pd.Series: # `test`, `fold0`, `fold1` ... by image
     "Held-out part and folds by report, stratified. Raises `CxrError` where there are too few reports"
+    if not 0 < test < 1 or folds < 2:
+        raise CxrError(f'a share of {test:g} held out and {folds} folds; give a share between 0 and 1, '
+                       'and 2 folds or more')
     y = _by_report(df)
     if len(y) < 2*(folds + 1) or y.shape[1] < 2:
         raise CxrError(f'{len(y)} reports with {y.shape[1]} labels that vary cannot be cut into a test part '

@@ -25,7 +25,7 @@ def shuffled_baseline(
 )->pd.DataFrame: # By finding: mean AUROC `baseline`, and `low` and `high`, the middle 95 % of the shuffles
     "AUROC against labels that have nothing to do with the images"
     from scipy.stats import rankdata
-    y, p = check(y, p)
+    y, p = check(y, p, groups=groups)
     if y.ndim != 2:
         raise PredictionError('baselines are of labels (N, C); for one finding give y[:, None] and p[:, None]')
     code, patients = patient_codes(groups, len(y))

@@ -209,7 +209,7 @@ def bootstrap(
 )->dict: # `Estimate` of each of `METRICS`
     "Patient-clustered bootstrap of all metrics"
     limits = thresholds_for(p, thresholds)
-    y, p = check(y, p, unit=True)
+    y, p = check(y, p, unit=True, groups=groups)
     if y.ndim != 2:
         raise PredictionError('a bootstrap takes labels (N, C); for one finding give y[:, None] and p[:, None]')
     code, n = patient_codes(groups, len(y))

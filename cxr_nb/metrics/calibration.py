@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, logit, ndtri
+from .operating import thresholds_for
 from .predictions import PredictionError, check, check_columns, check_names, patient_codes
 from .ranking import macro, ratio
 
@@ -45,9 +46,9 @@ def _wilson(share, n, level=.95):
     return (middle - half)/scale, (middle + half)/scale
 
 # %% ../../nbs/api/metrics/12_calibration.ipynb #c03bc9e0
-def _one(y, p, what):
+def _one(y, p, what, groups=None):
     "Labels and probabilities of one finding, checked"
-    y, p = check(y, p, unit=True)
+    y, p = check(y, p, unit=True, groups=groups)
     if y.ndim != 1: raise PredictionError(f'{what} is of one finding; give the labels and probabilities of one, (N,)')
     return y, p
 
@@ -59,7 +60,7 @@ def reliability(
     groups=None, # (N,) patient of each image; None if each image is a patient of its own
 )->pd.DataFrame: # By bin, lowest first: predicted, observed, low, high (95 % interval of observed), images, positives
     "Mean probability beside the share that came true. Raises `PredictionError`"
-    y, p = _one(y, p, 'a reliability curve')
+    y, p = _one(y, p, 'a reliability curve', groups)
     code, _ = patient_codes(groups, len(y))
     n, positives, total, place = _binned(y, p, bins, how)
     some = np.unique(place)
@@ -245,7 +246,9 @@ def plot_reliability(
     where:str='', # What the images are, for the title
 )->Figure: # One panel a finding
     "Reliability curves of each finding"
-    show = list(findings if show is None else show)
+    if not isinstance(ps, dict): raise PredictionError('ps: give probabilities by name, as in {"my model": p}')
+    checked = {name: check_columns(y, p, findings, groups) for name, p in ps.items()}
+    show = [show] if isinstance(show, str) else list(findings if show is None else show)
     if miss := [o for o in show if o not in findings]:
         raise PredictionError(f'no predictions for {", ".join(miss)}; there are {", ".join(findings)}')
     cols = min(cols, len(show))
@@ -257,7 +260,7 @@ def plot_reliability(
     axs = fig.subplots(rows, cols, squeeze=False).ravel()
     for ax, f in zip(axs, show):
         j = list(findings).index(f)
-        of_finding = {name: np.asarray(p)[:, j] for name, p in ps.items()}
+        of_finding = {name: p[:, j] for name, (_, p) in checked.items()}
         _finding(ax, np.asarray(y)[:, j], of_finding, f, bins, how, groups)
     for ax in axs[len(show):]: ax.set_visible(False)
     title = f'Reliability: {where}' if where else 'Reliability'
@@ -285,12 +288,9 @@ def _finding(ax, y, ps, title, bins, how, groups):
     ax.spines[['top', 'right']].set_visible(False)
 
 # %% ../../nbs/api/metrics/12_calibration.ipynb #dfae7f9d
-def _priors(source, target, c):
+def _priors(p, source, target):
     "Both as (C,), above 0 and below 1"
-    try: out = [np.broadcast_to(np.asarray(o, dtype=float), c) for o in (source, target)]
-    except ValueError:
-        raise PredictionError(f'prevalences for {np.size(source)} and {np.size(target)} findings, '
-                              f'probabilities for {c}; give one number, or one a finding') from None
+    out = [thresholds_for(p, o, 'prevalence') for o in (source, target)]
     if not all(((o > 0) & (o < 1)).all() for o in out):
         raise PredictionError('a prevalence must lie between 0 and 1, both excluded; '
                               'leave out findings that are always or never there')
@@ -298,12 +298,12 @@ def _priors(source, target, c):
 
 def shift_prior(
     p, # Calibrated probabilities in [0, 1], (N,) or (N, C)
-    source, # Prevalence where they are calibrated: a number or (C,), above 0 and below 1
-    target, # Prevalence where they are used: a number or (C,)
+    source, # Prevalence where they are calibrated, above 0 and below 1: a number, (C,) or by finding
+    target, # Prevalence where they are used, alike
 )->np.ndarray: # Probabilities of the same shape, each finding's order kept
     "Probabilities for another prevalence, by Bayes' rule. Raises `PredictionError`"
+    source, target = _priors(p, source, target)
     p = _probabilities(p)
-    source, target = _priors(source, target, p.shape[1] if p.ndim == 2 else 1)
     yes = p*target/source
     no = (1-p)*(1-target)/(1-source)
     return yes/(yes + no)
@@ -311,14 +311,15 @@ def shift_prior(
 # %% ../../nbs/api/metrics/12_calibration.ipynb #b5c5d9bf
 def estimate_prior(
     p, # Calibrated probabilities of unlabelled images, (N, C)
-    source, # Prevalence where they are calibrated: a number or (C,)
+    source, # Prevalence where they are calibrated: a number, (C,) or by finding
     steps:int=1000, # At most so many iterations
     tol:float=1e-6, # Stop where no prevalence moves further than this
 )->np.ndarray: # (C,) prevalence
     "Prevalence among unlabelled images, by expectation maximisation (Saerens et al., 2002)"
+    source, _ = _priors(p, source, .5)
     p = _probabilities(p)
     if p.ndim != 2: raise PredictionError('give probabilities (N, C); for one finding p[:, None]')
-    now = _priors(source, .5, p.shape[1])[0]
+    now = source
     for _ in range(steps):
         last = now
         now = shift_prior(p, source, last.clip(1e-9, 1 - 1e-9)).mean(0)

@@ -17,7 +17,7 @@ from ..core import markdown_table
 from .bootstrap import Estimate, bootstrap, freedom, mean_defined
 from .delong import bessel, logit_interval
 from .evaluation import with_interval
-from .operating import METRICS, threshold_array
+from .operating import METRICS, RANKS, threshold_array
 from .predictions import PredictionError, check_columns, patient_codes
 from .ranking import macro, ratio
 
@@ -60,6 +60,12 @@ def verdict(
 def _check_metric(name):
     if name not in METRICS: raise PredictionError(f'{name!r} is no metric; choose one of {", ".join(METRICS)}')
 
+def _alike(base, new, metric, base_t, new_t):
+    "Of which findings (C,) two models rank the images alike, or call the same; then no score can differ"
+    from scipy.stats import rankdata
+    if metric not in RANKS: return ((base >= base_t) == (new >= new_t)).all(0)
+    return (rankdata(base, axis=0) == rankdata(new, axis=0)).all(0)
+
 def _two_thresholds(thresholds, findings):
     "Those of the base and of the new model. Raises `PredictionError` unless there are two"
     if not isinstance(thresholds, (tuple, list)) or len(thresholds) != 2:
@@ -91,13 +97,13 @@ def compare(
     "Is the new model better, on the same patients? Raises `PredictionError`"
     _check_metric(metric)
     _, new = check_columns(y, new, findings)
-    y, base = check_columns(y, base, findings)
+    y, base = check_columns(y, base, findings, groups)
     _, patients = patient_codes(groups, len(y))
     base_t, new_t = _two_thresholds(thresholds, findings)
     of_base = bootstrap(y, base, groups, base_t, n_boot, seed)[metric]
     of_new = bootstrap(y, new, groups, new_t, n_boot, seed)[metric]
     difference = of_new - of_base
-    same = (base == new).all(0) & (base_t == new_t)
+    same = _alike(base, new, metric, base_t, new_t)
     known = ~np.isnan(difference.value) # the mean is over the findings that are defined for both
     means = [macro(o.value[known])['value'] for o in (of_base, of_new)]
     whole = _rows(*means, difference.macro(), same.all(), many, tie_band)
@@ -151,7 +157,7 @@ def across_seeds(
     k = len(ps)
     if k < 2: raise PredictionError('one seed has no spread; give the predictions of at least two')
     t = threshold_array(thresholds, findings)
-    each = [bootstrap(*check_columns(y, p, findings), groups, t, n_boot=1)[metric] for p in ps]
+    each = [bootstrap(*check_columns(y, p, findings, groups), groups, t, n_boot=1)[metric] for p in ps]
     values = np.stack([o.value for o in each])
     values = np.c_[mean_defined(values), values]
     mean_pull = Estimate(each[0].value, each[0].draws, sum(o.influence for o in each)/k)

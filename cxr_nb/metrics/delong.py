@@ -56,9 +56,9 @@ def logit_interval(
     half = stdtrit(df, (1+level)/2)*np.where(ok, se, np.nan)/(v*(1-v))
     return expit(logit(v) - half), expit(logit(v) + half)
 
-def _columns(y, p, findings):
+def _columns(y, p, findings, groups):
     "Both as (N, C), and a name a column"
-    y, p = check(y, p)
+    y, p = check(y, p, groups=groups)
     y, p = y.reshape(len(y), -1), p.reshape(len(p), -1)
     names = [str(o) for o in range(y.shape[1])] if findings is None else list(findings)
     if len(names) != y.shape[1]:
@@ -75,7 +75,7 @@ def delong(
     level:float=0.95, # Coverage
 )->pd.DataFrame: # By finding, and `macro mean`: auroc, se, low, high; NaN with too few patients, or a perfect AUROC
     "AUROC with DeLong's interval, clustered by patient"
-    y, p, names = _columns(y, p, findings)
+    y, p, names = _columns(y, p, findings, groups)
     code, n = patient_codes(groups, len(y))
     se, df = _spread([_halves(a, s, code, n) for a, s in zip(y.T, p.T)], y, code)
     value = _with_mean(auroc(y, p))
@@ -93,8 +93,8 @@ def delong_test(
 )->pd.DataFrame: # By finding, and `macro mean`: base, new, difference, se, low, high, p_value; NaN where unknown
     "Difference of two AUROCs with DeLong's interval and two-sided p-value, clustered by patient"
     check_level(level)
-    _, new, _ = _columns(y, new, findings)
-    y, base, names = _columns(y, base, findings)
+    _, new, _ = _columns(y, new, findings, groups)
+    y, base, names = _columns(y, base, findings, groups)
     code, n = patient_codes(groups, len(y))
     halves = [_halves(a, s, code, n) - _halves(a, r, code, n) for a, r, s in zip(y.T, base.T, new.T)]
     se, df = _spread(halves, y, code)

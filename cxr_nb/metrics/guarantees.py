@@ -87,8 +87,8 @@ def guaranteed_thresholds(
     "Best F1 among the thresholds whose precision, or recall, is proved. Raises `ThresholdError` on an empty promise"
     if metric not in ('precision', 'recall'):
         raise ThresholdError(f'no promise of {metric!r}; there are precision and recall')
-    targets = threshold_array(target, findings)
-    y, p = check_columns(y, p, findings)
+    targets = threshold_array(target, findings, 'target')
+    y, p = check_columns(y, p, findings, groups)
     if not (((0 < targets) & (targets < 1)).all() and 0 < confidence < 1):
         raise ThresholdError('target and confidence must lie between 0 and 1, both excluded')
     if cap is not None and not cap >= 1: raise ThresholdError(f'cap must be at least 1 or None, not {cap}')

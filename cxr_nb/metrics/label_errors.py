@@ -115,7 +115,12 @@ def found_errors(
     seed:int=0, # Which
 )->pd.DataFrame: # By finding and given label: counts; share, base, gain, recall, auroc with intervals
     "A ranking of labels judged by a second opinion"
-    quality, wrong = np.asarray(quality, dtype=float), np.asarray(wrong, dtype=bool)
+    quality, wrong = np.asarray(quality, dtype=float), np.asarray(wrong)
+    if not isinstance(top, (int, np.integer)) or top < 1:
+        raise PredictionError(f'top is {top}; give how many labels are looked at, 1 or more')
+    if not np.isin(wrong, (0, 1)).all():
+        raise PredictionError("wrong must be 0 or 1; are quality and wrong in each other's place?")
+    wrong = wrong.astype(bool)
     if not quality.shape == wrong.shape == a.y.shape:
         raise PredictionError(f'labels have shape {a.y.shape}, quality {quality.shape}, wrong {wrong.shape}; '
                               'give one of each for the same images and findings')

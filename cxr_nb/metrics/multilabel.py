@@ -9,7 +9,7 @@ __all__ = ['multilabel_scores']
 
 # %% ../../nbs/api/metrics/09_multilabel.ipynb #f44913b9
 import numpy as np, pandas as pd
-from .operating import confusion
+from .operating import confusion, thresholds_for
 from .predictions import PredictionError, check
 from .ranking import average_precision, macro, ratio
 
@@ -17,7 +17,7 @@ from .ranking import average_precision, macro, ratio
 def _scores(y, p, t):
     "The values of `multilabel_scores`"
     from sklearn.metrics import label_ranking_average_precision_score
-    calls = p >= np.asarray(t, dtype=float)
+    calls = p >= t
     counts = confusion(y, p, t)
     total = counts.micro()
     overlap = ratio((y & calls).sum(1), (y | calls).sum(1)) # NaN where nothing is there and nothing called
@@ -34,9 +34,10 @@ def _scores(y, p, t):
 def multilabel_scores(
     y, # Labels 0/1, (N, C)
     p, # Probabilities in [0, 1], (N, C)
-    t=0.5, # Threshold: a number or (C,)
+    t=0.5, # As for `thresholds_for`
 )->pd.DataFrame: # By score: value, and `blind`, that of a model that looks at no image; NaN where undefined
     "Every usual score of a multi-label classifier. Raises `PredictionError`"
+    t = thresholds_for(p, t)
     y, p = check(y, p, unit=True)
     if y.ndim != 2: raise PredictionError('these scores are of several findings, (N, C); for one use `confusion`')
     blind = _scores(y, np.broadcast_to(y.mean(0), y.shape), np.nan)

@@ -24,24 +24,32 @@ class PredictionError(CxrError):
 def plain_names(
     columns # Of a table
 )->pd.Index: # Without `prob_` and `true_`
-    "The findings that columns are of"
+    "The findings that columns are of; plain column numbers stay as they are"
+    if isinstance(columns, pd.RangeIndex): return columns
     return pd.Index(columns).map(lambda o: str(o).removeprefix('prob_').removeprefix('true_'))
 
 def _other_order(a, b):
-    "Do two indexes name the same things in other places? Plain row numbers are names only if both have the same"
+    "Have two indexes other names, or the same in other places? Plain row numbers count only if both have the same"
     if len(a) != len(b) or a.equals(b): return False
     unnamed = isinstance(a, pd.RangeIndex) or isinstance(b, pd.RangeIndex)
-    return a.isin(b).all() if unnamed else a.isin(b).any()
+    return a.isin(b).all() if unnamed else True
+
+def _check_rows(y, other, what):
+    "Raise `PredictionError` if both have names of rows, and these differ"
+    if not all(isinstance(o, (pd.Series, pd.DataFrame)) for o in (y, other)): return
+    if _other_order(y.index, other.index):
+        raise PredictionError(f'rows of labels and {what} have other names; bring them into one order, '
+                              f'as in {what}.loc[labels.index], or give arrays')
 
 def check_order(
     y, # Labels: an array, a Series or a table
     p, # Scores: the same
+    groups=None, # Patients: the same
 ):
-    "Raise `PredictionError` if labels and scores are tables whose rows or columns have their names in another order"
+    "Raise `PredictionError` if labels, scores and patients have names of rows or columns that do not agree in order"
+    _check_rows(y, p, 'scores')
+    _check_rows(y, groups, 'groups')
     both = [y, p]
-    if not all(isinstance(o, (pd.Series, pd.DataFrame)) for o in both): return
-    mend = 'bring them into one order, as in p.loc[y.index], or give arrays'
-    if _other_order(y.index, p.index): raise PredictionError(f'rows of labels and scores have other names; {mend}')
     if not all(isinstance(o, pd.DataFrame) for o in both): return
     if _other_order(*[plain_names(o.columns) for o in both]):
         raise PredictionError('columns of labels and scores have other names; give both the same findings in one '
@@ -51,9 +59,10 @@ def check(
     y, # Labels 0/1, (N,) or (N, C)
     p, # Scores of the same shape
     unit:bool=False, # Must the scores be probabilities in [0, 1]?
+    groups=None, # (N,) patients, if their names of rows are to be held against those of the labels
 )->tuple: # `y` as bool, `p` as float64
     "Labels and scores, fit to be compared; tables must agree in the order of their names. Raises `PredictionError`"
-    check_order(y, p)
+    check_order(y, p, groups)
     try: y, p = np.asarray(y, dtype=float), np.asarray(p, dtype=float)
     except (TypeError, ValueError):
         raise PredictionError('labels and scores must be numbers; '
@@ -74,7 +83,8 @@ def check_names(
     p, # A table or an array
     findings:list, # Names that are meant for its columns
 ):
-    "Raise `PredictionError` if the columns of a table have these names in another order"
+    "Raise `PredictionError` if the columns of a table have other names than these, or another order"
+    if isinstance(findings, str): raise PredictionError(f'findings is {findings!r}; give a list, [{findings!r}]')
     if not isinstance(p, pd.DataFrame) or not _other_order(plain_names(p.columns), pd.Index(findings)): return
     raise PredictionError(f'the columns are {", ".join(plain_names(p.columns))}, not {", ".join(findings)}; '
                           'give them in the order of the findings')
@@ -83,10 +93,12 @@ def check_columns(
     y, # Labels 0/1, (N, C)
     p, # Probabilities in [0, 1], (N, C)
     findings:list, # C names
+    groups=None, # As for `check`
 )->tuple: # `y` as bool, `p` as float64
     "Labels and probabilities with a column for each finding. Raises `PredictionError`"
+    check_names(y, findings)
     check_names(p, findings)
-    y, p = check(y, p, unit=True)
+    y, p = check(y, p, unit=True, groups=groups)
     if y.ndim != 2 or y.shape[1] != len(findings):
         raise PredictionError(f'{len(findings)} findings for arrays of shape {y.shape}; give one name a column')
     return y, p
@@ -118,7 +130,7 @@ def simulate(
     from scipy.special import expit, ndtri # here, since `cxr-predict --help` needs the columns below, and at once
     if not .5 < auroc < 1 or not 0 <= share <= 1:
         raise PredictionError('auroc must lie between 0.5 and 1, share between 0 and 1')
-    _, y = check(y, y)
+    _, y = check(y, y, groups=groups)
     code, n = patient_codes(groups, len(y))
     rng = np.random.default_rng(seed)
     distance = ndtri(auroc)*2**.5

@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/metrics/subgroups.html.md"""
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'RATES', 'GROUPINGS', 'FIGURES', 'COLORS', 'age_band', 'groups_of', 'comparable', 'no_finding_counts',
-           'Subgroups', 'evaluate_subgroups', 'with_words', 'judged_title', 'plot_subgroups', 'subgroup_records']
+           'Subgroups', 'evaluate_subgroups', 'judged_title', 'plot_subgroups', 'subgroup_records']
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #e62b8e31
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from ..core import as_json
 from .bootstrap import Estimate, boot_counts, by_patient, ratio_influence
 from .compare import verdict
-from .evaluation import interval_record, interval_texts, with_notes
-from .operating import threshold_array
+from .evaluation import interval_record, interval_texts, with_notes, with_words
+from .operating import threshold_array, thresholds_for
 from .predictions import Aligned, PredictionError, check, patient_codes
 from .ranking import Ranked, ratio
 
@@ -86,12 +86,13 @@ RATES = {'under': ('missed', 'with_finding'), 'over': ('alarmed', 'without_findi
 def no_finding_counts(
     y, # Labels 0/1, (N, C)
     p, # Probabilities in [0, 1], (N, C)
-    t, # (C,) thresholds, NaN where a finding is never called
+    t, # Thresholds, as for `thresholds_for`; NaN where a finding is never called
 )->dict: # Of (N,) bool: with_finding, missed, without_finding, alarmed
     "On which images something is there, and on which something is called"
+    t = thresholds_for(p, t)
     y, p = check(y, p, unit=True)
     sick = y.any(1)
-    called = (p >= np.asarray(t, dtype=float)).any(1)
+    called = (p >= t).any(1)
     return dict(with_finding=sick, missed=sick & ~called, without_finding=~sick, alarmed=~sick & called)
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #e81ab713
@@ -283,19 +284,14 @@ def evaluate_subgroups(
     return Subgroups(out, pd.concat(by_finding), compared, patients, n_boot, tie_band, looks)
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #5490b6be
-def with_words(
-    table:pd.DataFrame, # With columns `name`, `name_low` and `name_high`
-    name:str, # Of a difference
-    words, # A word a row, or nothing
-)->list: # A text a row
-    "A difference of each row with its interval, and the word for it"
-    return [f'{text}, {word}' if word else text for text, word in zip(interval_texts(table, name), words)]
-
 @patch
 def formatted(self:Subgroups,
     by:str=None, # One grouping, named as in the table, 'sex, view'; all if not given
 )->pd.DataFrame: # Text by grouping and subgroup
     "Figures with their intervals, to be read"
+    groupings = list(self.compared)
+    if by is not None and by not in groupings:
+        raise PredictionError(f'by={by!r}: not among the groupings judged; there are {"; ".join(groupings)}')
     t = self.table if by is None else self.table.loc[[by]]
     counts = t[['images', 'patients', 'positives', 'n_findings']].map('{:,}'.format)
     out = counts.set_axis(['images', 'patients', 'positives', 'findings'], axis=1)

@@ -13,6 +13,7 @@ import numpy as np, pandas as pd
 from ..core import CxrError
 from ..metrics.baselines import metadata_features, metadata_model
 from ..metrics.compare import compare
+from ..metrics.operating import RANKS
 from .judging import predictions_of
 from .run import Run
 
@@ -42,7 +43,7 @@ def gains(
     a, b = predictions_of(fused, part), predictions_of(image, part)
     if a.images != b.images or a.findings != b.findings:
         raise CxrError('the two runs judged different images or findings; give both the same data, split and seed')
-    if metric not in ('auroc', 'ap'):
+    if metric not in RANKS:
         raise CxrError(f'{metric!r} depends on thresholds, and the regression has none; choose auroc or ap')
     table = metadata_probabilities(fused.part('train'), fused.part(part), a.findings)
     def against(base, new): return compare(a.y, base, new, a.findings, a.patients, metric=metric, **kwargs)
