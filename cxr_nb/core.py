@@ -7,11 +7,11 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/core.html.md"""
 # %% auto #0
 __all__ = ['SPINNING', 'DRIVE', 'CxrError', 'calm_threads', 'quiet_fastai', 'show_figures', 'file_sha256', 'text_sha256',
            'cache_home', 'on_drive', 'lock_path', 'one_at_a_time', 'refuse_foreign', 'made_whole', 'whole_file',
-           'clear_halves', 'write_whole', 'as_json', 'write_json', 'read_json', 'markdown_text', 'markdown_table',
-           'check_fields', 'record_from']
+           'clear_halves', 'write_whole', 'write_csv', 'disk_full', 'disk_room', 'as_json', 'write_json', 'read_json',
+           'markdown_text', 'markdown_table', 'check_fields', 'record_from']
 
 # %% ../nbs/api/00_core.ipynb #6263ad40
-import hashlib, html, io, json, math, os, re, shutil, sys, tempfile, warnings
+import errno, hashlib, html, io, json, math, os, re, shutil, sys, tempfile, warnings
 from contextlib import contextmanager
 from dataclasses import fields
 from fnmatch import fnmatch
@@ -195,6 +195,36 @@ def write_whole(
     "Write a file whole or not at all"
     with whole_file(path) as part: part.write_bytes(content.encode() if isinstance(content, str) else content)
     return Path(path)
+
+def write_csv(
+    path, # A file; its folder is made if needed
+    table, # A DataFrame or Series
+    **kwargs # For `to_csv`
+)->Path: # The file
+    "Write a table whole or not at all"
+    with whole_file(path) as part: table.to_csv(part, **kwargs)
+    return Path(path)
+
+# %% ../nbs/api/00_core.ipynb #ecd20030
+def disk_full(
+    e:Exception # Any error
+)->bool: # Does it say that there is no room?
+    "A full disk, as Python or another library tells it"
+    words = 'No space left', 'File too large', 'quota exceeded', 'StorageFull', 'FileTooLarge'
+    said = any(o in str(e) for o in words)
+    return getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or said
+
+@contextmanager
+def disk_room(
+    path, # What is written, for the message
+    mend:str='free some and run it again', # What to do
+    error:type=CxrError, # What to raise
+):
+    "What fails within for want of room on the disk raises an error that says how to go on"
+    try: yield
+    except Exception as e:
+        if not disk_full(e): raise
+        raise error(f'{path}: no room is left on the disk; {mend}') from None
 
 # %% ../nbs/api/00_core.ipynb #af8e8098
 def as_json(

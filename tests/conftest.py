@@ -29,6 +29,18 @@ def run_alone(env):
                               timeout=timeout)
     return _run
 
+@pytest.fixture
+def disk_of(tmp_path):
+    "Mounts a disk of so many megabytes, to see what happens when it is full"
+    disk = tmp_path/'disk'
+    def _mount(megabytes):
+        disk.mkdir()
+        mount = ['mount', '-t', 'tmpfs', '-o', f'size={megabytes}m', 'tmpfs', disk]
+        if subprocess.run(mount, capture_output=True).returncode: pytest.skip('only root can mount a tmpfs')
+        return disk
+    yield _mount
+    if disk.is_mount(): subprocess.run(['umount', disk], check=True)
+
 def as_command(name, argv, env, said):
     "In a new process: the environment, standard output and error of a command, and the command itself"
     gc.freeze() # what was imported before stays: no need to look through it again and again

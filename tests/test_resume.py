@@ -138,18 +138,9 @@ def test_no_room_for_long_files_leaves_the_last_state(start, whole, tmp_path):
     resource.prlimit(p.pid, resource.RLIMIT_FSIZE, (100_000, 100_000)) # from now on no file may be longer
     stopped_and_went_on(start, whole, p, middle, tmp_path/'run')
 
-@pytest.fixture
-def small_disk(tmp_path):
-    "A disk of 128 MB"
-    disk = tmp_path/'disk'
-    disk.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=128m', 'tmpfs', disk], capture_output=True).returncode:
-        pytest.skip('only root can mount a tmpfs')
-    (disk/'run.txt').symlink_to(tmp_path/'run.txt') # what a run says does not go on it
-    yield disk
-    subprocess.run(['umount', disk], check=True)
-
-def test_full_disk_leaves_the_last_state(start, whole, small_disk):
+def test_full_disk_leaves_the_last_state(start, whole, disk_of, tmp_path):
+    small_disk = disk_of(128)
+    (small_disk/'run.txt').symlink_to(tmp_path/'run.txt') # what a run says does not go on it
     p, middle = begun(start, small_disk/'run')
     filler, chunk = small_disk/'filler', bytes(2**16)
     with open(filler, 'ab', buffering=0) as f:

@@ -17,7 +17,7 @@ from inspect import signature
 from pathlib import Path
 
 from fastcore.script import anno_parser
-from ..core import CxrError
+from ..core import CxrError, disk_full
 from ..labels import FINDINGS, FINDINGS13
 
 # %% ../../nbs/api/commands/01_parsing.ipynb #34380ca8
@@ -109,6 +109,7 @@ def _run(f, interrupted, *args, **kwargs):
 def _fail(e):
     "One line about an error"
     what = f'{e.filename}: {e.strerror}' if isinstance(e, OSError) and e.filename else str(e)
+    if not isinstance(e, CxrError) and disk_full(e): what = 'no room is left on the disk; free some and run it again'
     if isinstance(e, (FileExistsError, NotADirectoryError)): what += '; a folder is needed there, give another name'
     print('error: ' + ' '.join(what.split()), file=sys.stderr)
     return 2

@@ -8,15 +8,16 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/cache.html.md"""
 __all__ = ['CACHE_VERSION', 'Cache', 'open_cache', 'build_cache', 'cache_path', 'prepare']
 
 # %% ../../nbs/api/data/05_cache.ipynb #9485cbf1
-import os
+import math, os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from numpy.lib.format import open_memmap
+from numpy.lib.format import read_array_header_1_0, read_magic, write_array_header_1_0
 from tqdm.auto import tqdm
-from ..core import CxrError, clear_halves, one_at_a_time, read_json, text_sha256, write_json, write_whole
+from ..core import CxrError, clear_halves, disk_room, one_at_a_time, read_json, text_sha256, write_json, write_whole
 from .image_files import ImageError
 from .images import read_gray, short_reason, to_square
 
@@ -93,13 +94,33 @@ def _read_one(path, size):
     n_bytes = Path(path).stat().st_size
     return to_square(a, size), (width, height, n_bytes, 'ok', '')
 
+class _Pixels:
+    "The file of all images, open to be filled. Were it mapped into memory, a full disk would end the process at once"
+    def __init__(self, path):
+        self.file = open(path, 'r+b')
+        read_magic(self.file)
+        shape, *_ = read_array_header_1_0(self.file)
+        self.start, self.size = self.file.tell(), shape[1]
+    def put(self, row, pixels):
+        self.file.seek(self.start + row*self.size**2)
+        self.file.write(pixels.tobytes())
+    def flush(self):
+        self.file.flush()
+        os.fsync(self.file.fileno())
+    def close(self): self.file.close()
+
+def _make_pixels(path, shape):
+    "A file for so many black images, which takes no room before they are put there"
+    with open(path, 'wb') as out:
+        write_array_header_1_0(out, dict(descr='|u1', fortran_order=False, shape=shape))
+        out.truncate(out.tell() + math.prod(shape))
+
 def _fill(images, names, files, start, pool):
     "Fill the rows of some names, from a start on, and return their lines of the index"
-    size = images.shape[1]
-    read = pool.map(lambda name: _read_one(files.get(name), size), names)
+    read = pool.map(lambda name: _read_one(files.get(name), images.size), names)
     lines = []
     for row, (pixels, line) in enumerate(read, start):
-        if pixels is not None: images[row] = pixels
+        if pixels is not None: images.put(row, pixels)
         lines.append((names[row - start], row, *line))
     images.flush()
     return pd.DataFrame(lines, columns=['image', 'row', *_LINE])
@@ -120,22 +141,22 @@ def _says(file, meta):
     return {k: said.get(k) for k in meta} == meta
 
 def _start(path, meta, block):
-    "The array to fill, and how many images are in it already; begins anew if what is there is of another kind"
+    "The file to fill, and how many images are in it already; begins anew if what is there is of another kind"
     path.mkdir(parents=True, exist_ok=True)
     plan = path/'plan.json'
     log = path/'log.csv'
     part = path/'images.npy.part'
     begun = part if part.is_file() else path/'images.npy' # the images may have got their name already
     if _says(plan, meta) and log.is_file() and begun.is_file():
-        return open_memmap(begun, mode='r+'), _lines_done(log, block)
+        return _Pixels(begun), _lines_done(log, block)
     foreign = [o for o in path.iterdir() if not o.name.startswith('plan.json')]
     if foreign and not plan.is_file():
         raise CxrError(f'{path}: holds other files; give a new or empty folder for the cache')
     (path/'meta.json').unlink(missing_ok=True)
     log.unlink(missing_ok=True)
     write_json(plan, meta) # first, so that a folder which was left at any moment is known as a cache
-    shape = meta['n'], meta['size'], meta['size']
-    return open_memmap(part, mode='w+', dtype=np.uint8, shape=shape), 0
+    _make_pixels(part, (meta['n'], meta['size'], meta['size']))
+    return _Pixels(part), 0
 
 # %% ../../nbs/api/data/05_cache.ipynb #814be342
 def build_cache(
@@ -154,7 +175,9 @@ def build_cache(
     if _says(path/'meta.json', meta): return _refresh(path, files)
     with one_at_a_time(path, 'this image cache'):
         clear_halves(path, ('index.csv', 'log.csv', 'plan.json', 'meta.json'))
-        if not _says(path/'meta.json', meta): _build(path, files, meta, workers, progress, block)
+        mend = 'free some and run it again, it goes on where it stopped'
+        with disk_room(path, mend):
+            if not _says(path/'meta.json', meta): _build(path, files, meta, workers, progress, block)
         if origin: write_json(path/'meta.json', meta | dict(origin=origin))
         return _refresh(path, files)
 
@@ -164,7 +187,7 @@ def _build(path, files, meta, workers, progress, block):
     log = path/'log.csv'
     images, done = _start(path, meta, block)
     bar = tqdm(total=len(names), initial=done, desc='cache', unit='img', disable=not progress)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool, bar:
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool, bar, closing(images):
         for start in range(done, len(names), block):
             lines = _fill(images, names[start:start + block], files, start, pool)
             lines.to_csv(log, mode='a', header=not start, index=False)
@@ -211,11 +234,12 @@ def _refresh(path, files):
 
 def _take_in(cache, news):
     "Write new images, and then their lines"
-    images = open_memmap(cache.path/'images.npy', mode='r+')
-    for name, (pixels, line) in news.items():
-        images[cache.index.row[name]] = 0 if pixels is None else pixels
-        cache.index.loc[name, _LINE] = line
-    images.flush()
+    black = np.zeros((cache.size, cache.size), np.uint8)
+    with closing(_Pixels(cache.path/'images.npy')) as images:
+        for name, (pixels, line) in news.items():
+            images.put(cache.index.row[name], black if pixels is None else pixels)
+            cache.index.loc[name, _LINE] = line
+        images.flush()
     write_whole(cache.path/'index.csv', cache.index.to_csv())
 
 # %% ../../nbs/api/data/05_cache.ipynb #95feb1ae

@@ -10,11 +10,11 @@ __all__ = ['NIH_CREDIT', 'OPENI_CREDIT', 'DOWNLOADS', 'DownloadError', 'Download
            'source_fingerprint', 'source_text']
 
 # %% ../../nbs/api/data/01_downloads.ipynb #a09aae31
-import errno, os, re, shutil
+import os, re, shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core import CxrError, cache_home, file_sha256, one_at_a_time, text_sha256
+from ..core import CxrError, cache_home, disk_full, file_sha256, one_at_a_time, text_sha256
 
 # %% ../../nbs/api/data/01_downloads.ipynb #ab6386c7
 class DownloadError(CxrError):
@@ -153,7 +153,7 @@ def _mend(e, download):
     folder = downloads_home()/'datasets'/download.handle
     by_hand = f'download {download.url} by hand and give its folder as --data'
     code = getattr(getattr(e, 'response', None), 'status_code', None)
-    if getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
+    if disk_full(e):
         return 'the disk is full; free some and ask again, it goes on where it stopped'
     if code in (401, 403): return f'Kaggle wants to know who asks ({code}); set KAGGLE_API_TOKEN to a token of yours'
     if code: return f'Kaggle answered {code} ({_reason(e)}); try later, or {by_hand}'

@@ -22,7 +22,7 @@ from ..data.gate import Verdict, judge_file, readable_pixels
 from ..data.image_files import SUFFIXES, is_dicom, is_image_file
 from ..data.images import to_square
 from ..metrics.calibration import Calibration
-from ..core import CxrError
+from ..core import CxrError, write_csv, write_whole
 from ..models.bundle import load_bundle
 from ..models.inference import in_onnxruntime
 from ..models.nets import ChestModel, device_named
@@ -263,7 +263,5 @@ def write_rows(
     "Write predictions with six significant digits (JSON: six decimals, a list of records, null for no figure)"
     out = Path(out)
     check_table_name(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix.lower() == '.json': df.to_json(out, orient='records', indent=1, double_precision=6)
-    else: df.to_csv(out, index=False, float_format='%.6g')
-    return out
+    if out.suffix.lower() == '.csv': return write_csv(out, df, index=False, float_format='%.6g')
+    return write_whole(out, df.to_json(orient='records', indent=1, double_precision=6))

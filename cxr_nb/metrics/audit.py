@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from tqdm.auto import tqdm
-from ..core import write_json
+from ..core import write_csv, write_json
 from ..data.splits import fingerprint
 from ..labels import FINDINGS, USUAL_COLUMNS, adjudicated, find_column, findings_of, nih_table
 from ..labels import official_test_patients, read_csv, read_nih, read_table, same_name, says_none
@@ -221,7 +221,7 @@ def _save(a, path):
     rows = pd.DataFrame(dict(image=a.images, patient=a.patients))
     p = pd.DataFrame(a.p, columns=a.findings).add_prefix('prob_')
     y = pd.DataFrame(a.y, columns=a.findings).add_prefix('true_')
-    pd.concat([rows, p, y], axis=1).to_csv(path, index=False, float_format='%.9g')
+    write_csv(path, pd.concat([rows, p, y], axis=1), index=False, float_format='%.9g')
 
 def _write(out, parts, thresholds, metrics, config):
     "The folder that the report reads"

@@ -33,7 +33,7 @@ from .recipe import Recipe, TrainError
 from .folder import config_of, history_of, without
 from .parts import fold_parts, seed_of_split, with_findings
 from .run import Run, save_run, start_run
-from .state import disk_room, read_state
+from .state import read_state, room_to_train
 
 # %% ../../nbs/api/training/12_crossval.ipynb #b5ad7fca
 def check_folds(
@@ -213,7 +213,7 @@ def cross_validate(
     if split is None: split = indiana_split(data.table, seed_of_split(recipe), recipe.split.test, recipe.split.folds)
     split = check_folds(data, split)
     own = without(kwargs, 'every', 'cbs', 'loss')
-    with run_lock(path, is_main()), disk_room(path):
+    with run_lock(path, is_main()), room_to_train(path):
         if overwrite: main_alone(lambda: _clear_folds(path))
         if resume and 'chosen' in config_of(path): run = _start_finished(data, recipe, path, split, **own)
         else:

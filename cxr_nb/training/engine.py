@@ -43,7 +43,7 @@ from .batch_size import sized, stage_size, within_memory
 from .recipe import Recipe, Stage, TrainError
 from .folder import config_of, history_of, read_checkpoint, refuse_other_run, resume_position, what_it_is_of
 from .run import Run, open_run, pass_batch, restore, run_config, stage_files, start_run, write_log
-from .state import (LateLearner, SaveState, StateFile, disk_room, prefixed, read_state, refuse_other,
+from .state import (LateLearner, SaveState, StateFile, prefixed, read_state, refuse_other, room_to_train,
                                    set_optimiser_state, write_state)
 
 # %% ../../nbs/api/training/10_engine.ipynb #60367d17
@@ -216,7 +216,7 @@ def run_stage(
     loss:Callable=None, # Any function of logits and labels, (n, C) both, instead of the recipe's loss
 )->Run: # The same run, its folder up to date
     "Run one stage, keep its best state. Raises `TrainError` (no memory) or `ResumeError` (no disk, another stage left)"
-    with run_lock(run.path, is_main()), disk_room(run.path):
+    with run_lock(run.path, is_main()), room_to_train(run.path):
         if resume and _ended_before(run, stage): return run
         stage = sized(run, stage)
         _run_sized(run, stage, resume, every, keep, cbs, loss)
@@ -344,7 +344,7 @@ def train(
         raise TrainError('train takes data, then a recipe, then a folder, as in train(load_data(), staged(), "runs/a")')
     best_device(kwargs.get('device')) # meets the other processes, if there are any
     say = say or (print if kwargs.get('progress', True) else str)
-    with run_lock(path, is_main()), disk_room(path):
+    with run_lock(path, is_main()), room_to_train(path):
         line = _opening(Path(path), resume, overwrite) if is_main() else None
         if line: say(line)
         run = start_run(data, recipe, path, resume=resume, overwrite=overwrite, say=say, **kwargs)

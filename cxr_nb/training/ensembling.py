@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 
 # %% ../../nbs/api/training/125_ensembling.ipynb #dd716bb9
-from ..core import file_sha256, read_json
+from ..core import file_sha256, read_json, write_csv
 from ..metrics.compare import compare
 from ..metrics.evaluation import write_metrics
 from ..metrics.operating import RANKS
@@ -203,8 +203,6 @@ def _write_comparison(run, each, n_boot):
     "The ensemble beside its members, as a table of its own and in metrics.json"
     if not is_main(): return
     table = compare_members(run, each, n_boot)
-    folder = run.path/'results'/'tables'
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder/'members.csv')
+    write_csv(run.path/'results'/'tables'/'members.csv', table)
     metrics = read_json(run.path/'metrics.json') | dict(members=member_records(table))
     write_metrics(run.path/'metrics.json', **metrics)

@@ -24,7 +24,7 @@ from ..metrics.ranking import auroc
 from ..metrics.evaluation import evaluate, to_metrics, write_metrics
 from ..metrics.thresholds import fit_thresholds, load_thresholds, save_thresholds
 from ..metrics.thresholds import find_optimal_thresholds_with_dynamic_adjustment
-from ..core import file_sha256
+from ..core import file_sha256, write_csv
 from ..models.bundle import save_bundle
 from ..models.nets import probabilities
 from ..models.weights import read_weights
@@ -55,7 +55,7 @@ def write_predictions(
     columns = [table[['patient']], p.add_prefix('prob_'), table[findings].add_prefix('true_')]
     df = pd.concat(columns, axis=1).rename_axis('image').reset_index()
     nine_digits = '%.9g' # all that float32 holds: rounding would make ties
-    if is_main(): df.to_csv(run.path/f'predictions_{name}.csv', index=False, float_format=nine_digits)
+    if is_main(): write_csv(run.path/f'predictions_{name}.csv', df, index=False, float_format=nine_digits)
     return df
 
 def predictions_of(

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 
 # %% ../../nbs/api/training/07_run.ipynb #b810b724
-from ..core import cache_home, clear_halves, markdown_table, read_json, write_json, write_whole
+from ..core import cache_home, clear_halves, markdown_table, read_json, write_csv, write_json, write_whole
 from ..data.augment import MEAN, STD
 from ..data.batches import Batches, part, to_device
 from ..data.cache import Cache, prepare
@@ -171,10 +171,10 @@ def save_run(
 ):
     "Write bundle, split, history, log, and where the data lies; only the first process does"
     if not is_main(): return
-    run.split.rename_axis('image').to_csv(run.path/'split.csv')
+    write_csv(run.path/'split.csv', run.split.rename_axis('image'))
     save_bundle(run.model, run.path, **run_config(run), **config)
     write_json(run.path/'data.json', _places(run))
-    if run.history: pd.DataFrame(run.history).to_csv(run.path/'history.csv', index=False)
+    if run.history: write_csv(run.path/'history.csv', pd.DataFrame(run.history), index=False)
     if not isinstance(run.model, Ensemble): write_log(run)
 
 def _places(run):
