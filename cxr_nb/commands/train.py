@@ -210,10 +210,11 @@ def say_localisation(
     part:str, # 'test' or 'val'
 ):
     "One line about the pointing game"
+    from cxr_nb.metrics.evaluation import with_interval
     a = scores.loc['All']
-    say(f'pointing game: peak in the box on {a.hit:.2f} of {int(a.images)} boxed findings on {part} images '
-        f'({a.low:.2f} to {a.high:.2f}), a location prior that sees no image {a.prior:.2f} '
-        f'({a.prior_low:.2f} to {a.prior_high:.2f}), random weights {a.random:.2f}')
+    hit, prior = with_interval(a.hit, a.low, a.high, 2), with_interval(a.prior, a.prior_low, a.prior_high, 2)
+    say(f'pointing game: peak in the box on {hit} of {int(a.images)} boxed findings on {part} images, '
+        f'a location prior that sees no image {prior}, random weights {a.random:.2f}')
 
 # %% ../../nbs/api/commands/03_train.ipynb #b2719840
 def demo_recipe(

@@ -20,7 +20,7 @@ from .checklists import readable, summary
 from .html import KIND, LIMITS, NOT_CLINICAL, filled_checklists, title_of
 from .members import members_text
 from .tables import calibration_table, localisation_table, md_table, pretty, read_run, reader_table
-from .tables import score_table, split_table, subgroup_table, threshold_table, value_at
+from .tables import score_table, split_table, subgroup_lines, subgroup_table, threshold_table, value_at
 
 # %% ../../nbs/api/report/08_card.ipynb #e7f6d5a0
 def _front_matter(run):
@@ -65,6 +65,8 @@ USE = ('To learn and to study how multi-label classifiers of chest X-rays are tr
 
 def _paragraphs(*parts): return '\n\n'.join(o for o in parts if o)
 
+def _items(lines): return '\n'.join(f'- {line}' for line in lines)
+
 def _predicts(run):
     "The findings, and what none of them means"
     findings = run.config.get('findings') or (run.test.findings if run.test else [])
@@ -83,8 +85,8 @@ def _data(run):
 
 def _scores(metrics, part, text):
     "The table of a part below a line of text, with its notes"
-    notes = metrics[part].get('notes') or []
-    return '\n\n'.join([text, md_table(score_table(metrics, part)), *(f'- {o}' for o in notes)])
+    notes = map(pretty, metrics[part].get('notes') or [])
+    return _paragraphs(text, md_table(score_table(metrics, part)), _items(notes))
 
 def _results(run):
     "The scores, of validation where there is no test part"
@@ -118,6 +120,15 @@ def _calibration(run):
     if 'table' not in record: return None
     return _paragraphs(f'{run.fitting}; means over the findings.', md_table(calibration_table(record)))
 
+def _subgroups(run):
+    "For whom it is worse"
+    records = run.metrics.get('subgroups')
+    if not records: return None
+    text = ('Within a grouping AUROC is a mean over the findings that all of its subgroups have enough of, so it is '
+            'not that of the results. A dash stands where there are too few patients. Over which findings, and what '
+            'is missing:')
+    return _paragraphs(md_table(subgroup_table(records)), text, _items(subgroup_lines(records)))
+
 def _records(key, as_table):
     "A section that is one table of the metrics"
     def section(run):
@@ -143,11 +154,11 @@ BEFORE = {
     'The official test part': _official,
     'Baselines': _baselines,
     'Calibration': _calibration,
-    'Subgroups': _records('subgroups', subgroup_table),
+    'Subgroups': _subgroups,
     'Other readers': _records('readers', reader_table),
     'Heatmaps': _records('localisation', localisation_table),
 }
-AFTER = {'Limits': lambda run: '\n'.join(f'- {o}' for o in LIMITS), 'How to load': _how_to_load}
+AFTER = {'Limits': lambda run: _items(LIMITS), 'How to load': _how_to_load}
 
 def _checklist_parts(run):
     "Each checklist by its title"

@@ -7,7 +7,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/report/tables.html.md"""
 # %% auto #0
 __all__ = ['SCORES', 'PARTS', 'HALVES', 'OVERLAPS', 'READERS', 'ReportError', 'RunFiles', 'value_at', 'read_run', 'score_text',
            'pretty', 'capital', 'score_table', 'threshold_table', 'split_table', 'localisation_table', 'overlap_table',
-           'no_finding_table', 'calibration_table', 'subgroup_table', 'reader_table', 'html_table', 'md_table']
+           'no_finding_table', 'calibration_table', 'subgroup_table', 'subgroup_lines', 'reader_table', 'html_table',
+           'md_table']
 
 # %% ../../nbs/api/report/01_tables.ipynb #352b2901
 import re
@@ -193,7 +194,7 @@ def split_table(
         counts = parts[part]
         row = {name: text.format(counts[k]) for k, (name, text) in _COUNTS.items() if k in counts}
         rows[names.get(part, part)] = row
-    return _by_row(rows, 'Part').fillna('')
+    return _by_row(rows, 'Part').fillna('–')
 
 def localisation_table(
     records:list # `metrics['localisation']`: dicts finding, n, hit, low, high, prior
@@ -262,6 +263,14 @@ def subgroup_table(
         row['Against all others'] = _differences(o)
         rows[o['subgroup'] if o['by'] == 'all' else f'{o["by"]}: {o["subgroup"]}'] = row
     return _by_row(rows, 'Subgroup')
+
+def subgroup_lines(
+    records:list # As for `subgroup_table`
+)->list: # Of sentences
+    "Over which findings the subgroups of a grouping are compared, and why some are not"
+    findings = {o['by']: ', '.join(map(pretty, o['findings'])) or 'no finding' for o in records}
+    lines = [f'{by}: {names}.' for by, names in findings.items()]
+    return lines + ['{by}: {subgroup}: {reason}.'.format(**o) for o in records if o.get('reason')]
 
 READERS = dict(ppv='Mined labels, precision', sensitivity='Mined labels, sensitivity', auroc='AUROC by readers',
                auroc_mined='AUROC by mined labels', ap='AP by readers', ap_mined='AP by mined labels')
