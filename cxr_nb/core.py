@@ -7,8 +7,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/core.html.md"""
 # %% auto #0
 __all__ = ['SPINNING', 'DRIVE', 'CxrError', 'calm_threads', 'quiet_fastai', 'show_figures', 'file_sha256', 'text_sha256',
            'cache_home', 'on_drive', 'lock_path', 'one_at_a_time', 'refuse_foreign', 'made_whole', 'whole_file',
-           'clear_halves', 'write_whole', 'write_csv', 'disk_full', 'disk_room', 'as_json', 'write_json', 'read_json',
-           'markdown_text', 'markdown_table', 'check_fields', 'record_from']
+           'clear_halves', 'write_whole', 'write_csv', 'disk_full', 'disk_room', 'as_json', 'write_json', 'need_file',
+           'read_json', 'markdown_text', 'markdown_table', 'check_fields', 'record_from']
 
 # %% ../nbs/api/00_core.ipynb #6263ad40
 import errno, hashlib, html, io, json, math, os, re, shutil, sys, tempfile, warnings
@@ -244,6 +244,15 @@ def write_json(
     return write_whole(path, json.dumps(as_json(record), indent=1, allow_nan=False) + '\n')
 
 # %% ../nbs/api/00_core.ipynb #9ee9564f
+def need_file(
+    path, # A file
+    mend:str, # What to do, for the error
+    error:type=CxrError, # What to raise
+)->Path: # The same
+    "Raise an error in one line unless a file is there"
+    if Path(path).is_file(): return Path(path)
+    raise error(f'{path}: {"is a folder and no file" if Path(path).is_dir() else "no such file"}; {mend}')
+
 def read_json(
     path, # A file
     mend:str='make the file again', # What to do, for the error

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from .core import CxrError
+from .core import CxrError, need_file
 
 # %% ../nbs/api/02_labels.ipynb #572f5d38
 FINDINGS = ['Atelectasis', 'Cardiomegaly', 'Effusion', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia', 'Pneumothorax',
@@ -106,8 +106,7 @@ def read_csv(
     text=(), # Columns whose cells are text even where they look like numbers
 )->pd.DataFrame: # Its rows, with spaces around column names removed
     "The rows of a CSV. Raises `LabelError` if it is missing, not a table, empty or short of a column"
-    path = Path(path)
-    if not path.is_file(): raise LabelError(f'{path}: no such file; give the path of the CSV')
+    path = need_file(path, 'give the path of the CSV', LabelError)
     try: df = read_rows(path, text)
     except (ValueError, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as e:
         why = str(e).splitlines()[0]
@@ -276,8 +275,7 @@ def read_list(
     path # `train_val_list.txt` or `test_list.txt`
 )->list: # File names
     "The image names of a list file, one a line"
-    path = Path(path)
-    if not path.is_file(): raise LabelError(f'{path}: no such file; it comes with the release, beside the label file')
+    path = need_file(path, 'it comes with the release, beside the label file', LabelError)
     names = [o.strip() for o in path.read_text().splitlines() if o.strip()]
     if not names: raise LabelError(f'{path}: is empty; is the download complete?')
     return names

@@ -24,7 +24,7 @@ from torch import nn
 # %% ../../nbs/api/deploy/02_export.ipynb #147fac72
 from .. import __version__
 from ..data.images import to_square
-from ..core import CxrError, as_json, file_sha256, read_json, whole_file, write_json, write_whole
+from ..core import CxrError, as_json, file_sha256, need_file, read_json, whole_file, write_json, write_whole
 from ..data.augment import MEAN, STD
 from ..models.weights import ModelError
 from ..models.tabular import check_columns, known_rows, tabular
@@ -265,7 +265,7 @@ def load_onnx(
 )->OnnxClassifier: # Ready to predict
     "An exported model. Raises `ExportError` if the file is none, or is not what it says"
     onnxruntime, path = _need('onnxruntime'), Path(path)
-    if not path.is_file(): raise ExportError(f'{path}: no such file; cxr-export --run RUN --out {path.name} makes it')
+    need_file(path, 'cxr-export --run RUN --out model.onnx makes an ONNX file', ExportError)
     data = path.read_bytes() # from bytes, a model can name no other file
     try: session = onnxruntime.InferenceSession(data, providers=list(providers))
     except Exception as e:

@@ -10,6 +10,7 @@ __all__ = ['Classifier', 'load_classifier', 'read_known', 'header_facts', 'gathe
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #cc1d779a
 import os, re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,13 +109,19 @@ def _known_of(path, known, header):
     return facts | known.loc[path.name].dropna().to_dict()
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #0c559290
+def _as_path(o):
+    "The path of a file or folder"
+    if isinstance(o, (str, os.PathLike)): return Path(o)
+    raise CxrError(f'{type(o).__name__}: no path of a file or folder; an image in memory is for the classifier itself, '
+                   'as in clf(image)')
+
 def gather(
     paths, # Files and folders, or one of them
     skipped:list=None, # Is given the files of these folders that are no images
 )->list: # Paths of files
     "The files to predict. Raises `CxrError` on a path that is not there or a folder without images"
     out = []
-    for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
+    for path in map(_as_path, paths if isinstance(paths, Iterable) and not isinstance(paths, str) else [paths]):
         if not path.exists(): raise CxrError(f'{path}: no such file or folder')
         images, others = _sorted_out(path) if path.is_dir() else ([path], [])
         if not images: raise CxrError(f'{path}: holds no image; {", ".join(sorted(SUFFIXES))} are looked for')
@@ -191,6 +198,8 @@ def predict_files(
     header:bool=False, # Take them from DICOM headers where `known` does not say?
 )->pd.DataFrame: # A row a file, see `PREDICTION_COLUMNS`; `attrs['skipped']` has the files that are no images
     "Predict files. Status is 'ok', 'warning' (predicted, with a reason) or 'refused' (no probabilities, but why)"
+    if not isinstance(clf, Classifier):
+        raise CxrError(f'{type(clf).__name__}: no classifier; give one as of load_classifier, and then the files')
     if bs < 1: raise CxrError(f'{bs} images at a time; give 1 or more')
     if calibrated: clf.calibration # refused here, if there is none
     skipped, rows = [], []

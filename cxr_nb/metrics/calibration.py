@@ -31,6 +31,7 @@ def _edges(p, bins, how):
 
 def _binned(y, p, bins, how):
     "Number of images, sum of labels and sum of probabilities in each bin, and the bin of each image"
+    if not isinstance(bins, (int, np.integer)) or bins < 1: raise PredictionError(f'{bins!r} bins; give a whole number')
     place = np.searchsorted(_edges(p, bins, how), p)
     n = np.bincount(place)
     positives = np.bincount(place, y)

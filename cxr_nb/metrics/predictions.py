@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from ..core import CxrError
+from ..core import CxrError, need_file
 from ..labels import findings_of, image_names, read_rows, same_name
 
 # %% ../../nbs/api/metrics/01_predictions.ipynb #4bb04317
@@ -166,7 +166,7 @@ def predicted_findings(
 
 def _load(path):
     "Rows of a predictions CSV"
-    if not Path(path).is_file(): raise PredictionError(f'{path}: no such file; give the path of a predictions CSV')
+    need_file(path, 'give the path of a predictions CSV', PredictionError)
     try: df = read_rows(path)
     except (ValueError, UnicodeDecodeError) as e:
         reason = str(e).splitlines()[0]
@@ -231,6 +231,9 @@ def read_predictions(
     names:dict=None, # Their column to ours: `image`, `patient`, or the name of a finding, for its probability
 )->pd.DataFrame: # Index `image`; `prob_<finding>` float64 in the order of `findings`, then the other columns
     "Predictions of any model. Raises `PredictionError` naming the file and the mend"
+    if not isinstance(source, (str, Path, pd.DataFrame)):
+        raise PredictionError(f'{type(source).__name__}: no predictions; give the path of a CSV, or a DataFrame')
+    if isinstance(findings, str): findings = [findings]
     given = isinstance(source, pd.DataFrame)
     where = 'the predictions' if given else source
     df = _by_image(_as_ours(source if given else _load(source), names or {}, where), where)
@@ -292,6 +295,14 @@ def _own_truth(preds):
                                   'drop the rows whose label is unknown')
     return preds[['patient', *true]].rename(columns=lambda o: o.removeprefix('true_'))
 
+def _check_table(table):
+    "Raise `PredictionError` unless this is an image table with each image once"
+    if not isinstance(table, pd.DataFrame) or 'patient' not in table:
+        said = 'a table without a column patient' if isinstance(table, pd.DataFrame) else repr(table)
+        raise PredictionError(f'{said} is no image table; `nih_table()` is one, and `read_table` makes one of a CSV')
+    twice = table.index[table.index.duplicated()]
+    if len(twice): raise PredictionError(f'the table names {twice[0]} more than once; keep one row an image')
+
 def _spelt_alike(preds, table):
     "Probabilities under the table's names, where these are other spellings of theirs"
     ours = {same_name(o): o for o in table.columns}
@@ -304,6 +315,7 @@ def align(
     names:dict=None, # As for `read_predictions`
 )->Aligned: # `y`, `p`, `patients`, `findings`, and what was not found
     "Truth beside predictions, by image name. Raises `PredictionError` if nothing matches"
+    if table is not None: _check_table(table)
     preds = read_predictions(preds, names=names)
     table = _own_truth(preds) if table is None else table
     preds = _spelt_alike(preds, table)

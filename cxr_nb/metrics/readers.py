@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from ..core import as_json
-from ..labels import ADJUDICATED, adjudicated
+from ..labels import ADJUDICATED, adjudicated, findings_of
 from .bootstrap import bootstrap
 from .compare import verdict
 from .evaluation import interval_record, interval_texts, with_notes, with_words
@@ -94,6 +94,8 @@ def _known(mapping):
     if not mapping: raise PredictionError(f'the mapping is empty; name at least one of {", ".join(ADJUDICATED)}')
     if odd := [o for o in mapping if o not in ADJUDICATED]:
         raise PredictionError(f'the readers have no label {", ".join(odd)}; they have {", ".join(ADJUDICATED)}')
+    if text := [o for o in mapping.values() if isinstance(o, str)]:
+        raise PredictionError(f'a mapping to {text[0]!r}; give a list of findings, [{text[0]!r}]')
     return list(mapping)
 
 def _mapped(f, values, findings, mapping):
@@ -111,8 +113,7 @@ def label_agreement(
     readers = readers_of(table.index, part)
     truth = readers[_known(mapping)].to_numpy()
     rows = table.loc[readers.index]
-    mapped = sum(mapping.values(), [])
-    findings = [o for o in table.columns if o in mapped]
+    findings = findings_of(table)
     mined = _mapped(any_label, rows[findings], findings, mapping)
     out = dict(images=len(rows), patients=rows.patient.nunique())
     out['positives'] = truth.sum(0, dtype=int)

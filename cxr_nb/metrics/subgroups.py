@@ -31,8 +31,8 @@ def age_band(
 )->pd.Categorical: # '0-19', '20-39', ... '80+', 'unknown'
     "Age bands, in order"
     edges = list(edges)
-    if not edges or edges != sorted(set(edges)) or edges[0] <= 0:
-        raise PredictionError(f'age bands at {edges}; give ascending years above 0')
+    if not edges or edges != sorted(set(edges)) or edges[0] <= 0 or any(o % 1 for o in edges):
+        raise PredictionError(f'age bands at {edges}; give ascending whole years above 0')
     years = pd.to_numeric(pd.Series(age), errors='coerce').to_numpy(dtype=float)
     names = [f'{low}-{high - 1}' for low, high in zip([0, *edges], edges)]
     names.append(f'{edges[-1]}+')

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from ..core import CxrError, write_json
+from ..core import CxrError, need_file, write_json
 from .operating import Confusion, threshold_array, thresholds_for
 from .predictions import check, check_columns
 
@@ -236,7 +236,7 @@ def _fits(entry):
 
 def _read(path):
     "The `findings` of a thresholds file"
-    if not Path(path).is_file(): raise ThresholdError(f'{path}: no such file; write one with `save_thresholds`')
+    need_file(path, 'write one with `save_thresholds`', ThresholdError)
     try: out = json.loads(Path(path).read_text(encoding='utf-8'))['findings']
     except (ValueError, KeyError, TypeError) as e:
         raise ThresholdError(f'{path}: is no thresholds file ({type(e).__name__}); '

@@ -20,7 +20,7 @@ from .checklists import readable, summary
 from .html import KIND, LIMITS, NOT_CLINICAL, filled_checklists, title_of
 from .members import members_text
 from .tables import calibration_table, localisation_table, md_table, pretty, read_run, reader_table
-from .tables import score_table, split_table, subgroup_lines, subgroup_table, threshold_table, value_at
+from .tables import score_notes, score_table, split_table, subgroup_lines, subgroup_table, threshold_table, value_at
 
 # %% ../../nbs/api/report/08_card.ipynb #e7f6d5a0
 def _front_matter(run):
@@ -85,8 +85,7 @@ def _data(run):
 
 def _scores(metrics, part, text):
     "The table of a part below a line of text, with its notes"
-    notes = map(pretty, metrics[part].get('notes') or [])
-    return _paragraphs(text, md_table(score_table(metrics, part)), _items(notes))
+    return _paragraphs(text, md_table(score_table(metrics, part)), _items(score_notes(metrics[part])))
 
 def _results(run):
     "The scores, of validation where there is no test part"

@@ -33,7 +33,7 @@ from .plots import plot_auroc, plot_confusion, plot_history, plot_localisation, 
 from .statements import run_facts
 from .tables import SCORES, RunFiles, capital, html_table, pretty, read_run, score_text, value_at
 from .tables import calibration_table, localisation_table, no_finding_table, overlap_table, reader_table
-from .tables import score_table, split_table, subgroup_lines, subgroup_table, threshold_table
+from .tables import score_notes, score_table, split_table, subgroup_lines, subgroup_table, threshold_table
 
 # %% ../../nbs/api/report/07_html.ipynb #a99cc123
 NOT_CLINICAL = 'Research and education only. Not for clinical use.'
@@ -151,11 +151,7 @@ def _scores(run):
             figure(plot_auroc(metrics), 'Dots: AUROC of each finding with its interval, and floors', 'fig slim'),
             where_known(P, ', '.join(unjudged), undefined),
             where_known(P, shuffled, 'With shuffled labels the macro AUROC is {:.3f}.'),
-            *_official(metrics), *_notes(metrics['test']), _many(metrics))
-
-def _notes(part):
-    "What the scores of a part rest on"
-    return [note(pretty(line)) for line in part.get('notes') or []]
+            *_official(metrics), *map(note, score_notes(metrics['test'])), _many(metrics))
 
 def _official(metrics):
     "The official test part by itself, and what intervals by image would have hidden"
@@ -166,7 +162,7 @@ def _official(metrics):
         if baseline: text += f'View, sex and age alone: macro AUROC {baseline:.3f}.'
         yield H3('The official test part')
         yield html_table(score_table({'test': part}), text)
-        yield from _notes(part)
+        yield from map(note, score_notes(part))
     where = ' on this part' if part else ''
     if ratio := value_at(metrics, 'width[ratio]'):
         yield P(f'The interval of the macro AUROC{where}, drawn by patient, is {ratio:.2f} times as wide '

@@ -6,9 +6,9 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/report/tables.html.md"""
 
 # %% auto #0
 __all__ = ['SCORES', 'PARTS', 'HALVES', 'OVERLAPS', 'READERS', 'ReportError', 'RunFiles', 'value_at', 'read_run', 'score_text',
-           'pretty', 'capital', 'score_table', 'threshold_table', 'split_table', 'localisation_table', 'overlap_table',
-           'no_finding_table', 'calibration_table', 'subgroup_table', 'subgroup_lines', 'reader_table', 'html_table',
-           'md_table']
+           'pretty', 'capital', 'score_notes', 'score_table', 'threshold_table', 'split_table', 'localisation_table',
+           'overlap_table', 'no_finding_table', 'calibration_table', 'subgroup_table', 'subgroup_lines', 'reader_table',
+           'html_table', 'md_table']
 
 # %% ../../nbs/api/report/01_tables.ipynb #352b2901
 import re
@@ -145,6 +145,12 @@ def _score_texts(record, names):
     return {name: score_text(record.get(score)) for score, name in names.items()}
 
 # %% ../../nbs/api/report/01_tables.ipynb #070e35ed
+def score_notes(
+    part:dict # One part of `metrics.json`
+)->list: # Of sentences
+    "What the scores of a part rest on"
+    return [pretty(line) for line in part.get('notes') or []]
+
 def score_table(
     metrics:dict, # As of `metrics.json`
     part:str='test', # `test` or `val`

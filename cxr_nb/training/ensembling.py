@@ -49,6 +49,8 @@ def read_members(
         if config['split'] != first['split']: _refuse_split(paths[0], first, path, config)
     return configs
 
+_FOLDS = 'the folds of a cross-validation never share a split, and are no members of an ensemble'
+
 def _config_of_member(path):
     "The configuration of a finished run"
     config = read_config(path)
@@ -56,6 +58,7 @@ def _config_of_member(path):
     if 'members' in config: raise TrainError(f'{path}: is an ensemble itself; give the runs that it was made of')
     if 'recipe' not in config or not (path/'split.csv').is_file():
         raise TrainError(f'{path}: holds a bundle and no run, so its split is not known; give the folder of the run')
+    if path.name.startswith('fold') and config.get('split_kind') == 'given': raise TrainError(f'{path}: {_FOLDS}')
     if lack := unfinished(config): raise TrainError(f'{path}: is {lack}; go on with it by cxr-train --resume')
     return config
 
@@ -63,7 +66,7 @@ def _refuse_split(path, config, other, its):
     "Raise `TrainError` about two runs that were split otherwise"
     folds = 'folds' in (config['recipe']['split']['kind'], its['recipe']['split']['kind'])
     mend = 'train them on one split, as in: cxr-train --seed 1 --split-seed 0'
-    if folds: mend = 'the folds of a cross-validation never share a split, and are no members of an ensemble'
+    if folds: mend = _FOLDS
     raise TrainError(f'{path} and {other}: are of different splits ({config["split"]} and {its["split"]}), so images '
                      f'that one is judged on may be images that the other learnt; {mend}')
 
