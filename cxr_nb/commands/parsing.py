@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fastcore.script import anno_parser
 from ..core import CxrError, disk_full
-from ..labels import FINDINGS, FINDINGS13
+from ..labels import FINDINGS, FINDINGS13, findings_of
 
 # %% ../../nbs/api/commands/01_parsing.ipynb #34380ca8
 def hyphenate(
@@ -183,6 +183,8 @@ def say_data(
     "What data there are, in a line"
     lack = f', {len(d.missing):,} without a file' if d.missing else ''
     say(f'data: {d.name}, {len(d.table):,} images of {d.table.patient.nunique():,} patients{lack}')
+    findings = findings_of(d.table)
+    if findings != FINDINGS: say(f'findings: {", ".join(findings)}') # a column too many is seen here
     if d.caveat: say(f'note: {d.caveat}')
     return d
 
