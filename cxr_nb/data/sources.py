@@ -63,7 +63,7 @@ class ChestData:
             'images on disk': len(self.table) - len(self.missing),
             'patients': self.table.patient.nunique(),
             'findings': len(findings_of(self.table)),
-            'boxes': len(self.boxes),
+            'boxes': int(self.boxes.image.isin(self.table.index).sum()),
         }
         lines = [f'**{self.name}**', '', '| | |', '|---|---|']
         lines += [f'| {name} | {n:,} |' for name, n in counts.items()]
