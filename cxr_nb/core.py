@@ -202,7 +202,8 @@ def write_csv(
     **kwargs # For `to_csv`
 )->Path: # The file
     "Write a table whole or not at all"
-    with whole_file(path) as part: table.to_csv(part, **kwargs)
+    packed = 'gzip' if str(path).endswith('.gz') else None
+    with whole_file(path) as part: table.to_csv(part, compression=packed, **kwargs)
     return Path(path)
 
 # %% ../nbs/api/00_core.ipynb #ecd20030
@@ -212,7 +213,9 @@ def disk_full(
     "A full disk, as Python or another library tells it"
     words = 'No space left', 'File too large', 'quota exceeded', 'StorageFull', 'FileTooLarge'
     said = any(o in str(e) for o in words)
-    return getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or said
+    if isinstance(e, OSError): return e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or said
+    writes = type(e).__name__ == 'SafetensorError' or 'PytorchStreamWriter' in str(e)
+    return writes and said
 
 @contextmanager
 def disk_room(

@@ -62,6 +62,11 @@ def parse_age(
     return age if age <= oldest else np.nan
 
 # %% ../nbs/api/02_labels.ipynb #bbcbeda2
+def _names(s, sep):
+    "The label names that occur in a column of label text"
+    names = {o.strip() for t in s.dropna().astype(str).unique() for o in t.split(sep)}
+    return sorted(o for o in names if o and not says_none(o))
+
 def multi_hot(
     labels, # N strings such as `'Mass|Nodule'`; empty, or what `says_none`, for none
     findings:list=FINDINGS, # Names, in the order of the columns
@@ -153,9 +158,11 @@ def read_nih(
     findings:list=FINDINGS, # Which findings get a column
 )->pd.DataFrame: # Image table: index `image`; patient, age (years), sex, view, follow_up; uint8 a finding
     "The image table of a NIH label file. Raises `LabelError` naming the file and the mend"
-    odd = [o for o in findings if o not in FINDINGS]
-    if odd: raise LabelError(f'{path}: {odd[0]!r} is no finding of ChestX-ray14; there are {", ".join(FINDINGS)}')
+    if isinstance(findings, str): findings = [findings]
     df = read_csv(path, ['Image Index', 'Finding Labels', 'Patient ID'])
+    odd = set(findings).difference(FINDINGS, _names(df['Finding Labels'], '|'))
+    if odd: raise LabelError(f'{path}: {min(odd)!r} is no finding of ChestX-ray14, nor in this file; '
+                             f'there are {", ".join(FINDINGS)}')
     y = multi_hot(df['Finding Labels'], findings, known=FINDINGS, where=str(path))
     get = lambda c, default: df[c] if c in df else pd.Series(default, index=df.index)
     age = get('Patient Age', np.nan).map(parse_age)
@@ -369,8 +376,10 @@ def _label_matrix(df, labels, findings, sep, taken, where):
         return multi_hot(df[text], names, known=known, sep=sep, where=str(where)), list(names)
     names = list(labels or findings or _flags(df, taken))
     if not names:
+        aside = [o for o in df if says_none(o)]
+        why = f'; {aside[0]!r} was taken for no finding, name it in findings to keep it' if aside else ''
         raise LabelError(f'{where}: no labels; name the column with label text by --label-col (labels=...), '
-                         'or give a 0/1 column for each finding')
+                         f'or give a 0/1 column for each finding{why}')
     names = [find_column(df.columns, 'labels', o, where) for o in names]
     return _zero_one(df[names], where), names
 
@@ -378,11 +387,6 @@ def _separator(s):
     "What separates two names in label text"
     text = ' '.join(s.dropna().astype(str).unique())
     return next((o for o in '|;,' if o in text), '|')
-
-def _names(s, sep):
-    "The label names that occur in a column of label text"
-    names = {o.strip() for t in s.dropna().astype(str).unique() for o in t.split(sep)}
-    return sorted(o for o in names if o and not says_none(o))
 
 def _flags(df, taken):
     "Columns in which there are only zeros and ones"

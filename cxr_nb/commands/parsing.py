@@ -109,7 +109,9 @@ def _run(f, interrupted, *args, **kwargs):
 def _fail(e):
     "One line about an error"
     what = f'{e.filename}: {e.strerror}' if isinstance(e, OSError) and e.filename else str(e)
-    if not isinstance(e, CxrError) and disk_full(e): what = 'no room is left on the disk; free some and run it again'
+    if disk_full(e):
+        where = f'{e.filename}: ' if e.filename else ''
+        what = f'{where}no room is left on the disk; free some and run it again'
     if isinstance(e, (FileExistsError, NotADirectoryError)): what += '; a folder is needed there, give another name'
     print('error: ' + ' '.join(what.split()), file=sys.stderr)
     return 2

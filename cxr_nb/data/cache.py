@@ -172,12 +172,15 @@ def build_cache(
     path = Path(path)
     source = text_sha256('\n'.join(files))[:16]
     meta = {'version': CACHE_VERSION, 'size': size, 'filter': 'area', 'n': len(files), 'source': source}
+    with disk_room(path, 'free some and run it again, it goes on where it stopped'):
+        return _whole_cache(path, files, meta, origin, workers, progress, block)
+
+def _whole_cache(path, files, meta, origin, *how):
+    "A cache that is built if need be, by the first that asks for it"
     if _says(path/'meta.json', meta): return _refresh(path, files)
     with one_at_a_time(path, 'this image cache'):
         clear_halves(path, ('index.csv', 'log.csv', 'plan.json', 'meta.json'))
-        mend = 'free some and run it again, it goes on where it stopped'
-        with disk_room(path, mend):
-            if not _says(path/'meta.json', meta): _build(path, files, meta, workers, progress, block)
+        if not _says(path/'meta.json', meta): _build(path, files, meta, *how)
         if origin: write_json(path/'meta.json', meta | dict(origin=origin))
         return _refresh(path, files)
 

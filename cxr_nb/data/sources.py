@@ -271,6 +271,7 @@ def load_data(
     "The data, wherever it is"
     _check_call(data, columns or {})
     if isinstance(findings, str): findings = [findings]
+    csv_path, img_root = (path and Path(path).expanduser() for path in (csv_path, img_root))
     if download and (data or csv_path or img_root):
         raise DataError(f'--download {download} and a folder or file of your own; give one of them, not both')
     if csv_path or img_root: return _from_parts(csv_path, img_root or data, findings, columns or {})
@@ -343,9 +344,10 @@ def own_data(
     return ChestData(Path(root), Path(root).resolve().name, table, files, boxes, lists or {}, caveat)
 
 def _common_folder(files):
-    "The folder that holds all of these files, or their folders"
-    folders = [Path(path).resolve().parent for path in files.values()]
-    return Path(os.path.commonpath(folders)) if folders else Path()
+    "The folder that holds all of these files, or their folders; this one where there is none"
+    folders = {os.path.dirname(os.path.abspath(path)) for path in files.values() if path}
+    try: return Path(os.path.commonpath(folders))
+    except ValueError: return Path() # no folders, or those of two drives
 
 def _with_suffix(table, files):
     "A table whose image names lack their suffix gets that of the files"

@@ -25,13 +25,13 @@ from .ranking import macro, ratio
 def _edges(p, bins, how):
     "Inner edges of the bins; a score that equals an edge is in the bin below it"
     if how not in ('mass', 'width'): raise PredictionError(f'{how!r} is no kind of bins; choose mass or width')
-    if bins < 1: raise PredictionError(f'{bins} bins; there must be at least one')
+    if not isinstance(bins, (int, np.integer)) or bins < 1:
+        raise PredictionError(f'{bins!r} bins; give a whole number, 1 or more')
     shares = np.linspace(0, 1, bins + 1)[1:-1]
     return shares if how == 'width' else np.unique(np.quantile(p, shares))
 
 def _binned(y, p, bins, how):
     "Number of images, sum of labels and sum of probabilities in each bin, and the bin of each image"
-    if not isinstance(bins, (int, np.integer)) or bins < 1: raise PredictionError(f'{bins!r} bins; give a whole number')
     place = np.searchsorted(_edges(p, bins, how), p)
     n = np.bincount(place)
     positives = np.bincount(place, y)

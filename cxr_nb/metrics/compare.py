@@ -68,7 +68,7 @@ def _alike(base, new, metric, base_t, new_t):
 
 def _two_thresholds(thresholds, findings):
     "Those of the base and of the new model. Raises `PredictionError` unless there are two"
-    if not isinstance(thresholds, (tuple, list)) or len(thresholds) != 2:
+    if not isinstance(thresholds, (tuple, list, np.ndarray)) or len(thresholds) != 2:
         raise PredictionError('thresholds: give (those of the base, those of the new model); None is 0.5')
     return [threshold_array(o, findings) for o in thresholds]
 
@@ -106,7 +106,7 @@ def compare(
     same = _alike(base, new, metric, base_t, new_t)
     known = ~np.isnan(difference.value) # the mean is over the findings that are defined for both
     means = [macro(o.value[known])['value'] for o in (of_base, of_new)]
-    whole = _rows(*means, difference.macro(), same.all(), many, tie_band)
+    whole = _rows(*means, difference.macro(), known.any() and same[known].all(), many, tie_band)
     each = _rows(of_base.value, of_new.value, difference, same, many*len(findings), tie_band)
     table = pd.concat([whole, each]).set_axis(pd.Index(['macro mean', *findings], name='finding'))
     return Comparison(table, metric, tie_band, len(y), patients, many)

@@ -17,14 +17,21 @@ from .predictions import PredictionError, check, plain_names
 from .ranking import as_weights, auroc, average_precision, ratio
 
 # %% ../../nbs/api/metrics/03_operating.ipynb #b3bbf45d
+def _column(values, what):
+    "The column of a table that holds thresholds, or other shares; anything else as it is"
+    if not isinstance(values, pd.DataFrame): return values
+    if what in values: return values[what]
+    raise PredictionError(f'the table has no column {what}; there are {", ".join(map(str, values))}')
+
 def threshold_array(
-    thresholds, # A number, (C,) numbers, a dict or Series by finding, or a table with a column `threshold`; None is 0.5
+    thresholds, # A number, (C,) numbers, a dict or Series by finding, or a table; None is 0.5
     findings:list, # Names of the findings, in the order of the outputs
-    what:str='threshold', # What the numbers are, for errors
+    what:str='threshold', # What the numbers are: the column of a table, and for errors
 )->np.ndarray: # (C,) float in 0..1; NaN (or None) where a finding is never called
     "Thresholds, or other shares, in the order of `findings`. Raises `PredictionError` if they are not of these"
-    t = thresholds[what] if isinstance(thresholds, pd.DataFrame) else thresholds
-    if t is None: t = .5
+    t = _column(thresholds, what)
+    if t is None and what == 'threshold': t = .5
+    if t is None: raise PredictionError(f'no {what} is given; give a number, or one for each finding')
     if hasattr(t, 'keys'):
         if miss := [o for o in findings if o not in t.keys()]:
             raise PredictionError(f'no {what} for {", ".join(map(str, miss))}; give one for each finding')
@@ -35,21 +42,23 @@ def threshold_array(
     if t.ndim and t.shape != (len(findings),):
         raise PredictionError(f'{t.size} {what}s for {len(findings)} findings; give one for each')
     if (np.isfinite(t) & ((t < 0) | (t > 1))).any():
-        raise PredictionError(f'{what}s of {np.nanmin(t):g} to {np.nanmax(t):g}; they lie in [0, 1], '
+        raise PredictionError(f'{what}s of {np.nanmin(t):.9g} to {np.nanmax(t):.9g}; they lie in [0, 1], '
                               'so divide percent by 100')
     return np.broadcast_to(t, len(findings)).copy()
 
 # %% ../../nbs/api/metrics/03_operating.ipynb #023e30ca
 def thresholds_for(
     p, # Probabilities, (N,) or (N, C)
-    t, # A number, (C,) numbers, a dict or Series by finding, or a table with a column `threshold`
-    what:str='threshold', # What the numbers are, for errors
+    t, # A number, (C,) numbers, a dict or Series by finding, or a table
+    what:str='threshold', # What the numbers are: the column of a table, and for errors
 )->np.ndarray: # (C,); NaN (or None) where a finding is never called
     """Thresholds, or other shares, in the order of the columns, by name where both have names, else by position.
     Raises `PredictionError` if there are more or fewer, or one is no share"""
-    columns = np.shape(p)[1] if np.ndim(p) == 2 else 1
+    try: shape = np.shape(p)
+    except ValueError: raise PredictionError('the rows of probabilities are of unequal length') from None
+    columns = shape[1] if len(shape) == 2 else 1
     names = list(plain_names(p.columns)) if isinstance(p, pd.DataFrame) else range(columns)
-    t = t[what] if isinstance(t, pd.DataFrame) else t
+    t = _column(t, what)
     if hasattr(t, 'keys') and not set(names) & set(t.keys()): t = [t[o] for o in t.keys()]
     return threshold_array(t, names, what)
 

@@ -25,17 +25,17 @@ def plain_names(
     columns # Of a table
 )->pd.Index: # Without `prob_` and `true_`
     "The findings that columns are of; plain column numbers stay as they are"
-    if isinstance(columns, pd.RangeIndex): return columns
+    if pd.api.types.is_integer_dtype(columns): return columns
     return pd.Index(columns).map(lambda o: str(o).removeprefix('prob_').removeprefix('true_'))
 
 def _other_order(a, b):
-    "Have two indexes other names, or the same in other places? Plain row numbers count only if both have the same"
+    "Have two indexes other names, or the same in other places? Plain numbers count only if both have the same"
     if len(a) != len(b) or a.equals(b): return False
-    unnamed = isinstance(a, pd.RangeIndex) or isinstance(b, pd.RangeIndex)
+    unnamed = any(pd.api.types.is_integer_dtype(o) for o in (a, b))
     return a.isin(b).all() if unnamed else True
 
 def _check_rows(y, other, what):
-    "Raise `PredictionError` if both have names of rows, and these differ"
+    "Raise `PredictionError` if labels (or scores) and something else have names of rows, and these differ"
     if not all(isinstance(o, (pd.Series, pd.DataFrame)) for o in (y, other)): return
     if _other_order(y.index, other.index):
         raise PredictionError(f'rows of labels and {what} have other names; bring them into one order, '
@@ -48,7 +48,7 @@ def check_order(
 ):
     "Raise `PredictionError` if labels, scores and patients have names of rows or columns that do not agree in order"
     _check_rows(y, p, 'scores')
-    _check_rows(y, groups, 'groups')
+    for named in (y, p): _check_rows(named, groups, 'groups')
     both = [y, p]
     if not all(isinstance(o, pd.DataFrame) for o in both): return
     if _other_order(*[plain_names(o.columns) for o in both]):
@@ -86,7 +86,8 @@ def check_names(
     "Raise `PredictionError` if the columns of a table have other names than these, or another order"
     if isinstance(findings, str): raise PredictionError(f'findings is {findings!r}; give a list, [{findings!r}]')
     if not isinstance(p, pd.DataFrame) or not _other_order(plain_names(p.columns), pd.Index(findings)): return
-    raise PredictionError(f'the columns are {", ".join(plain_names(p.columns))}, not {", ".join(findings)}; '
+    theirs, meant = (', '.join(map(str, o)) for o in (plain_names(p.columns), findings))
+    raise PredictionError(f'the columns are {theirs}, not {meant}; '
                           'give them in the order of the findings')
 
 def check_columns(
@@ -296,12 +297,10 @@ def _own_truth(preds):
     return preds[['patient', *true]].rename(columns=lambda o: o.removeprefix('true_'))
 
 def _check_table(table):
-    "Raise `PredictionError` unless this is an image table with each image once"
+    "Raise `PredictionError` unless this is an image table"
     if not isinstance(table, pd.DataFrame) or 'patient' not in table:
         said = 'a table without a column patient' if isinstance(table, pd.DataFrame) else repr(table)
         raise PredictionError(f'{said} is no image table; `nih_table()` is one, and `read_table` makes one of a CSV')
-    twice = table.index[table.index.duplicated()]
-    if len(twice): raise PredictionError(f'the table names {twice[0]} more than once; keep one row an image')
 
 def _spelt_alike(preds, table):
     "Probabilities under the table's names, where these are other spellings of theirs"
@@ -327,6 +326,8 @@ def align(
         raise PredictionError(f'none of the {len(preds):,} images is in the table; '
                               f'{preds.index[0]} must be written as {table.index[0]} is')
     truth = table.loc[preds.index[found]]
+    twice = truth.index[truth.index.duplicated()]
+    if len(twice): raise PredictionError(f'the table names {twice[0]} more than once; keep one row an image')
     p = preds.loc[found, [f'prob_{o}' for o in findings]]
     y, _ = check(truth[findings].to_numpy(), p.to_numpy())
     return Aligned(y.astype(np.uint8), p.to_numpy(), truth.patient.to_numpy(), findings, list(p.index),

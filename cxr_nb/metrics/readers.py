@@ -132,22 +132,28 @@ class Readings:
     n_boot: int # Resamples
     tie_band: float # Differences up to this do not matter
 
-def _patients_like(named, patients):
-    "Patients that somebody named, written as those of the predictions are: 13 for '00000013' where these are numbers"
-    named = list(named['patient'] if isinstance(named, pd.DataFrame) else named)
-    if not len(named): return []
-    numbers = pd.api.types.is_number(patients[0])
-    if not numbers: return [str(o) for o in named]
-    try: return [int(o) for o in named]
-    except (TypeError, ValueError):
-        raise PredictionError(f'trained_on names {named[0]!r}; the patients of these predictions are numbers, '
-                              f'like {patients[0]}') from None
+def _patient_key(patient):
+    "A form in which 13, 13.0, '13' and '00000013' are the same patient"
+    text = str(patient).strip().removesuffix('.0')
+    return str(int(text)) if text.isdecimal() else text
+
+def _named_among(named, patients):
+    "Where patients (N,) are among those that somebody named, in whatever spelling"
+    if isinstance(named, pd.DataFrame):
+        if 'patient' not in named: raise PredictionError('trained_on: the table has no column patient')
+        named = named['patient']
+    named, patients = [list(map(_patient_key, o)) for o in (named, patients)]
+    numbers = all(o.isdecimal() for o in patients)
+    odd = [o for o in named if numbers and not o.isdecimal()]
+    if odd: raise PredictionError(f'trained_on names {odd[0]!r}; the patients of these predictions are numbers, '
+                                  f'like {patients[0]}')
+    return np.isin(patients, named)
 
 def _judged(a, part, trained_on):
     "The images to judge, the readers' labels of them, and how many were left out as trained on"
     readers = readers_of(a.images, part)
     places = pd.Index(a.images).get_indexer(readers.index)
-    fresh = ~np.isin(a.patients[places], _patients_like(trained_on, a.patients))
+    fresh = ~_named_among(trained_on, a.patients[places])
     if not fresh.any():
         raise PredictionError('every image that the readers saw is of a patient that the model was trained on; '
                               'predict other images')

@@ -184,8 +184,8 @@ def find_optimal_thresholds_with_dynamic_adjustment(
     hi:float=None, # Highest threshold allowed
 )->pd.DataFrame: # As of `fit_thresholds`, with `asked` and `settled` (precision demanded, first and last) and `steps`
     "Maximal F1 under a minimum precision that is relaxed, finding by finding, where it cannot be had"
-    asked = threshold_array(min_precision, findings)
-    if step <= 0 or not ((0 <= asked) & (asked <= 1)).all() or not 0 <= floor <= 1:
+    asked = threshold_array(min_precision, findings, 'precision')
+    if step <= 0 or not np.isfinite(asked).all() or not 0 <= floor <= 1:
         raise ThresholdError('min_precision and floor must lie in [0, 1], step above 0')
     y, p = check_columns(y, p, findings)
     rows = {}
@@ -224,7 +224,9 @@ def save_thresholds(
     df, # As of `fit_thresholds`: index findings, a column `threshold`, any others; or a dict or Series by finding
 )->Path: # The file
     "Write thresholds, whole or not at all"
+    if not hasattr(df, 'keys'): raise ThresholdError('thresholds are written by finding; give a table, or a dict')
     if not isinstance(df, pd.DataFrame): df = pd.Series(df, name='threshold', dtype=float).to_frame()
+    threshold_array(df, list(df.index)) # refused here, and not when they are read
     return write_json(path, {'findings': df.astype(object).to_dict('index')})
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #f633f56f

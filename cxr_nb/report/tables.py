@@ -276,7 +276,7 @@ def subgroup_lines(
     "Over which findings the subgroups of a grouping are compared, and why some are not"
     findings = {o['by']: ', '.join(map(pretty, o['findings'])) or 'no finding' for o in records}
     lines = [f'{by}: {names}.' for by, names in findings.items()]
-    return lines + ['{by}: {subgroup}: {reason}.'.format(**o) for o in records if o.get('reason')]
+    return lines + [f'{o["by"]}: {o["subgroup"]}: {o["reason"].rstrip(".")}.' for o in records if o.get('reason')]
 
 READERS = dict(ppv='Mined labels, precision', sensitivity='Mined labels, sensitivity', auroc='AUROC by readers',
                auroc_mined='AUROC by mined labels', ap='AP by readers', ap_mined='AP by mined labels')

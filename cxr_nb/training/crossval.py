@@ -17,6 +17,7 @@ import numpy as np, pandas as pd
 from tqdm.auto import tqdm
 
 # %% ../../nbs/api/training/12_crossval.ipynb #e7010427
+from ..core import write_csv
 from ..data.indiana import indiana_split
 from ..data.sources import ChestData
 from ..data.splits import check_split
@@ -276,11 +277,10 @@ def _choose_member(
     save_run(run)
     if not is_main(): return
     out = run.path/'results'/'tables'
-    out.mkdir(parents=True, exist_ok=True)
-    search.to_csv(out/'epoch_search.csv')
-    fold_table(parts).to_csv(out/'folds.csv')
+    write_csv(out/'epoch_search.csv', search)
+    write_csv(out/'folds.csv', fold_table(parts))
     seen = [pd.read_csv(o.path/'predictions_val.csv').assign(fold=k) for k, o in folds.items()]
-    pd.concat(seen, ignore_index=True).to_csv(out/'out_of_fold.csv', index=False, float_format='%.9g')
+    write_csv(out/'out_of_fold.csv', pd.concat(seen, ignore_index=True), index=False, float_format='%.9g')
 
 def _predicted(run, budget):
     "Predictions of a fold's network within a budget"

@@ -47,26 +47,24 @@ def read_members(
             raise TrainError(f'{seen[weights]} and {path}: hold the same weights; name each run once')
         seen[weights] = path
         if config['split'] != first['split']: _refuse_split(paths[0], first, path, config)
+    for path, config in zip(paths, configs):
+        if lack := unfinished(config): raise TrainError(f'{path}: is {lack}; go on with it by cxr-train --resume')
     return configs
 
-_FOLDS = 'the folds of a cross-validation never share a split, and are no members of an ensemble'
-
 def _config_of_member(path):
-    "The configuration of a finished run"
+    "The configuration of a run"
     config = read_config(path)
     refuse_older(path)
     if 'members' in config: raise TrainError(f'{path}: is an ensemble itself; give the runs that it was made of')
     if 'recipe' not in config or not (path/'split.csv').is_file():
         raise TrainError(f'{path}: holds a bundle and no run, so its split is not known; give the folder of the run')
-    if path.name.startswith('fold') and config.get('split_kind') == 'given': raise TrainError(f'{path}: {_FOLDS}')
-    if lack := unfinished(config): raise TrainError(f'{path}: is {lack}; go on with it by cxr-train --resume')
     return config
 
 def _refuse_split(path, config, other, its):
     "Raise `TrainError` about two runs that were split otherwise"
     folds = 'folds' in (config['recipe']['split']['kind'], its['recipe']['split']['kind'])
     mend = 'train them on one split, as in: cxr-train --seed 1 --split-seed 0'
-    if folds: mend = _FOLDS
+    if folds: mend = 'the folds of a cross-validation never share a split, and are no members of an ensemble'
     raise TrainError(f'{path} and {other}: are of different splits ({config["split"]} and {its["split"]}), so images '
                      f'that one is judged on may be images that the other learnt; {mend}')
 

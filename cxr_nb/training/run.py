@@ -109,7 +109,7 @@ class Run:
 
     def __repr__(self):
         outputs, epochs = len(self.recipe.findings), len(self.history)
-        return f'Run({self.path.name}: {self.model.arch}, {outputs} findings, {epochs} epochs)'
+        return f'Run({self.path.name}: {self.model.arch}, findings: {outputs}, epochs: {epochs})'
     def _repr_markdown_(self):
         said = {
             'network': self.model.arch,
@@ -118,7 +118,7 @@ class Run:
             'stages that have ended': ', '.join(self.done) or 'none yet',
             'epochs': len(self.history),
         }
-        reached = [row['auroc'] for row in self.history if row.get('auroc') is not None]
+        reached = [row['auroc'] for row in self.history if np.isfinite(row.get('auroc') or np.nan)]
         if reached: said['highest macro AUROC on val'] = f'{max(reached):.3f}'
         text = f'**{self.path.name}**\n\n' + markdown_table(['', ''], said.items())
         return '\n\n'.join([text, *(f'*{o}*' for o in (self.data.caveat, *self.remarks) if o)])
