@@ -273,7 +273,8 @@ def _reliability(held, record):
 def _subgroup_figures(run):
     "What `plot_subgroups` draws, from the records of the files"
     records = run.metrics['subgroups']
-    table = pd.json_normalize(records, sep='_').set_index(['by', 'subgroup']).fillna(np.nan)
+    table = pd.json_normalize(records, sep='_').set_index(['by', 'subgroup'])
+    table = table.map(lambda value: np.nan if value is None else value)
     table.columns = table.columns.str.replace('_value', '').str.replace('_difference_word', '_word')
     aurocs = {('all', 'all images', f): o['auroc']['value'] for f, o in run.scores['test']['findings'].items()}
     return SimpleNamespace(table=table, compared={o['by']: o['findings'] for o in records},
