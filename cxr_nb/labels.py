@@ -9,7 +9,7 @@ __all__ = ['FINDINGS', 'FINDINGS13', 'NO_FINDING', 'META', 'BOX_FRAME', 'ADJUDIC
            'LabelError', 'parse_age', 'multi_hot', 'read_rows', 'read_csv', 'image_names', 'read_nih', 'xrv_data',
            'nih_table', 'findings_of', 'none_name', 'no_finding', 'label_counts', 'gini', 'class_weights',
            'label_summary', 'read_boxes', 'nih_boxes', 'scale_boxes', 'read_list', 'official_test_patients',
-           'nih_images', 'from_release', 'adjudicated', 'find_column', 'read_table']
+           'nih_images', 'from_release', 'adjudicated', 'find_column', 'read_table', 'flag_columns']
 
 # %% ../nbs/api/02_labels.ipynb #f6b49414
 import gzip, re, warnings
@@ -161,17 +161,14 @@ def read_nih(
     if isinstance(findings, str): findings = [findings]
     df = read_csv(path, ['Image Index', 'Finding Labels', 'Patient ID'])
     odd = set(findings).difference(FINDINGS, _names(df['Finding Labels'], '|'))
-    if odd: raise LabelError(f'{path}: {min(odd)!r} is no finding of ChestX-ray14, nor in this file; '
-                             f'there are {", ".join(FINDINGS)}')
+    if odd: raise LabelError(f'{path}: {min(odd)!r} is neither a finding of ChestX-ray14 nor in this file')
     y = multi_hot(df['Finding Labels'], findings, known=FINDINGS, where=str(path))
     get = lambda c, default: df[c] if c in df else pd.Series(default, index=df.index)
     age = get('Patient Age', np.nan).map(parse_age)
     follow_up = pd.to_numeric(get('Follow-up #', 0), errors='coerce').fillna(0).astype(int)
     patient = _patient_ids(df['Patient ID'], path)
-    sex = get('Patient Gender', '')
-    view = get('View Position', '')
-    return _table(df['Image Index'], patient, y, findings, age.to_numpy(), sex.to_numpy(), view.to_numpy(),
-                  follow_up.to_numpy(), where=path)
+    sex, view = (get(column, '').to_numpy() for column in ('Patient Gender', 'View Position'))
+    return _table(df['Image Index'], patient, y, findings, age.to_numpy(), sex, view, follow_up.to_numpy(), where=path)
 
 # %% ../nbs/api/02_labels.ipynb #eb6ce2bb
 def xrv_data(
@@ -374,7 +371,7 @@ def _label_matrix(df, labels, findings, sep, taken, where):
         names = findings or known
         if not names: raise LabelError(f'{where}: column {text!r} names no finding; is it the label column?')
         return multi_hot(df[text], names, known=known, sep=sep, where=str(where)), list(names)
-    names = list(labels or findings or _flags(df, taken))
+    names = list(labels or findings or flag_columns(df, taken))
     if not names:
         aside = [o for o in df if says_none(o)]
         why = f'; {aside[0]!r} was taken for no finding, name it in findings to keep it' if aside else ''
@@ -388,8 +385,11 @@ def _separator(s):
     text = ' '.join(s.dropna().astype(str).unique())
     return next((o for o in '|;,' if o in text), '|')
 
-def _flags(df, taken):
-    "Columns in which there are only zeros and ones"
+def flag_columns(
+    df:pd.DataFrame, # Any table
+    taken=(), # Columns that are known to be something else
+)->list: # Names of columns in which there are only zeros and ones, but for those that `says_none`
+    "The columns that may be findings"
     return [o for o in df if o not in taken and df[o].isin([0, 1]).all() and not says_none(o)]
 
 def _zero_one(df, where):

@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/commands/parsing.html.md"""
 
 # %% auto #0
 __all__ = ['hyphenate', 'parser', 'command', 'say', 'check_positive', 'named_findings', 'named_columns', 'columns_of',
-           'run_folder', 'say_if_drawn', 'say_data', 'check_download', 'say_skipped', 'say_scores']
+           'run_folder', 'say_data', 'check_download', 'say_skipped', 'say_scores']
 
 # %% ../../nbs/api/commands/01_parsing.ipynb #0e985f1a
 import argparse, json, os, shlex, sys, warnings
@@ -178,15 +178,6 @@ def run_folder(
     "The run folder, which most commands need"
     if run: return Path(run)
     raise CxrError('--run is missing; give the folder that cxr-train or cxr-demo wrote, as in: --run runs/demo')
-
-def say_if_drawn(
-    *named # Folder, label file, download ... as typed
-):
-    "Say that synthetic images stand in, where no data are named or found"
-    from cxr_nb.data.sources import find_root
-    if any(named) or find_root(): return
-    say('note: no data are named or found, so synthetic images stand in; give a folder as --data '
-        '(cxr-prepare --download 224 fetches one)')
 
 def say_data(
     d # `ChestData`

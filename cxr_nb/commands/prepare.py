@@ -10,7 +10,7 @@ __all__ = ['cxr_prepare', 'cxr_check']
 # %% ../../nbs/api/commands/02_prepare.ipynb #d9ece221
 from ..core import CxrError
 from .parsing import check_download, check_positive, columns_of, command, named_columns, say, say_data
-from .parsing import say_if_drawn, say_skipped
+from .parsing import say_skipped
 
 # %% ../../nbs/api/commands/02_prepare.ipynb #25ccfbea
 @command('''cxr-prepare --download 224
@@ -40,8 +40,7 @@ def cxr_prepare(
     if size is not None and size < 16: raise CxrError(f'--size {size}: give 16 or more, such as 224')
     check_download(download, size)
     columns = named_columns(image_col, patient_col, label_col)
-    say_if_drawn(data, csv_path, img_root, download)
-    d = say_data(load_data(data, csv_path, img_root, None, download, columns))
+    d = say_data(load_data(data, csv_path, img_root, None, download, columns, say))
     if summary: _summary(d, summary)
     size = _size_for(d, size)
     cache = prepare(d.table, d.files, out or cache_home(), size, None if out else d.name, workers=workers,
@@ -112,8 +111,7 @@ def _what_to_check(run, data, csv_path, img_root, columns):
     "The data that are named, else those of the run"
     from cxr_nb.data.opening import open_data, run_data
     if run and not (data or csv_path or img_root): return run_data(run)
-    say_if_drawn(data, csv_path, img_root)
-    return say_data(open_data(data, csv_path, img_root, columns=columns))
+    return say_data(open_data(data, csv_path, img_root, columns=columns, say=say))
 
 def _say_environment():
     "Machine and versions"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..core import CxrError
 from .parsing import check_download, command, named_columns, named_findings, say, say_data, say_scores
-from .parsing import say_if_drawn, say_skipped
+from .parsing import say_skipped
 
 # %% ../../nbs/api/commands/03_train.ipynb #735b9a3d
 def typed_options(
@@ -137,9 +137,9 @@ def _training_data(recipe, data, csv_path, img_root, findings, download, columns
     from cxr_nb.data.sources import load_data
     from cxr_nb.training.distributed import main_first
     own = csv_path or img_root
-    if _is_indiana(recipe) and not own and not download: return say_data(main_first(lambda: load_indiana(data)))
-    say_if_drawn(data, own, download)
-    return say_data(main_first(lambda: load_data(data, csv_path, img_root, findings, download, columns)))
+    if _is_indiana(recipe) and not own and not download: d = main_first(lambda: load_indiana(data))
+    else: d = main_first(lambda: load_data(data, csv_path, img_root, findings, download, columns, say))
+    return say_data(d)
 
 def _check_folders(recipe, data, csv_path, img_root, download):
     """Refuse folders and files that are not there before anything large is imported;

@@ -23,7 +23,7 @@ from .sources import PHANTOM_CAVEAT, ChestData, DataError, fast, index_images, n
 from ..core import CxrError, cache_home, made_whole, one_at_a_time, refuse_foreign
 from ..labels import LabelError, findings_of
 from .phantom.anatomy import phantom_body
-from .phantom.findings import phantom_image
+from .phantom.findings import check_side, phantom_image
 from .splits import check_split
 
 # %% ../../nbs/api/data/10_indiana.ipynb #9a9d282f
@@ -234,7 +234,7 @@ def indiana_phantom(
 )->Path: # The folder
     "Drawn images with 35 classes in the layout of Kaggle's CSV files. Raises `CxrError` if the folder holds others"
     if not 12 <= n_reports <= 3851: raise CxrError(f'{n_reports} reports cannot be drawn; ask for 12 to 3851')
-    if not 64 <= size <= 1024: raise CxrError(f'size {size} is out of range; give 64 to 1024')
+    check_side(size)
     path = Path(path)
     note = f'{{"indiana": 1, "n_reports": {n_reports}, "size": {size}, "seed": {seed}, "least": {least}}}\n'
     if _has_note(path, note): return path

@@ -121,7 +121,8 @@ def gather(
 )->list: # Paths of files
     "The files to predict. Raises `CxrError` on a path that is not there or a folder without images"
     out = []
-    for path in map(_as_path, paths if isinstance(paths, Iterable) and not isinstance(paths, str) else [paths]):
+    one = isinstance(paths, str) or not isinstance(paths, Iterable)
+    for path in map(_as_path, [paths] if one else paths):
         if not path.exists(): raise CxrError(f'{path}: no such file or folder')
         images, others = _sorted_out(path) if path.is_dir() else ([path], [])
         if not images: raise CxrError(f'{path}: holds no image; {", ".join(sorted(SUFFIXES))} are looked for')

@@ -16,8 +16,8 @@ import numpy as np, pandas as pd
 from tqdm.auto import tqdm
 from ..core import write_csv, write_json
 from ..data.splits import fingerprint
-from ..labels import FINDINGS, USUAL_COLUMNS, adjudicated, find_column, findings_of, nih_table
-from ..labels import official_test_patients, read_csv, read_nih, read_table, same_name, says_none
+from ..labels import FINDINGS, USUAL_COLUMNS, adjudicated, find_column, findings_of, flag_columns, nih_table
+from ..labels import official_test_patients, read_csv, read_nih, read_table, same_name
 from .baselines import metadata_baseline, shuffled_baseline
 from .bootstrap import bootstrap
 from .calibration import calibration_table, ece_baseline, fit_calibration, shift_prior
@@ -135,14 +135,8 @@ def label_table(
     if not find_column(rows.columns, 'image') or not have:
         raise PredictionError(f'{labels}: needs a column image and a 0/1 column for each finding, '
                               f'such as {findings[0]}; there are {", ".join(rows.columns[:6])}')
-    return read_table(labels, labels=have + _other_flags(rows, have)) # without patients each image is one of its own
-
-def _other_flags(rows, have):
-    "Further 0/1 columns: findings without predictions"
-    usual = [name for names in USUAL_COLUMNS.values() for name in names]
-    others = rows.drop(columns=[*usual, *have], errors='ignore')
-    flags = others.columns[others.isin([0, 1]).all()]
-    return [o for o in flags if not says_none(o)]
+    taken = {*have, *sum(USUAL_COLUMNS.values(), [])} # what is left are findings without predictions
+    return read_table(labels, labels=have + flag_columns(rows, taken)) # without patients each image is one of its own
 
 # %% ../../nbs/api/metrics/15_audit.ipynb #c30bc93f
 def _as_metrics(aurocs):

@@ -118,8 +118,8 @@ class Run:
             'stages that have ended': ', '.join(self.done) or 'none yet',
             'epochs': len(self.history),
         }
-        reached = [row['auroc'] for row in self.history if np.isfinite(row.get('auroc') or np.nan)]
-        if reached: said['highest macro AUROC on val'] = f'{max(reached):.3f}'
+        reached = pd.Series([row.get('auroc') for row in self.history], dtype=float).max() # NaN where there is none
+        if reached > 0: said['highest macro AUROC on val'] = f'{reached:.3f}'
         text = f'**{self.path.name}**\n\n' + markdown_table(['', ''], said.items())
         return '\n\n'.join([text, *(f'*{o}*' for o in (self.data.caveat, *self.remarks) if o)])
 

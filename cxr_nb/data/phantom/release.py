@@ -21,7 +21,7 @@ import cv2, numpy as np, pandas as pd
 from tqdm.auto import tqdm
 from .anatomy import phantom_body
 from .canvas import seeded
-from .findings import phantom_image
+from .findings import check_side, phantom_image
 from ...core import CxrError, made_whole, one_at_a_time, refuse_foreign, write_json
 from ...labels import findings_of, nih_table
 
@@ -201,7 +201,7 @@ def _is_done(dest, params):
 
 def _check_sizes(n_images, n_patients, size):
     "Raise `CxrError` for a size that cannot be drawn, and for fewer than one image or patient"
-    if not 64 <= size <= 1024: raise CxrError(f'size {size} is out of range; give 64 to 1024')
+    check_side(size)
     for name, n in (('n_images', n_images), ('n_patients', n_patients)):
         if n is not None and n < 1: raise CxrError(f'{name} {n}: give 1 or more')
 
