@@ -13,7 +13,8 @@ from cxr_nb.training.recipe import Recipe, Stage, change
 from cxr_nb.training.run import start_run
 from cxr_nb.training.state import StateFile
 
-NETS = [Net('mobilenetv2_100'), Net('resnet18'),
+NETS = [Net('mobilenetv2_100'), Net('resnet18'), Net('vit_tiny_patch16_224', kwargs={'depth': 3}),
+        Net('eva02_base_patch16_clip_224', kwargs={'depth': 2, 'embed_dim': 96, 'num_heads': 2}),
         Net('test_efficientnet', neck='fpn', hidden=(8,), tabular=('age', 'sex'), views=2, crop=.9)]
 
 def settled(net):
