@@ -193,7 +193,8 @@ def write_whole(
     content:str|bytes, # What shall be in it; text is written as UTF-8
 )->Path: # The file
     "Write a file whole or not at all"
-    with whole_file(path) as part: part.write_bytes(content.encode() if isinstance(content, str) else content)
+    if isinstance(content, str): content = content.encode(errors='backslashreplace') # names of files may be no UTF-8
+    with whole_file(path) as part: part.write_bytes(content)
     return Path(path)
 
 def write_csv(
@@ -203,7 +204,7 @@ def write_csv(
 )->Path: # The file
     "Write a table whole or not at all"
     packed = 'gzip' if str(path).endswith('.gz') else None
-    with whole_file(path) as part: table.to_csv(part, compression=packed, **kwargs)
+    with whole_file(path) as part: table.to_csv(part, compression=packed, errors='backslashreplace', **kwargs)
     return Path(path)
 
 # %% ../nbs/api/00_core.ipynb #ecd20030

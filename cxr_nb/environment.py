@@ -17,11 +17,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pandas as pd
-from .core import cache_home, on_drive
+from .core import CxrError, cache_home, on_drive
 from .data.downloads import DOWNLOADS, mount_root, source_of
 from .data.indiana import PROJECTIONS, indiana_folder
-from .data.downloads import mount_root
-from .data.sources import DataError, fast, find_root, label_file
+from .data.sources import fast, find_root, label_file
 from .runs import lasting_home
 
 # %% ../nbs/api/03_environment.ipynb #f970bafd
@@ -99,14 +98,14 @@ def _counted(root, csv, mend):
     "The images of a folder, and what kind they are"
     n = _rows(csv)
     source = source_of(root)
-    name = DOWNLOADS[source['download']].name if source else Path(root).name
-    if (Path(root)/'phantom.json').is_file(): return Answer(f'{n:,} synthetic images in {name}', mend, n)
-    return Answer(f'{n:,} real radiographs in {name}', number=n)
+    where = f' in {DOWNLOADS[source["download"]].name}' if source else '' # other folders may bear somebody's name
+    if (Path(root)/'phantom.json').is_file(): return Answer(f'{n:,} synthetic images{where}', mend, n)
+    return Answer(f'{n:,} real radiographs{where}', number=n)
 
 def nih_images()->Answer: # Number and kind
     "The images that `load_data()` would find"
     try: root = find_root()
-    except DataError as e: return Answer('none', str(e).partition(': ')[2])
+    except CxrError as e: return Answer('none', str(e).partition(': ')[2])
     if root: return _counted(root, label_file(root) or root/PROJECTIONS, FETCH)
     n = 300 if fast() else 1500
     return Answer(f'none; {n:,} synthetic ones are drawn instead', FETCH, n)

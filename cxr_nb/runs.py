@@ -95,7 +95,7 @@ def clear_run(
     "Remove every file that a run leaves; other files stay, and so does everything in a folder that holds no run"
     if not holds_run(path): return
     for file in reversed(_own_files(path)): # the bundle last: until then it is seen that the folder holds a run
-        if file.is_dir(): shutil.rmtree(file)
+        if file.is_dir() and not file.is_symlink(): shutil.rmtree(file)
         else: file.unlink()
 
 # %% ../nbs/api/01_runs.ipynb #88b1a4a2

@@ -140,8 +140,12 @@ def find_definition(
     node = tree
     for part in name.split('.'):
         body = getattr(node, 'body', [])
-        node = next((o for o in body if getattr(o, 'name', None) == part), None)
+        node = next((o for o in body if getattr(o, 'name', None) == part and not _is_patch(o)), None)
     return node or patched(tree, name)
+
+def _is_patch(node):
+    "Is a definition a method of another class, by fastcore's `patch`?"
+    return any(ast.unparse(o).startswith('patch') for o in getattr(node, 'decorator_list', []))
 
 def patched(
     tree, # Of a module

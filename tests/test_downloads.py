@@ -184,7 +184,7 @@ def drawn_where_it_lies(box, files, out):
     Path(out).write_text(json.dumps(places))
 
 def test_the_published_boxes_of_images_whose_copy_has_no_box_file(phantom, tmp_path):
-    from cxr_nb.labels import nih_boxes
+    from cxr_nb.data.box_files import nih_boxes
     folder = lay_out('224', tmp_path/'224', phantom, None, note=False)
     boxed, drawn = nih_boxes().image.iloc[0], load_nih(folder).table.index[0]
     next(folder.rglob(drawn)).rename(folder/'images-224'/'images-224'/boxed)

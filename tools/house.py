@@ -13,7 +13,7 @@ LIBRARY = ROOT/'cxr_nb'
 ORDER = """
 core labels
 data.phantom.tables data.phantom.canvas data.phantom.anatomy data.phantom.findings data.phantom.release
-data.image_files data.downloads data.sources runs data.splits data.dicom data.images data.cache
+data.box_files data.image_files data.downloads data.sources runs data.splits data.dicom data.images data.cache
 data.augment data.batches data.gate data.indiana_reports data.indiana data.opening
 data.verdicts data.release_checks data.file_checks data.duplicates data.run_checks data.checks
 models.registry models.weights models.published models.folding models.inference models.tabular

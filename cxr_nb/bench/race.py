@@ -191,7 +191,7 @@ def read_bench(
 )->list: # `Row`s
     "Rows of a file. Raises `BenchError` if it is none"
     try: return [Row(**o) for o in json.loads(Path(path).read_text())]
-    except (ValueError, TypeError) as e:
+    except (OSError, ValueError, TypeError) as e:
         raise BenchError(f'{path}: not a table of cxr-bench ({e}); run cxr-bench --out again') from None
 
 # %% ../../nbs/api/bench/01_race.ipynb #0209cfe0

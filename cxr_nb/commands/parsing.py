@@ -9,7 +9,7 @@ __all__ = ['hyphenate', 'parser', 'command', 'say', 'check_positive', 'named_fin
            'run_folder', 'say_data', 'check_download', 'say_skipped', 'say_scores']
 
 # %% ../../nbs/api/commands/01_parsing.ipynb #0e985f1a
-import argparse, json, os, shlex, sys, warnings
+import argparse, os, shlex, sys, warnings
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import wraps
@@ -17,7 +17,7 @@ from inspect import signature
 from pathlib import Path
 
 from fastcore.script import anno_parser
-from ..core import CxrError, disk_full
+from ..core import CxrError, disk_full, read_json
 from ..labels import FINDINGS, FINDINGS13, findings_of
 
 # %% ../../nbs/api/commands/01_parsing.ipynb #34380ca8
@@ -97,9 +97,13 @@ def _how_to_go_on(f, argv, flag):
     return 'interrupted; go on with: ' + shlex.join([_shell_name(f), *kept, *more])
 
 def _run(f, interrupted, *args, **kwargs):
-    "Call a command; 0, or 2 after one line on stderr that says what to mend, or 130 if interrupted"
+    """Call a command; 0, or 2 after one line on stderr that says what to mend, 130 if interrupted, 141 if nobody
+    reads on, as behind `head`"""
     warnings.filterwarnings('ignore', category=FutureWarning)
     try: code = f(*args, **kwargs)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # where the rest of its lines go
+        return 141
     except (CxrError, OSError, ModuleNotFoundError) as e: return _fail(e)
     except KeyboardInterrupt:
         print('\n' + interrupted, file=sys.stderr) # below the progress bar
@@ -162,9 +166,10 @@ def columns_of(
     columns = named_columns(image_col, patient_col, label_col)
     file = Path(run or '')/'data.json'
     if columns or not (run and csv_path and file.is_file()): return columns
-    known = json.loads(file.read_text()).get('columns') or {}
+    known = read_json(file, default={}).get('columns') or {}
     head = _header(csv_path)
-    return known if all(o in head for o in known.values() if isinstance(o, str)) else {}
+    named = [o for kind, o in known.items() if kind != 'sep' and isinstance(o, str)]
+    return known if all(o in head for o in named) else {}
 
 def _header(path):
     "The names of the columns of a CSV, or nothing"

@@ -147,7 +147,7 @@ def _check_folders(recipe, data, csv_path, img_root, download):
     from cxr_nb.data.downloads import find_download
     from cxr_nb.data.sources import find_root
     for flag, path in (('--csv-path', csv_path), ('--img-root', img_root)):
-        if path and not Path(path).exists(): raise CxrError(f'{path}: no such file or folder ({flag})')
+        if path and not Path(path).expanduser().exists(): raise CxrError(f'{path}: no such file or folder ({flag})')
     if csv_path or img_root: return True
     if download: return find_download(download) is not None
     if _is_indiana(recipe): return data is not None

@@ -48,6 +48,7 @@ def cxr_eval(
     if predictions:
         folder = Path(out or Path('results')/Path(predictions).stem)
         return _eval_file(predictions, labels, folder, _renamed(names))
+    check_positive('--subset', subset or None)
     d = _other_data(run, data, csv_path, img_root, columns_of(run, csv_path, image_col, patient_col, label_col))
     _eval_run(run, d, weights, subset, out, device)
 

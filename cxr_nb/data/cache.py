@@ -69,9 +69,9 @@ def open_cache(
     if version != CACHE_VERSION:
         raise CxrError(f'{path}: a cache of version {version}, this is {CACHE_VERSION}; {_ANEW}')
     try:
-        index = pd.read_csv(path/'index.csv', index_col='image', keep_default_na=False)
+        index = pd.read_csv(path/'index.csv', dtype=dict(image=str), keep_default_na=False).set_index('image')
         images = np.load(path/'images.npy', mmap_mode='r')
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, EOFError, KeyError) as e:
         raise CxrError(f'{path}: a damaged cache ({short_reason(e)}); {_ANEW}') from None
     n = meta.get('n')
     complete = len(index) == len(images) == n and index.index.is_unique
@@ -137,7 +137,7 @@ def _lines_done(log, block):
 
 def _says(file, meta):
     "Does this JSON file say the same? It may say more"
-    said = read_json(file, default={})
+    said = read_json(file, _ANEW, default={})
     return {k: said.get(k) for k in meta} == meta
 
 def _start(path, meta, block):

@@ -33,7 +33,7 @@ def check_data(
         parts = read_split(run)
     files = {image: data.files.get(image) for image in data.table.index}
     scan = scan_files(files, quick, workers, progress)
-    there = {image: files[image] for image in scan.index[scan.status != 'missing']}
-    near = None if quick else near_images(there, scan, workers=workers)
-    rows += check_files(data, scan) + check_pairs(same_files(there, workers), near, data.table, parts)
+    whole = {image: files[image] for image in scan.index[scan.status == 'ok']}
+    near = None if quick else near_images(whole, scan, workers=workers)
+    rows += check_files(data, scan) + check_pairs(same_files(whole, workers), near, data.table, parts)
     return pd.DataFrame(rows, columns=['check', 'verdict', 'seen', 'expected', 'mend'])

@@ -231,6 +231,8 @@ def _dataset(path, f):
     ds = pydicom.dcmread(f, force=True, specific_tags=[*_TAGS, 'PixelData'])
     if 'PixelData' not in ds: raise ImageError(path, 'no_image', 'a DICOM file without an image')
     _check_stream(path, ds)
+    for tag in ('RescaleSlope', 'RescaleIntercept'): # some programs leave them empty
+        if tag in ds and ds[tag].value is None: del ds[tag]
     return ds
 
 def read_dicom(
@@ -242,7 +244,8 @@ def read_dicom(
     try:
         ds = _dataset(path, f)
         pixels = ds.pixel_array
-        if pixels.ndim == 3: return np.asarray(Image.fromarray(pixels)), [] # more than 8 bits a colour fail here
+        if pixels.ndim == 3: # more than 8 bits a colour fail here
+            return np.asarray(Image.fromarray(pixels)), _position_notes(ds)
         gray, notes = _gray(ds, pixels)
         return gray, notes + _position_notes(ds)
     except ImageError: raise

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2, numpy as np, pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
-from .image_files import MIN_SIDE, ImageError
+from .image_files import ImageError, check_size
 from .images import read_gray, to_square
 from .sources import ChestData
 from .verdicts import found, listing, verdict_row
@@ -44,7 +44,7 @@ def file_tail(
 def _header(path):
     "Width and height of a file, and the bytes that it must end with. Raises `ImageError`"
     try:
-        with Image.open(path) as image: return image.size, _ENDS.get(image.format, b'')
+        with Image.open(path, formats=list(_ENDS)) as image: return image.size, _ENDS.get(image.format, b'')
     except FileNotFoundError: raise ImageError(path, 'missing', 'missing') from None
     except Exception:
         if not Path(path).stat().st_size: raise ImageError(path, 'empty', 'empty file') from None
@@ -53,9 +53,8 @@ def _header(path):
 def _quick_size(path):
     "Width and height of a file from its header, after a look at its end. Raises `ImageError`"
     (width, height), end = _header(path)
-    if min(width, height) < MIN_SIDE:
-        raise ImageError(path, 'too_small', f'{width}x{height}: smaller than {MIN_SIDE} pixels')
-    if end not in file_tail(path, 64): raise ImageError(path, 'truncated', 'broken file (its end is missing)')
+    check_size(path, width, height)
+    if end not in file_tail(path, 1024): raise ImageError(path, 'truncated', 'broken file (its end is missing)')
     return width, height
 
 _BY_HEADER = {'.png', '.jpg', '.jpeg'} # What a quick look need not decode

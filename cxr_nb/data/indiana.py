@@ -257,9 +257,10 @@ def indiana_folder(
     root # A folder
 )->Path: # It, or the folder nearest below it with the CSV files; None if there is none
     "Where Kaggle's CSV files lie"
-    if not Path(root).is_dir(): return None
+    root = Path(root).expanduser()
+    if not root.is_dir(): return None
     for above in ('', '*/', '*/*/', '*/*/*/'):
-        for file in sorted(Path(root).glob(above + REPORTS)):
+        for file in sorted(root.glob(above + REPORTS)):
             if (file.parent/PROJECTIONS).is_file(): return file.parent
 
 def _root(root, download, kaggle):
@@ -269,8 +270,9 @@ def _root(root, download, kaggle):
     if mount: return mount
     if not root and download: return fetch('indiana')
     if not root: return None if fast() else kept('indiana')
-    if not Path(root).is_dir(): raise DataError(f'{root}: no such folder; {HOW}')
-    return Path(root)
+    root = Path(root).expanduser()
+    if not root.is_dir(): raise DataError(f'{root}: no such folder; {HOW}')
+    return root
 
 # %% ../../nbs/api/data/10_indiana.ipynb #862df76a
 _PART = ('A part of the Indiana collection ({:,} of 7,470 images): a check of the machinery, '

@@ -22,7 +22,8 @@ def open_data(
     **kwargs # For `load_data`
 )->ChestData: # Table and files
     "Data of any kind, wherever they lie. Raises `DataError` if there are none"
-    if data and not csv_path and indiana_folder(data): return load_indiana(data)
+    data = data and Path(data).expanduser()
+    if data and not csv_path and not label_file(data) and indiana_folder(data): return load_indiana(data)
     return load_data(data, csv_path, img_root, **kwargs)
 
 # %% ../../nbs/api/data/11_opening.ipynb #5757480d
@@ -36,12 +37,13 @@ def run_data(
     if not root or not Path(root).is_dir():
         raise CxrError(f'{run}: its images are not where they were; give their folder as --data')
     source = where.get('source')
-    if indiana_folder(root): return load_indiana(root, source=source)
     home = label_file(root)
+    if not where.get('csv') and not home and indiana_folder(root): return load_indiana(root, source=source)
     csv = where.get('csv', home) # a run of version 0.1.0 does not say
     if not csv: raise CxrError(f'{run}: its table was made in Python; give it again, as in open_run(path, data)')
     if not Path(csv).is_file():
         raise CxrError(f'{run}: its label file is not where it was; give it as --csv-path, with --img-root')
     findings = config.get('findings')
-    if home and home.resolve() == Path(csv).resolve(): return load_nih(root, findings, source)
+    if home and home.resolve() == Path(csv).resolve() and not where.get('columns'):
+        return load_nih(root, findings, source)
     return load_data(csv_path=csv, img_root=root, findings=findings, columns=where.get('columns'))

@@ -16,7 +16,8 @@ import numpy as np, pandas as pd
 from .sources import PHANTOM_CAVEAT, ChestData
 from .splits import fingerprint
 from .verdicts import first_names, found, verdict_row
-from ..labels import BOX_FRAME, FINDINGS, META, findings_of, multi_hot, nih_boxes, nih_table
+from .box_files import BOX_FRAME, nih_boxes
+from ..labels import FINDINGS, META, findings_of, multi_hot, nih_table
 from ..labels import official_test_patients, read_rows
 
 # %% ../../nbs/api/data/13_release_checks.ipynb #7dfbe343

@@ -21,10 +21,11 @@ from .verdicts import found, verdict_row
 def read_split(
     run # A run folder
 )->pd.Series: # Part of each image, by image; empty if there is no `split.csv`
-    "The split of a run, without PyTorch"
+    "The split of a run, without PyTorch. Raises `CxrError` if its file is damaged"
     file = Path(run)/'split.csv'
     if not file.is_file(): return pd.Series(dtype=object, name='part')
-    return pd.read_csv(file, index_col='image', dtype=str)['part']
+    try: return pd.read_csv(file, dtype=str).set_index('image')['part']
+    except (ValueError, KeyError): raise CxrError(f'{file}: is damaged; restore it, or train again') from None
 
 # %% ../../nbs/api/data/16_run_checks.ipynb #33241f2e
 NEEDED = ['split.csv', 'model.safetensors', 'thresholds.json', 'metrics.json', 'history.csv']
@@ -129,14 +130,19 @@ def _check_run_lists(split, data, random):
     other = listed.index[listed.eq('test') != split[listed.index].eq('test')]
     return found(check, other, f'{len(listed):,} images', mend='split anew by the official lists, and train again')
 
+def _predicted_images(file):
+    "The images of a file of predictions; None if it cannot be read"
+    try: return set(pd.read_csv(file, usecols=['image'], dtype=str).image)
+    except ValueError: return None
+
 def _check_predicted(run, split):
     "Were the parts predicted that the split names?"
     rows = []
     for part in ('val', 'test'):
         file = run/f'predictions_{part}.csv'
         if not file.is_file(): continue
-        images = pd.read_csv(file, usecols=['image']).image
-        beyond = sorted(set(images) - set(split.index[split == part]))
+        images = _predicted_images(file)
+        beyond = ['the file cannot be read'] if images is None else sorted(images - {*split.index[split == part]})
         rows.append(found(f'run: {file.name}', beyond, f'images beyond the part {part}',
                           mend='judge again with cxr-eval --run'))
     return rows

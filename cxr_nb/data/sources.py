@@ -22,7 +22,8 @@ from ..core import CxrError, cache_home
 from .downloads import DOWNLOADS, check_layout, fetch, kept, mount_root, mounted, source_fingerprint
 from .downloads import source_of, source_text
 from .image_files import SUFFIXES, is_image_file
-from ..labels import BOX_FRAME, FINDINGS, find_column, findings_of, from_release, nih_boxes, read_boxes, read_csv
+from .box_files import BOX_FRAME, nih_boxes, read_boxes
+from ..labels import FINDINGS, find_column, findings_of, from_release, read_csv
 from ..labels import USUAL_COLUMNS, read_list, read_nih, read_table
 from .phantom.release import make_phantom
 
@@ -76,7 +77,7 @@ def _longer_side(path):
     "Longer side of an image in pixels, by its header; None if that is no picture's"
     try:
         with Image.open(path) as im: return max(im.size)
-    except (OSError, Image.DecompressionBombError): return None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): return None
 
 def _median_side(files, n=9):
     "The median of some files that lie far apart"
@@ -204,6 +205,7 @@ def load_nih(
 )->ChestData: # Table, files, boxes, lists
     "A folder in the NIH layout, real or phantom"
     root, csv = Path(root), label_file(root)
+    if csv is None: raise DataError(f'{root}: holds no label file; one of {", ".join(LABEL_FILES)} must lie there')
     table = read_nih(csv, findings)
     files = index_images(root)
     n = sum(image in files for image in table.index)

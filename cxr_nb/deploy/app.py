@@ -11,6 +11,8 @@ __all__ = ['WARNING', 'STATUS', 'NOTE', 'log', 'EXAMPLES', 'FACTS', 'Answer', 'a
 # %% ../../nbs/api/deploy/03_app.ipynb #1ea3c357
 import atexit, base64, html, logging, os, shutil, tempfile, time
 from dataclasses import dataclass
+from functools import cache
+from math import isnan
 from pathlib import Path
 
 import cv2, numpy as np, pandas as pd, torch
@@ -123,6 +125,7 @@ def bars_html(
     positive = ', '.join(_pretty(finding) for finding in table.index[table.called])
     said = f'<strong>{_pretty(none_name(clf.findings))}</strong>: no probability reaches its threshold.'
     if positive: said = f'Positive: <strong>{positive}</strong>.'
+    if clf.thresholds is None: said = 'This network has no thresholds, so it calls nothing positive or negative.'
     table = f'<table class="cxr-bars" data-quarto-disable-processing="true">{rows}</table>'
     return f'<p>{said}</p>{table}<p class="cxr-note">{NOTE}</p>'
 
@@ -132,9 +135,11 @@ def _places(threshold):
 
 def _bar_row(o):
     "A finding, its bar, and its probability against its threshold"
-    bar = f'<div class="cxr-bar"><i style="width:{o.bar:.1%}"></i><b></b></div>'
+    unknown = isnan(o.threshold)
+    bar = f'<div class="cxr-bar"><i style="width:{o.bar:.1%}"></i>{"" if unknown else "<b></b>"}</div>'
     places = _places(o.threshold)
     limit = f'{o.probability:.{places}f} {"≥" if o.called else "&lt;"} {o.threshold:.{places}f}'
+    if unknown: limit = f'{o.probability:.3f}, no threshold'
     shade = 'called' if o.called else ''
     return f'<tr class="{shade}"><th>{_pretty(o.Index)}</th><td class="room">{bar}</td><td>{limit}</td></tr>'
 
@@ -167,7 +172,7 @@ def read_upload(
     clf:Classifier, # Ready to predict
     path, # File that was uploaded; it is deleted
     home, # Folder of uploads
-    recent:dict=None, # Path to time and answer, of the last minute
+    recent:dict=None, # Path to time and judged pixels, of the last minute
     known:dict=None, # Age, sex and view, for a network that is told them
 )->Answer: # Refused where it is no radiograph
     "Read, judge, predict, delete. Raises `PageError` for a file that was not uploaded, and leaves it alone"
@@ -175,16 +180,14 @@ def read_upload(
     path = Path(path).resolve()
     if not path.is_relative_to(Path(home).resolve()): raise PageError('this file was not uploaded to this page')
     _forget(recent)
-    if path in recent and not path.exists(): return recent[path][1]
     try:
-        got = judge_file(path)
-        said = answer(clf, got.pixels, got.verdict, path.name, known)
-        recent[path] = time.monotonic(), said
-        return said
+        got = recent[path][1] if path in recent and not path.exists() else judge_file(path)
+        recent[path] = time.monotonic(), got
+        return answer(clf, got.pixels, got.verdict, path.name, known)
     finally: path.unlink(missing_ok=True)
 
 def _forget(recent):
-    "Drop the answers that are older than a minute"
+    "Drop what is older than a minute"
     for path, (then, _) in list(recent.items()):
         if time.monotonic() - then > 60: del recent[path]
 
@@ -206,7 +209,7 @@ def _card(path):
     file = Path(path)/'MODEL_CARD.md'
     if not file.is_file(): return 'This bundle has no model card; `cxr-train` writes one.'
     text = file.read_text(encoding='utf-8')
-    return text.split('---', 2)[2] if text.startswith('---') and text.count('---') > 1 else text
+    return text.split('\n---\n', 1)[1] if text.startswith('---\n') and '\n---\n' in text else text
 
 def _gradio():
     "The package, or what to install"
@@ -305,6 +308,14 @@ def make_page(
 _LAUNCH = dict(prevent_thread_lock=True, quiet=True, inline=False, footer_links=[], share=False,
                state_session_capacity=200, show_error=True, ssr_mode=False, css=_CSS) # Nothing but the page
 
+@cache
+def _upload_folder():
+    "The folder of uploads, one for all pages of a process, since Gradio looks at one; deleted when the process ends"
+    home = tempfile.mkdtemp(prefix='cxr-app-')
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    os.environ['GRADIO_TEMP_DIR'] = home
+    return home
+
 def open_page(
     run, # Folder of a bundle or run
     host:str='127.0.0.1', # Who may see it; '0.0.0.0' for the network
@@ -318,9 +329,7 @@ def open_page(
     if not 0 <= port <= 65535: raise PageError(f'port {port}: there are 0 (any free one) to 65535')
     _gradio()
     clf = load_classifier(run, device)
-    home = tempfile.mkdtemp(prefix='cxr-app-')
-    atexit.register(shutil.rmtree, home, ignore_errors=True)
-    os.environ['GRADIO_TEMP_DIR'] = home
+    home = _upload_folder()
     page = make_page(clf, home, _card(run), f'{clf.model.arch}, trained on {clf.config.get("data", "unnamed data")}')
     options = _LAUNCH | dict(max_file_size=int(max_mb * 2**20), inbrowser=browser)
     try: _, url, _ = page.launch(server_name=host, server_port=port or None, **options)

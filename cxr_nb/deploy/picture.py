@@ -16,6 +16,7 @@ from ..data.gate import admitted
 from .app import answer, answer_table
 from .predict import Classifier
 from ..explain.sheet import draw_boxes, overlay
+from ..labels import none_name
 from ..report.plots import BLUE, INK, ORANGE
 
 # %% ../../nbs/api/deploy/04_picture.ipynb #c6366b55
@@ -41,6 +42,9 @@ def plot_prediction(
     left.set_title('Radiograph', loc='left', fontsize=11)
     _plot_map(middle, a, clf, shown, boxes)
     _plot_bars(right, table.head(top))
+    nothing = clf.thresholds is not None and not table.called.any()
+    title = none_name(clf.findings).replace('_', ' ') if nothing else 'Probability and threshold'
+    right.set_title(title, loc='left', fontsize=11)
     for ax in (left, middle):
         ax.axis('off')
         ax.set_anchor('N') # titles at one height
@@ -72,4 +76,3 @@ def _plot_bars(ax, table):
     ax.set_xlabel('probability')
     ax.spines[['top', 'right']].set_visible(False)
     ax.legend(frameon=False, fontsize=9, loc='upper right', bbox_to_anchor=(1, -.12))
-    ax.set_title('Probability and threshold' if table.called.any() else 'No Finding', loc='left', fontsize=11)

@@ -79,7 +79,7 @@ def read_known(
     path # A CSV with image (file names), and any of age, sex, view
 )->pd.DataFrame: # By image name
     "What is known of the patients of some images. Raises `CxrError` where a column or a value makes no sense"
-    df = read_csv(Path(path))
+    df = read_csv(Path(path), text=['image'])
     columns = [column for column in COLUMNS if column in df]
     if 'image' not in df or not columns:
         raise CxrError(f'{path}: needs a column image, and one or more of {", ".join(COLUMNS)}')
@@ -99,7 +99,8 @@ def header_facts(
     age = re.fullmatch(r'(\d{3})Y', str(header.get('PatientAge') or ''))
     facts = {}
     for column, tag in (('sex', 'PatientSex'), ('view', 'ViewPosition')):
-        if header.get(tag) in CODES[column]: facts[column] = str(header.get(tag))
+        said = str(header.get(tag) or '').strip().upper()
+        if said in CODES[column]: facts[column] = said
     return facts | ({'age': float(age[1])} if age and int(age[1]) <= 120 else {})
 
 def _known_of(path, known, header):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import cv2, torch
 
-from ..core import CxrError, write_json
+from ..core import CxrError, refuse_foreign, write_json
 from ..data.augment import MEAN, STD, normalise
 from ..data.dicom import XRAY_MODALITIES
 from ..data.gate import ANNOTATED, COLOURED
@@ -129,16 +129,17 @@ def export_web(
     """A page that shows what a run says of an image, computed in the browser.
     Raises `CxrError` if the folder holds something else, or the runtime cannot be had"""
     run, dest = Path(run), Path(dest)
-    if dest.is_dir() and any(dest.iterdir()) and not (dest/'model.json').is_file():
-        raise CxrError(f'{dest}: holds other files; give a new folder')
+    if not (dest/'gate.json').is_file(): refuse_foreign(dest, ['runtime'], 'such a page')
     clf = load_classifier(run)
     heatmaps = map_weights(clf.model) is not None
     write_runtime(dest/'runtime', runtime)
     for file in (files('cxr_nb')/'web').iterdir(): (dest/file.name).write_bytes(file.read_bytes())
     (dest/'gate.json').write_bytes((files('cxr_nb')/'gate.json').read_bytes())
     for name, finding in EXAMPLES.items(): _draw(dest/name, finding)
-    refuse_folders(run, [write_json(dest/'model.json', page_facts(run, clf, heatmaps))])
-    return export_onnx(clf, dest/'model.onnx', whole=WithMaps if heatmaps else Whole)
+    facts = page_facts(run, clf, heatmaps)
+    done = export_onnx(clf, dest/'model.onnx', whole=WithMaps if heatmaps else Whole)
+    refuse_folders(run, [write_json(dest/'model.json', facts)]) # last, so that it never describes another network
+    return done
 
 def _draw(path, finding):
     "A drawn radiograph, with a finding or without"

@@ -17,7 +17,7 @@ from torch import nn
 # %% ../../nbs/api/explain/02_boxes.ipynb #9733bd3f
 from ..core import as_json
 from .cam import ExplainError, cam_layer, pair_maps, randomised
-from ..labels import BOX_FRAME
+from ..data.box_files import BOX_FRAME
 from ..metrics.bootstrap import bootstrap_mean
 
 # %% ../../nbs/api/explain/02_boxes.ipynb #a538c581

@@ -9,6 +9,7 @@ __all__ = ['CAM_CMAP', 'CASES', 'METHODS', 'overlay', 'draw_boxes', 'case_of', '
            'plot_priors', 'plot_map_scores', 'run_cases', 'explain_run', 'show_heatmap']
 
 # %% ../../nbs/api/explain/03_sheet.ipynb #14102ead
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from ..data.images import to_square
 from .boxes import SCORES, box_maps, cam_peaks, join_scores, localisation_records, location_prior
 from .boxes import map_scores, random_scores, score_boxes, score_maps
 from .cam import ExplainError, cam_layer, pair_maps
-from ..labels import BOX_FRAME
+from ..data.box_files import BOX_FRAME
 from ..metrics.evaluation import write_metrics
 from ..metrics.thresholds import load_thresholds
 from ..runs import run_lock
@@ -270,10 +271,14 @@ def explain_run(
 
 def _clear(run):
     "Delete the heatmaps that an earlier call left in its own folder, and nothing else there"
-    stems = {Path(image).stem for image in run.cache.index.index}
+    stems = {_flat(Path(image).with_suffix('')) for image in run.cache.index.index}
     for file in (run.path/'results'/'gradcam').glob('*.png'):
-        starts = {file.stem.removesuffix(f'_{finding}') for finding in run.recipe.findings} - {file.stem}
+        starts = {file.stem.removesuffix(f'_{_flat(finding)}') for finding in run.recipe.findings} - {file.stem}
         if starts & stems: file.unlink()
+
+def _flat(name):
+    "A path, or a finding with a slash, as part of a file name"
+    return re.sub(r'[\\/]+', '_', str(name))
 
 class _Images:
     "Images of a cache by name: read when asked for"
@@ -291,7 +296,8 @@ def _write_cases(run, cases, out, keep):
     heatmap_sheet(images, cams, cases, run.data.boxes).savefig(figures/'heatmaps.png', dpi=150)
     for gray, cam, case in zip(images, cams, cases.to_dict('records')):
         rgb = overlay(gray, cam, _boxes_of(case, run.data.boxes))
-        cv2.imwrite(str(out/f'{Path(case["image"]).stem}_{case["finding"]}.png'), rgb[..., ::-1])
+        file = out/f'{_flat(Path(case["image"]).with_suffix(""))}_{_flat(case["finding"])}.png'
+        if not cv2.imwrite(str(file), rgb[..., ::-1]): raise ExplainError(f'{file}: cannot be written')
 
 def _localise(run, names, random, keep):
     "The heatmap scores of the boxed images, also into metrics.json if they are to be kept; None where there are none"

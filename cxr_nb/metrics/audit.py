@@ -73,7 +73,8 @@ def calibration_audit(
         ps[method] = calibration.apply(judged.p)
         fits[method] = calibration.to_dict()
     source, true = [o.y.mean(0).clip(1e-6, 1 - 1e-6) for o in (fit, judged)]
-    ps['platt, true prevalence'] = shift_prior(ps['platt'], source, true)
+    uncalibrated = np.isin(fit.findings, fits['platt']['left'])
+    ps['platt, true prevalence'] = np.where(uncalibrated, ps['platt'], shift_prior(ps['platt'], source, true))
     table = calibration_table(judged.y, ps).to_dict('index')
     baseline = ece_baseline(judged.p, n=20).baseline.mean()
     return dict(fitted_on=len(fit.y), table=table, floor=float(baseline)) | fits

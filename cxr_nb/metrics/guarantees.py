@@ -27,13 +27,15 @@ def _image_p(wins, trials, target):
 def _patient_p(wins, trials, target, level, code, cap):
     "P-value of 'the share of wins is at most target' if only patients are independent: 1 / the capital of a bet"
     patients = code.max() + 1
-    n = by_patient(code, patients, trials)
-    won = by_patient(code, patients, wins)
-    w = np.minimum(n, np.inf if cap is None else cap)
-    share = np.nan_to_num(ratio(won, n))
-    x = w*share - w*target
-    best = np.sqrt(2*np.log(1/level)/(target*(1-target)*(w**2).sum(0)))
-    stake = np.minimum(best, .99/(target*w.max(0)))
+    order = np.random.default_rng(0).permutation(patients)
+    n = by_patient(code, patients, trials)[order]
+    won = by_patient(code, patients, wins)[order]
+    w = np.minimum(n, cap)
+    x = w*np.nan_to_num(ratio(won, n)) - w*target
+    before = np.cumsum(w**2, axis=0) - w**2
+    mean = (1 + before)/np.arange(1, patients + 1)[:, None]
+    best = np.sqrt(2*np.log(1/level)/(target*(1-target)*patients*mean))
+    stake = np.minimum(best, .99/(target*cap))
     return np.exp(-np.maximum(np.log1p(stake*x).sum(0), 0))
 
 # %% ../../nbs/api/metrics/11_guarantees.ipynb #2a0a8ba4
@@ -66,7 +68,8 @@ def _prove(y, p, code, metric, target, delta, cap):
         if single: return _image_p(wins, trials, target)
         return _patient_p(wins, trials, target, level, code, cap)
     positive = y[:, None]
-    if p_values(positive, positive)[0] > level: return {}, 'too few positives, even if all calls were right'
+    if single and p_values(positive, positive)[0] > level:
+        return {}, 'too few positives, even if all calls were right'
     k = _ladder(cuts(y, p), target, level)
     calls = p[:, None] >= k.threshold.to_numpy()
     trials = calls if metric == 'precision' else np.broadcast_to(positive, calls.shape)
@@ -82,7 +85,7 @@ def guaranteed_thresholds(
     groups=None, # (N,) patient of each image; None only if each image is of another patient
     metric:str='precision', # `precision` or `recall`
     confidence:float=0.9, # Chance that the promise is kept, for each finding
-    cap:int=8, # A patient counts as at most this many calls (for recall: positive images); None: no limit
+    cap:int=8, # A patient counts as at most this many calls (for recall: positive images)
 )->pd.DataFrame: # As of `fit_thresholds`, with `promised`, `confidence`, `certified`, `reason`; NaN where unproved
     "Best F1 among the thresholds whose precision, or recall, is proved. Raises `ThresholdError` on an empty promise"
     if metric not in ('precision', 'recall'):
@@ -91,7 +94,7 @@ def guaranteed_thresholds(
     y, p = check_columns(y, p, findings, groups)
     if not (((0 < targets) & (targets < 1)).all() and 0 < confidence < 1):
         raise ThresholdError('target and confidence must lie between 0 and 1, both excluded')
-    if cap is not None and not cap >= 1: raise ThresholdError(f'cap must be at least 1 or None, not {cap}')
+    if not cap >= 1: raise ThresholdError(f'cap must be at least 1, not {cap}')
     code, _ = patient_codes(groups, len(y))
     rows = {}
     for finding, labels, scores, goal in zip(findings, y.T, p.T, targets):

@@ -59,7 +59,8 @@ def thresholds_for(
     columns = shape[1] if len(shape) == 2 else 1
     names = list(plain_names(p.columns)) if isinstance(p, pd.DataFrame) else range(columns)
     t = _column(t, what)
-    if hasattr(t, 'keys') and not set(names) & set(t.keys()): t = [t[o] for o in t.keys()]
+    named = isinstance(p, pd.DataFrame) and not pd.api.types.is_integer_dtype(p.columns)
+    if hasattr(t, 'keys') and not named and not set(names) & set(t.keys()): t = [t[o] for o in t.keys()]
     return threshold_array(t, names, what)
 
 @dataclass

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from ..core import CxrError, need_file
-from ..labels import findings_of, image_names, read_rows, same_name
+from ..labels import findings_of, image_names, patient_ids, read_rows, same_name
 
 # %% ../../nbs/api/metrics/01_predictions.ipynb #4bb04317
 class PredictionError(CxrError):
@@ -165,10 +165,11 @@ def predicted_findings(
     "Which findings have probabilities"
     return [str(o).removeprefix('prob_') for o in preds.columns if str(o).startswith('prob_')]
 
-def _load(path):
-    "Rows of a predictions CSV"
+def _load(path, names):
+    "Rows of a predictions CSV; names of images and patients are text"
     need_file(path, 'give the path of a predictions CSV', PredictionError)
-    try: df = read_rows(path)
+    text = {*IMAGE_COLUMNS, 'patient', *(o for o, ours in names.items() if ours in ('image', 'patient'))}
+    try: df = read_rows(path, text)
     except (ValueError, UnicodeDecodeError) as e:
         reason = str(e).splitlines()[0]
         raise PredictionError(f'{path}: cannot be read as a CSV ({reason}); save it as comma-separated UTF-8') from None
@@ -224,7 +225,10 @@ def _as_ours(df, names, where):
     for theirs, name in names.items():
         known = name in ('image', 'patient') or str(name).startswith(('prob_', 'true_'))
         ours[theirs] = name if known else f'prob_{name}'
-    return df.rename(columns=ours)
+    out = df.drop(columns=[o for o in ours.values() if o in df and o not in ours]).rename(columns=ours)
+    if twice := [o for o in out if list(out).count(o) > 1]:
+        raise PredictionError(f'{where}: two columns are called {twice[0]!r}; keep one')
+    return out
 
 def read_predictions(
     source, # Path of a CSV, or a DataFrame
@@ -237,7 +241,8 @@ def read_predictions(
     if isinstance(findings, str): findings = [findings]
     given = isinstance(source, pd.DataFrame)
     where = 'the predictions' if given else source
-    df = _by_image(_as_ours(source if given else _load(source), names or {}, where), where)
+    names = names or {}
+    df = _by_image(_as_ours(source if given else _load(source, names), names, where), where)
     there = predicted_findings(df)
     if len(set(there)) < len(there):
         raise PredictionError(f'{where}: two columns have the same name; keep one a finding')
@@ -294,7 +299,8 @@ def _own_truth(preds):
         if not preds[column].isin([0, 1]).all():
             raise PredictionError(f'column {column} of the predictions holds something other than 0 and 1; '
                                   'drop the rows whose label is unknown')
-    return preds[['patient', *true]].rename(columns=lambda o: o.removeprefix('true_'))
+    table = preds[['patient', *true]].rename(columns=lambda o: o.removeprefix('true_'))
+    return table.assign(patient=patient_ids(table.patient, 'the predictions'))
 
 def _check_table(table):
     "Raise `PredictionError` unless this is an image table"

@@ -139,6 +139,7 @@ def _patient_key(patient):
 
 def _named_among(named, patients):
     "Where patients (N,) are among those that somebody named, in whatever spelling"
+    if isinstance(named, (str, int)): named = [named]
     if isinstance(named, pd.DataFrame):
         if 'patient' not in named: raise PredictionError('trained_on: the table has no column patient')
         named = named['patient']

@@ -242,9 +242,11 @@ def _words(table, figure, tie_band, looks):
     return ['' if np.isnan(o[0]) else verdict(*o, tie_band, looks) for o in ends]
 
 def _looks(table):
-    "How many different differences there are: two subgroups have one between them"
-    known = table[[f'{m}_difference' for m in FIGURES]].notna().groupby(level='by').sum()
-    return int(known.replace(2, 1).to_numpy().sum())
+    "How many different differences there are: two subgroups that make up the whole have one between them"
+    groups = table[[f'{m}_difference' for m in FIGURES]].groupby(level='by')
+    known = groups.count()
+    mirrored = known.eq(2) & groups.sum().abs().lt(1e-9)
+    return int((known - mirrored).to_numpy().sum())
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #30d0dc62
 def _known_images(a, table):

@@ -65,7 +65,7 @@ USE = ('To learn and to study how multi-label classifiers of chest X-rays are tr
 
 def _paragraphs(*parts): return '\n\n'.join(o for o in parts if o)
 
-def _items(lines): return '\n'.join(f'- {line}' for line in lines)
+def _items(lines): return '\n'.join(f'- {markdown_text(line)}' for line in lines)
 
 def _predicts(run):
     "The findings, and what none of them means"

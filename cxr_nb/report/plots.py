@@ -331,7 +331,7 @@ def plot_thresholds(
     _title(ax, _of('F1 of the thresholds, where they were fitted and on other patients', where))
     names = (f'{parts[0]}, where it was fitted', parts[1])
     _before_after(ax, table.f1, table.kept, names)
-    _name_rows(ax, [f'{figure_text(f)}  (≥ {t:.2f})' for f, t in table.threshold.items()], 'F1')
+    _name_rows(ax, [f'{figure_text(f)}  (≥ {t:.2g})' for f, t in table.threshold.items()], 'F1')
     ax.set_xlim(left=0)
     _legend(fig, loc='outside upper right', ncols=2)
     return laid_out(fig)
@@ -353,7 +353,7 @@ def plot_confusion(
     title = _of('Images by label and call', where)
     fig, ax, panels = _panels(findings, cols, title, 'called', 'label', ticks, side=1.45)
     for at, finding, threshold, matrix in zip(panels, findings, thresholds, cells):
-        called = 'never called' if np.isnan(threshold) else f'≥ {threshold:.2f}'
+        called = 'never called' if np.isnan(threshold) else f'≥ {threshold:.2g}'
         ax.text(0, 1.05, f'{figure_text(finding)}\n{called}', fontsize=7, color=INK, transform=at)
         _matrix(ax, at, matrix)
     return fig

@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 
 # %% ../../nbs/api/training/07_run.ipynb #b810b724
-from ..core import cache_home, clear_halves, markdown_table, read_json, write_csv, write_json, write_whole
+from ..core import cache_home, clear_halves, markdown_table, need_file, read_json, write_csv, write_json
+from ..core import write_whole
 from ..data.augment import MEAN, STD
 from ..data.batches import Batches, part, to_device
 from ..data.cache import Cache, prepare
 from ..data.opening import run_data
 from ..data.release_checks import is_phantom
+from ..data.run_checks import read_split
 from ..data.sources import ChestData
 from ..data.splits import fingerprint
 
@@ -343,7 +345,8 @@ def open_run(
     model, config = load_bundle(path)
     refuse_older(path)
     recipe = recipe_of(model, config)
-    split = pd.read_csv(path/'split.csv', index_col='image')['part']
+    need_file(path/'split.csv', 'restore it, or train again')
+    split = read_split(path)
     home = None
     if data is None:
         home = read_json(path/'data.json', default={}).get('cache')

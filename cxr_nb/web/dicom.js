@@ -19,7 +19,7 @@ const IMPLICIT = '1.2.840.10008.1.2'
 const EXPLICIT = '1.2.840.10008.1.2.1'
 
 // The tags at `at` and where they end. Inside of an item of unknown length they end with its delimiter.
-function readTags(view, at, end, explicit) {
+function readTags(view, at, end, explicit, nested = false) {
   const tags = {}
   while (at + 8 <= end) {
     const { tag, vr, length, start } = readHead(view, at, explicit)
@@ -28,7 +28,9 @@ function readTags(view, at, end, explicit) {
     const isSequence = vr === 'SQ' || SEQUENCES.has(name) || length === UNDEFINED
     if (name === 'PixelData') {
       tags.PixelData = { start, length: Math.min(length, end - start) }
-      return { tags, at: end }
+      if (!nested || length === UNDEFINED) return { tags, at: end }
+      at = start + length // an icon, in an item that may have more behind it
+      continue
     }
     if (isSequence) {
       const inside = readItems(view, start, length === UNDEFINED ? end : start + length, explicit && vr !== 'UN')
@@ -57,7 +59,7 @@ function readItems(view, at, end, explicit) {
     const { tag, length, start } = readHead(view, at, explicit)
     if (tag === 'fffee0dd') return { items, at: start }
     if (tag !== 'fffee000') throw new Refusal('broken', 'broken file (DICOM that cannot be read)')
-    const item = readTags(view, start, length === UNDEFINED ? end : start + length, explicit)
+    const item = readTags(view, start, length === UNDEFINED ? end : start + length, explicit, true)
     items.push(item.tags)
     at = length === UNDEFINED ? item.at : start + length
   }
@@ -177,7 +179,7 @@ function brightness(tags, stored) {
   const [low, high] = extent(values)
   const full = values.map((value) => (value - low) / Math.max(high - low, 1e-9))
   const hasTable = tags.VOILUTSequence?.length > 0
-  if (!hasTable && !tags.WindowCenter) return { bright: full, notes: [] }
+  if (!hasTable && !wordsOf(tags, 'WindowCenter').length) return { bright: full, notes: [] }
   let shown
   if (hasTable) {
     const found = lookUp(tags.VOILUTSequence[0], values, signed)

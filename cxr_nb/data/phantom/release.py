@@ -63,6 +63,12 @@ def _patients(
 
 FIRST_PATIENT = 100_001 # the release ends at 30,805, so no phantom image is taken for a real one by its name
 
+def _check_numbers(n_images, n_patients, max_images, seed):
+    "Raise `CxrError` for fewer than one image or patient, and for a negative seed"
+    for name, n in (('n_images', n_images), ('n_patients', n_patients), ('max_images', max_images)):
+        if n is not None and n < 1: raise CxrError(f'{name} {n}: give 1 or more')
+    if seed < 0: raise CxrError(f'seed {seed}: give 0 or more')
+
 def phantom_table(
     n_images:int=1000, # images; exact
     n_patients:int|None=None, # patients instead of images
@@ -72,7 +78,8 @@ def phantom_table(
     first_patient:int=FIRST_PATIENT, # number of the first patient
     table:pd.DataFrame|None=None, # image table to draw from; the real one if None
 )->pd.DataFrame: # image table with new patient numbers and file names
-    "Label rows of a phantom, drawn by whole patients"
+    "Label rows of a phantom, drawn by whole patients. Raises `CxrError` for numbers that make no sense"
+    _check_numbers(n_images, n_patients, max_images, seed)
     t = (nih_table() if table is None else table).sort_values(['patient', 'follow_up'], kind='stable')
     start = np.flatnonzero(np.r_[True, np.diff(t.patient) != 0])
     patients = _patients(t[findings_of(t)].to_numpy(np.int32), start, seeded(seed, 301), enrich, max_images)
@@ -199,11 +206,7 @@ def _is_done(dest, params):
     images = old.pop('images', None)
     return old == {**params, 'complete': True} and sum(1 for _ in dest.glob('images_*/images/*.png')) == images
 
-def _check_sizes(n_images, n_patients, size):
-    "Raise `CxrError` for a size that cannot be drawn, and for fewer than one image or patient"
-    check_side(size)
-    for name, n in (('n_images', n_images), ('n_patients', n_patients)):
-        if n is not None and n < 1: raise CxrError(f'{name} {n}: give 1 or more')
+
 
 def make_phantom(
     dest, # folder to write; made if absent
@@ -218,7 +221,8 @@ def make_phantom(
     progress:bool=True, # show a bar?
 )->Path: # the folder
     "Write synthetic images in the layout of ChestX-ray14. Raises `CxrError` if `dest` holds anything else"
-    _check_sizes(n_images, n_patients, size)
+    check_side(size)
+    _check_numbers(n_images, n_patients, max_images, seed)
     dest = Path(dest)
     params = dict(version=VERSION, size=size, seed=seed, enrich=enrich, n_images=n_images, n_patients=n_patients,
                   max_images=max_images, first_patient=first_patient)
