@@ -178,7 +178,9 @@ def read_config(
     return cfg
 
 # %% ../../nbs/api/models/05_bundle.ipynb #dbad3a85
-class _TooLarge(ModelError): "Larger than its weights"
+class _TooLarge(ModelError):
+    "Larger than its weights"
+    def __init__(self): super().__init__('the network is larger than its weights, or its maps too large')
 
 class _Budget:
     "Stops a network of this thread that registers more tensors or numbers than that, or makes a map of more than 2 GB"
@@ -192,7 +194,7 @@ class _Budget:
     def look(self, module, given, out):
         if threading.get_ident() == self.thread: self.stop(isinstance(out, torch.Tensor) and out.numel() > 1 << 29)
     def stop(self, full):
-        if full: raise _TooLarge('the network is larger than its weights, or its maps too large')
+        if full: raise _TooLarge()
 
 @contextmanager
 def _within(budget):
@@ -205,14 +207,15 @@ def _within(budget):
         for handle in handles: stack.callback(handle.remove)
         yield
 
-def _room(weights):
-    "How many tensors and numbers a network for these weights may have; some make a layer, and another in its place"
+_SPARE = 1 << 28 # Numbers that a network may register beyond twice its weights: some make layers and cut them off
+
+def _sizes(weights):
+    "How many numbers each tensor of a weight file has"
     if not Path(weights).is_file(): raise ModelError(f'{weights}: no such weight file')
     try:
-        with safe_open(weights, 'pt') as f: sizes = [math.prod(f.get_slice(k).get_shape()) for k in f.keys()]
+        with safe_open(weights, 'pt') as f: return [math.prod(f.get_slice(k).get_shape()) for k in f.keys()]
     except SafetensorError as e:
         raise ModelError(f'{weights}: not a file of plain tensors, refused ({type(e).__name__})') from None
-    return 2*len(sizes) + 200, 2*sum(sizes) + (1 << 20)
 
 def bounded(
     make, # Makes a network, without arguments
@@ -220,7 +223,8 @@ def bounded(
 )->nn.Module: # The network, its weights not yet loaded
     """A network no larger than its weight file, stopped before it takes memory.
     Raises `ModelError` if it is larger, or cannot be made"""
-    room = _room(weights)
+    sizes = _sizes(weights)
+    room = 2*len(sizes) + 2000, 2*sum(sizes) + _SPARE
     for device in ('meta', 'cpu'):
         try:
             with _within(_Budget(*room)), torch.device(device): network = make()
@@ -229,6 +233,7 @@ def bounded(
             if device == 'meta': continue # some networks cannot be made there
             if isinstance(e, ModelError): raise
             raise ModelError(f'cannot be made as config.json says ({type(e).__name__}: {str(e)[:100]})') from None
+    if sum(o.numel() for o in network.state_dict().values()) > 2*sum(sizes) + (1 << 20): raise _TooLarge
     return network
 
 # %% ../../nbs/api/models/05_bundle.ipynb #94f3c705

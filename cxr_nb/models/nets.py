@@ -295,7 +295,9 @@ def make_model(
     torch.manual_seed(seed)
     model = ChestModel(replace(net, findings=tuple(findings)))
     if weights is not None: load_start(model, weights)
-    if rows is not None: model.tabular.fit(rows)
+    if rows is not None:
+        if not net.tabular: raise ModelError('rows are given to a network without tabular inputs; leave them out')
+        model.tabular.fit(rows)
     start_head(model, prevalence)
     return model.eval()
 
@@ -356,13 +358,14 @@ def over_batches(
     desc:str='', # What the bar says
 )->np.ndarray: # float32 (n, ...); None without batches
     "What `f` gives for each batch, all together; several processes share the work, and each gets all of it"
-    was = model.training
+    training = [o for o in model.modules() if o.training]
     model.eval()
     images = len(getattr(batches, 'rows', ()))
     bar = tqdm(batches, desc=desc, unit='batch', leave=False, disable=not progress)
     try:
         with in_onnxruntime(model, images): out = [f(*xb).float() for *xb, _ in bar]
-    finally: model.train(was)
+    finally:
+        for o in training: o.training = True # and no others: fixed BatchNorm stays fixed
     return gathered(torch.cat(out).cpu().numpy() if out else None)
 
 def probabilities(

@@ -21,6 +21,7 @@ from ..models.nets import ChestModel
 from .callbacks import best_precision
 from .capture import no_memory
 from .distributed import broadcast
+from .folder import read_checkpoint
 from .recipe import Stage, TrainError
 from .run import Run
 
@@ -91,12 +92,20 @@ def stage_size(
                          f'leave size={stage.size} of stage {stage.name!r} out') from None
     return size
 
+def _as_begun(run, stage):
+    "A stage as it was when the state in the folder was left, since another card would hold another batch; or None"
+    state = read_checkpoint(run.path)
+    was = state and state[1].get('stage')
+    if was and was['name'] == stage.name: return replace(stage, bs=was['bs'], lr=was['lr'])
+
 def sized(
     run:Run, # Its network, images and device
     stage:Stage, # Any
+    resume:bool=False, # Go on with the batch of the state in the run's folder, if it is of this stage?
 )->Stage: # With a number for its batch, and the learning rate that goes with it
     "The stage as it is run here: 'auto' becomes a number. A processor and a frozen stage take the published batch"
     if stage.bs != 'auto': return stage
+    if resume and (begun := _as_begun(run, stage)): return begun
     if stage.frozen: return replace(stage, bs=256) # batches of kept features grow with their number anyway
     if run.device.type != 'cuda': return replace(stage, bs=BASE_BATCH)
     size = stage_size(run, stage)

@@ -238,9 +238,8 @@ class KeepBudgets(Callback):
         self.budgets = budgets
         self.path = Path(path)
     def write(self):
-        names = [k for k, p in unwrap(self.learn.model).named_parameters() if p.requires_grad]
         file = self.path/f'epoch_{int(self.keep.best_epoch):03d}.safetensors'
-        write_state(file, {k: self.keep.state[k] for k in names}, dict(epoch=int(self.keep.best_epoch)))
+        write_state(file, self.keep.state, dict(epoch=int(self.keep.best_epoch)))
     def after_epoch(self):
         if self.epoch + 1 in self.budgets: self.write()
     def after_fit(self): self.write()
@@ -276,6 +275,7 @@ class Plateau(ReduceLROnPlateau):
     saved = ('best', 'wait')
     def __init__(self, patience, factor): super().__init__('valid_loss', patience=patience, factor=1/factor)
     def after_epoch(self):
+        if len(self.recorder.values[-1]) <= self.idx: return # the epoch ended without a validation
         TrackerCallback.after_epoch(self)
         self.wait = 0 if self.new_best else self.wait + 1
         if self.wait < self.patience: return
@@ -285,8 +285,9 @@ class Plateau(ReduceLROnPlateau):
 class EarlyStop(EarlyStoppingCallback):
     "fastai's `EarlyStoppingCallback` on the watched score"
     saved = ('best', 'wait')
-    order = 90 # after the state was saved
+    order = 79 # its count goes into the state that is saved after the epoch
     def after_epoch(self):
+        if len(self.recorder.values[-1]) <= self.idx: return # the epoch ended without a validation
         TrackerCallback.after_epoch(self)
         self.wait = 0 if self.new_best else self.wait + 1
         if self.wait >= self.patience: raise CancelFitException()

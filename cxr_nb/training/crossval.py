@@ -28,7 +28,7 @@ from ..metrics.evaluation import write_metrics
 from ..metrics.thresholds import fit_thresholds
 from ..runs import clear_run, holds_run, run_lock
 from .distributed import best_device, is_main, main_alone
-from .engine import run_stage
+from .engine import has_linear_head, run_stage
 from .judging import choose_thresholds, judge, predictions_of, write_predictions
 from .recipe import Recipe, TrainError
 from .folder import config_of, history_of, without
@@ -73,6 +73,8 @@ def train_fold(
     "Train with one fold for validation; go on if that was broken off, and only open it if it has ended"
     path, parts = Path(path), fold_parts(split, fold)
     run = start_run(data, recipe, path/fold, resume=True, split=parts, kept=path/'kept', say=str, **kwargs)
+    if recipe.budgets and recipe.stages[-1].frozen and has_linear_head(run):
+        raise TrainError('budgets of epochs are not searched for a linear head; leave them out, or let more learn')
     for stage in run.recipe.stages:
         if stage.name in run.done: continue
         run_stage(run, stage, True, every, cbs=cbs, loss=loss)
@@ -218,7 +220,7 @@ def cross_validate(
         if overwrite: main_alone(lambda: _clear_folds(path))
         if resume and 'chosen' in config_of(path): run = _start_finished(data, recipe, path, split, **own)
         else:
-            first = fold_parts(split, 'fold0')
+            first = fold_parts(split, names_of_folds(split)[0])
             run = start_run(data, recipe, path, resume=resume, overwrite=overwrite, split=first, say=say, **own)
         if _finished(path):
             if is_main(): say(f'{path}: this run is finished; nothing is left to do')

@@ -26,6 +26,7 @@ from fastcore.basics import listify
 from ..core import write_json
 from ..data.batches import FeatureBatches, rank_world, sample_weights, to_device
 from ..data.sources import ChestData
+
 from ..models.bundle import save_weights
 from ..models.nets import probabilities, set_trainable, splitter
 from ..models.weights import read_weights
@@ -54,7 +55,7 @@ def stage_loss(
 )->Callable: # Of logits and labels, (n, C) both
     "The loss of a stage, with weights from the training part"
     labels = run.part('train')[run.recipe.findings].to_numpy()
-    made = make_loss(loss or (stage and stage.loss) or run.recipe.loss, labels, run.recipe.findings)
+    made = make_loss(loss or (stage and stage.loss) or run.recipe.loss, labels, run.recipe.findings, run.left_out)
     if isinstance(made, torch.nn.Module): made = made.to(run.device)
     if loss: check_loss(made, labels.shape[1], run.device)
     return made
@@ -98,7 +99,7 @@ def has_linear_head(
 )->bool: # One linear layer, on pooled features alone?
     "Can heads be tried side by side?"
     net = run.recipe.net
-    return net.neck == 'pool' and not net.hidden and not net.tabular
+    return net.neck == 'pool' and not net.width and not net.hidden and not net.tabular
 
 def _train_heads(run, stage, file, state=None, cbs=(), loss=None):
     "Train a head on kept features for every strength of L2; keep the one that ranks validation best; its history"
@@ -218,9 +219,10 @@ def run_stage(
     "Run one stage, keep its best state. Raises `TrainError` (no memory) or `ResumeError` (no disk, another stage left)"
     with run_lock(run.path, is_main()), room_to_train(run.path):
         if resume and _ended_before(run, stage): return run
-        stage = sized(run, stage)
-        _run_sized(run, stage, resume, every, keep, cbs, loss)
+        _run_sized(run, sized(run, stage, resume), resume, every, keep, listify(cbs), loss)
     return run
+
+
 
 def _run_sized(run, stage, resume, every, keep, cbs, loss):
     "The same for a stage with a number for its batch"
@@ -259,7 +261,9 @@ def _train_stage(run, stage, file, state, cbs, loss):
     else: _boundary(run, file, begins=stage)
     torch.manual_seed(stage_seed(run))
     train_it = _train_heads if stage.frozen and has_linear_head(run) else _train_net
-    run.history += train_it(run, stage, file, state if state and 'epoch' in state[1] else None, cbs, loss)
+    rows = train_it(run, stage, file, state if state and 'epoch' in state[1] else None, cbs, loss)
+    if not rows: raise TrainError(f'stage {stage.name!r}: a callback ended it in its first epoch; leave that one out')
+    run.history += rows
     run.model.eval()
     _boundary(run, file, history=run.history, stage=None, ended=dict(name=stage.name, frozen=stage.frozen))
     stage_files(run, stage.name, stage.frozen)
@@ -302,6 +306,7 @@ def lr_find(
     num_it:int=100, # Batches to try
 )->LRSweep: # Learning rates, losses and the suggestion
     "fastai's learning-rate finder on the learner of a stage"
+    stage = sized(run, stage)
     torch.manual_seed(run.recipe.seed)
     with tempfile.TemporaryDirectory() as tmp:
         if stage.frozen and has_linear_head(run):
@@ -349,8 +354,9 @@ def train(
         if line: say(line)
         run = start_run(data, recipe, path, resume=resume, overwrite=overwrite, say=say, **kwargs)
         file, todo = StateFile(run.path), [o for o in run.recipe.stages if o.name not in run.done]
+        for stage in todo: stage_loss(run, stage, loss) # what is wrong with one is said before the first
         for stage in todo:
-            run_stage(run, stage, True, every, keep=True, cbs=listify(cbs), loss=loss)
+            run_stage(run, stage, True, every, keep=True, cbs=cbs, loss=loss)
             if on_stage and is_main(): on_stage(run, stage)
         _end(run, bool(todo) or file.path.is_file(), on_end, say)
         if is_main(): file.forget()

@@ -15,6 +15,7 @@ from timm.optim import param_groups_layer_decay
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 # %% ../../nbs/api/training/066_finetuning.ipynb #37fe2c23
+from ..data.batches import rank_world
 from ..models.nets import ChestModel
 from .callbacks import unwrap
 from .recipe import Stage
@@ -73,6 +74,8 @@ class AverageWeights(Callback):
         get_ema_multi_avg_fn(decay)(list(self.carried.values()), list(self.weights().values()), None)
     def before_validate(self):
         self.aside = {k: v.detach().clone() for k, v in self.weights().items()}
+        if rank_world()[1] > 1: # each process has seen other images, so it has other statistics
+            for v in self.carried.values(): torch.distributed.broadcast(v, 0)
         self._set(self.carried)
     def after_epoch(self):
         if self.aside: self._set(self.aside) # there was a validation

@@ -23,6 +23,7 @@ from ..models.nets import features, over_batches
 from ..models.tabular import told
 from .callbacks import Scores
 from .distributed import main_first
+from .losses import FocalLoss, WeightedBCE
 from .recipe import Stage, TrainError
 from .run import Run
 from .state import Pass, StateFile
@@ -97,8 +98,9 @@ class HeadsLoss(torch.nn.Module):
         self.loss = loss
         self.k = heads.shape[0]
     def forward(self, pred, y):
-        each = self.loss(pred.flatten(0, 1), y.repeat_interleave(self.k, 0))
-        return self.k*each + self.heads.penalty()
+        if isinstance(self.loss, (WeightedBCE, FocalLoss)): # means over images, so one call has them all
+            return self.k*self.loss(pred.flatten(0, 1), y.repeat_interleave(self.k, 0)) + self.heads.penalty()
+        return sum(self.loss(pred[:, head], y) for head in range(self.k)) + self.heads.penalty()
 
 # %% ../../nbs/api/training/08_frozen.ipynb #2a1c21f1
 class BestHeads(Callback):
@@ -147,7 +149,7 @@ def can_keep(
 )->bool: # Or must every image go through the whole network?
     "Can what is frozen in a stage be computed once?"
     neck = run.recipe.net.neck
-    if neck == 'fpn': return False # a pyramid learns with the head
+    if neck == 'fpn' or neck == 'pool' and run.recipe.net.width: return False # it learns with the head
     return stage.trainable == 0 or (stage.trainable > 0 and neck == 'token')
 
 def _frozen_print(model):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core import CxrError, check_fields
+from ..labels import FINDINGS
 
 # %% ../../nbs/api/training/01_losses.ipynb #8892b3ee
 CAPS = dict(ratio=20., inverse=math.inf, log=3.0943) # Largest weight of each rule
@@ -57,7 +58,7 @@ LOSS_RULES = dict(
     cap=(lambda v: v is None or v > 0, 'above 0'),
     gamma=(lambda v: 0 <= v < math.inf, '0 or more'),
     alpha=(lambda v: 0 <= v <= 1, '0 to 1'),
-    by_hand=(lambda v: all(o > 0 for o in v.values()), 'weights above 0 by finding'))
+    by_hand=(lambda v: isinstance(v, dict) and all(o > 0 for o in v.values()), 'weights above 0 by finding'))
 
 @dataclass(frozen=True)
 class Loss:
@@ -86,26 +87,30 @@ def weights_of(
     loss:Loss, # One of name 'class_weight' or 'pos_weight'
     y, # Training labels, 0/1 (n, C)
     findings:list=(), # C names; needed for weights by hand
+    left_out:list=(), # Other names that may have weights by hand, as those of the release may
 )->torch.Tensor: # float32 (C,)
     "The weight of each finding. Raises `CxrError` for a weight by hand of a finding that there is not"
-    if odd := [o for o in loss.by_hand if o not in findings]:
+    others = {*FINDINGS, *left_out}.difference(findings) # a recipe serves tables without some of them too
+    by_hand = {k: v for k, v in loss.by_hand.items() if k not in others}
+    if odd := [o for o in by_hand if o not in findings]:
         raise CxrError(f'a weight by hand is given for {odd[0]!r}, which is not among {", ".join(findings)}')
     default = 'inverse' if loss.name == 'class_weight' else 'ratio'
     weights = finding_weights(np.asarray(y).sum(0), len(y), loss.rule or default, loss.cap)
-    for finding, weight in loss.by_hand.items(): weights[list(findings).index(finding)] = weight
+    for finding, weight in by_hand.items(): weights[list(findings).index(finding)] = weight
     return weights
 
 def make_loss(
     loss:Loss|str|Callable, # A record, its name, or any function of logits and labels, both (B, C)
     y, # Training labels, 0/1 (n, C)
     findings:list=(), # C names; needed for weights by hand
+    left_out:list=(), # As for `weights_of`
 )->Callable: # Called with logits and labels (B, C)
     "A loss with weights from the training labels"
     if isinstance(loss, str): loss = Loss(loss)
     if not isinstance(loss, Loss): return loss
     if loss.name == 'bce': return WeightedBCE()
     if loss.name == 'focal': return FocalLoss(loss.gamma, loss.alpha)
-    weights = weights_of(loss, y, findings)
+    weights = weights_of(loss, y, findings, left_out)
     return WeightedBCE(weight=weights) if loss.name == 'class_weight' else WeightedBCE(pos_weight=weights)
 
 # %% ../../nbs/api/training/01_losses.ipynb #ceded241

@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from numbers import Integral
 from pathlib import Path
 
+from fastcore.basics import listify
 from ..core import CxrError, check_fields, read_json, record_from
 from ..data.augment import Augment
 from ..models.published import with_published_net
@@ -83,7 +84,7 @@ class Stage:
     size: int = 0 # Side of the images in this stage, at most that of the network; 0 for that
     loss: Loss = None # Another loss than the recipe's
     go_on: bool = False # Begin with the optimiser's averages as the stage before left them?
-    repeats: int = 5 # Head alone: passes over the kept features an epoch
+    repeats: int = 5 # Linear head alone: passes over the kept features an epoch
     l2: tuple = (.01, .03, .1, .3, 1., 3.) # Linear head alone: strengths to try, on standardised features
 
     def __post_init__(self):
@@ -155,13 +156,20 @@ class Recipe:
     split_seed: int = None # Of the split alone, so that runs of several seeds share it; `seed` if not given
 
     def __post_init__(self):
-        object.__setattr__(self, 'stages', tuple(self.stages))
+        for name in ('stages', 'budgets'): object.__setattr__(self, name, tuple(listify(getattr(self, name))))
         object.__setattr__(self, 'budgets', tuple(sorted(self.budgets)))
+        if odd := [o for o in self.stages if not isinstance(o, Stage)]:
+            raise TrainError(f'the recipe: {odd[0]!r} is no Stage; Recipe.from_dict reads plain values')
         if isinstance(self.weights, Path): object.__setattr__(self, 'weights', str(self.weights)) # JSON has no paths
         check_fields(self, RECIPE_RULES, 'the recipe', TrainError)
         names = [o.name for o in self.stages]
         if not names: raise TrainError('the recipe: there is no stage')
         if len(set(names)) < len(names): raise TrainError('the recipe: two stages have one name; give each its own')
+        for before, stage in zip(self.stages, self.stages[1:]):
+            same = (before.trainable, before.layer_decay == 1) == (stage.trainable, stage.layer_decay == 1)
+            if stage.go_on and not same:
+                raise TrainError(f'stage {stage.name!r}: goes on with the averages of {before.name!r}, where other '
+                                 'weights learnt; give both the same trainable and layer_decay')
 
     @property
     def arch(self): return self.net.arch
