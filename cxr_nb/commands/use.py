@@ -38,7 +38,7 @@ def cxr_eval(
     names:str=None, # For --predictions: what its columns are called, as in --names "filename=image,p_eff=Effusion"
     weights:str=None, # Other weights of the same architecture
     subset:int=0, # Judge on about so many test images, class balance kept; 0 for all
-    out:str=None, # Where the tables go; RUN/results/tables, or results/NAME for --predictions, if not given
+    out:str=None, # For tables; RUN/results/tables, RUN/results/other if not all of its own, results/NAME of predictions
     device:str=None, # cpu, cuda, mps; the best there is if not given
 )->int: # Exit code; nothing for 0
     "Judge a trained run, or anyone's predictions. With --run alone its metrics.json and report are written anew."
@@ -100,6 +100,7 @@ def _eval_run(run, d, weights, subset, out, device):
     if weights: load_weights(r.model, weights)
     plain = not (d or weights or subset)
     metrics = _judge_again(r) if plain else judge_images(r, subset)
+    if not plain: out = out or r.path/'results'/'other' # what the whole test part gave stays
     say_scores(metrics)
     say(f'tables: {write_tables(r, metrics, out)}')
     if plain: say(f'report: {write_report(r.path)}')

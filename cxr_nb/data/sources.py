@@ -149,7 +149,7 @@ def index_images(
             path = Path(folder)/name
             if not is_image_file(path): continue
             if name not in found: found[name] = path
-            elif _undoubled(path) != _undoubled(found[name]):
+            elif _undoubled(path) != _undoubled(found[name]) and not path.samefile(found[name]):
                 raise DataError(f'{found[name]} and {path} have the same name; rename one, names tell images apart')
     return found
 
