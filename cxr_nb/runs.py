@@ -92,7 +92,7 @@ def can_resume(
 def clear_run(
     path # A run folder
 ):
-    "Remove what a run leaves, its folders whole; other files stay, and so does everything in a folder that holds no run"
+    "Remove what a run leaves, its folders whole; other files stay, and so does a folder that holds no run"
     if not holds_run(path): return
     for file in reversed(_own_files(path)): # the bundle last: until then it is seen that the folder holds a run
         if file.is_dir() and not file.is_symlink(): shutil.rmtree(file)
