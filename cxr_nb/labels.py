@@ -100,11 +100,9 @@ def read_rows(
         warnings.simplefilter('error', pd.errors.ParserWarning)
         try: df = pd.read_csv(path, low_memory=False, index_col=False, dtype=as_text)
         except pd.errors.ParserWarning:
-            raise ValueError('a row has more cells than the header; '
-                             'is there a comma in a text, or at the end of lines?') from None
-    if len(head) == 1:
-        for sep in ';\t':
-            if sep in str(head[0]): raise ValueError(f'its columns are separated by {sep!r}')
+            raise ValueError('a row has more cells than the header; is a comma in a text, or at its end?') from None
+    if len(head) == 1 and (sep := next((o for o in ';\t' if o in str(head[0])), '')):
+        raise ValueError(f'its columns are separated by {sep!r}')
     return df
 
 def _quoted(names, most=12): return ', '.join(map(repr, list(names)[:most]))
@@ -293,12 +291,12 @@ def adjudicated()->pd.DataFrame: # Index `image`; `set` ('test' or 'val' of that
 
 # %% ../nbs/api/02_labels.ipynb #0bf19462
 USUAL_COLUMNS = dict(
-    image=['image', 'Image Index', 'image_name', 'image_path', 'filename', 'file_name', 'file', 'path', 'Path'],
+    image=['image', 'Image Index', 'image_name', 'image_path', 'filename', 'file_name', 'file', 'path'],
     labels=['labels', 'Finding Labels', 'label', 'findings', 'finding', 'diagnosis', 'dx'],
     patient=['patient', 'Patient ID', 'patient_id', 'PatientID', 'subject_id', 'subject', 'person', 'person_id'],
-    age=['age', 'Patient Age', 'Age', 'patient_age'],
-    sex=['sex', 'Patient Gender', 'Sex', 'gender', 'Gender', 'patient_sex'],
-    view=['view', 'View Position', 'ViewPosition', 'View', 'view_position'],
+    age=['age', 'Patient Age', 'patient_age'],
+    sex=['sex', 'Patient Gender', 'gender', 'patient_sex'],
+    view=['view', 'View Position', 'ViewPosition', 'view_position'],
 )
 
 def find_column(
@@ -308,7 +306,8 @@ def find_column(
     where:str='the table', # The file, for the error
 )->str: # Name of the column, or None if none of the usual names is there
     "The column of a kind. Raises `LabelError` if the one that was named is not there"
-    if said is None: return next((o for o in USUAL_COLUMNS[kind] if o in head), None)
+    written = {str(o).casefold(): o for o in head} # `Patient` for `patient`
+    if said is None: return next((written[o] for o in map(str.casefold, USUAL_COLUMNS[kind]) if o in written), None)
     if said in head: return said
     raise LabelError(f'{where}: column {said!r} is missing; there are {_quoted(head)}')
 
@@ -340,9 +339,8 @@ def read_table(
 
 def _label_matrix(df, labels, findings, sep, taken, where):
     "0/1 matrix and names of findings, from label text or from a column a finding"
-    text = None
     if labels is None and findings and all(o in df for o in findings): labels = list(findings)
-    if isinstance(labels, str) or labels is None: text = find_column(df.columns, 'labels', labels, where)
+    text = find_column(df.columns, 'labels', labels, where) if labels is None or isinstance(labels, str) else None
     said = df[text].dropna() if text else []
     if len(said) and _numbers(said).isin([0, 1]).all(): labels, text = [text], None # one finding, as a flag column
     if text:
@@ -359,15 +357,19 @@ def _label_matrix(df, labels, findings, sep, taken, where):
         raise LabelError(f'{where}: no labels; name the column with label text by --label-col (labels=...), '
                          f'or give a 0/1 column for each finding{why}')
     names = [find_column(df.columns, 'labels', o, where) for o in names]
+    _check_spelling(names, set(names), where)
     return _zero_one(df[names], where), names
 
 def _check_spelling(names, said, where):
-    "Raise `LabelError` for a name that no row has, if all are such or a row has one that is spelt much like it"
+    "Raise `LabelError` where a finding is spelt in two ways, or asked for in a way that no row has"
+    spelt = {}
+    for o in sorted(said):
+        if (other := spelt.setdefault(same_name(o), o)) != o:
+            raise LabelError(f'{where}: says both {other!r} and {o!r}; spell a finding in one way')
     absent = [o for o in names if o not in said]
-    others = {same_name(o): o for o in sorted(said - set(names))}
     for name in absent:
-        if alike := get_close_matches(same_name(name), others, 1, .8):
-            raise LabelError(f'{where}: no row says {name!r}; is {others[alike[0]]!r} meant?')
+        alike = get_close_matches(same_name(name), [k for k, o in spelt.items() if o not in names], 1, .8)
+        if alike: raise LabelError(f'{where}: no row says {name!r}; is {spelt[alike[0]]!r} meant?')
     if said and len(absent) == len(names):
         raise LabelError(f'{where}: no row says {names[0]!r}; there are {_quoted(sorted(said))}')
 
@@ -394,6 +396,5 @@ def _zero_one(df, where):
     "uint8 matrix of columns of 0 and 1, or of yes and no; anything else is refused"
     y = df.apply(_numbers)
     if bad := [c for c in y if not y[c].isin([0, 1]).all()]:
-        raise LabelError(f'{where}: column {bad[0]!r} holds something other than 0 and 1, or yes and no; '
-                         'fill in or drop those rows')
+        raise LabelError(f'{where}: column {bad[0]!r} holds something other than 0 and 1; fill in or drop those rows')
     return y.to_numpy(dtype=np.uint8)

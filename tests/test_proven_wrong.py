@@ -247,3 +247,38 @@ def test_heads_side_by_side_have_their_own_batches():
         def penalty(self): return torch.zeros(())
     loss = HeadsLoss(Two(), ranks)
     assert torch.allclose(loss(pred, y), ranks(pred[:, 0], y) + ranks(pred[:, 1], y))
+
+@pytest.mark.parametrize('text', ['image,labels\na.png,effusion\nb.png,Effusion\n', 'image,Mass,mass\na.png,1,0\n'])
+def test_a_finding_in_two_spellings(text, tmp_path):
+    (tmp_path/'a.csv').write_text(text)
+    for findings in (None, ['effusion']) if 'labels' in text else (None,):
+        with pytest.raises(LabelError, match='says both'): read_table(tmp_path/'a.csv', findings=findings)
+
+def test_usual_names_in_capitals(tmp_path):
+    (tmp_path/'a.csv').write_text('Filename,Patient,Labels\na.png,x,Mass\nb.png,x,\n')
+    assert read_table(tmp_path/'a.csv').patient.nunique() == 1
+
+def test_the_configuration_of_a_run_is_no_recipe():
+    from cxr_nb.training.recipe import Recipe
+    with pytest.raises(CxrError, match="its part 'recipe'"): Recipe.from_dict({'recipe': {}, 'net': {}})
+
+def test_a_run_that_was_trained_further_is_not_judged_with_older_weights(drawn, tmp_path):
+    from cxr_nb.training.engine import run_stage, train
+    from cxr_nb.training.judging import judge
+    from cxr_nb.training.recipe import TrainError
+    recipe = tiny([stage('a'), stage('b')])
+    more = dict(cache=tmp_path/'cache', device='cpu', progress=False)
+    older = begun(drawn, recipe, tmp_path)
+    run_stage(older, recipe.stages[0])
+    train(drawn, recipe, tmp_path/'run', resume=True, say=str, **more)
+    with pytest.raises(TrainError, match='open it again'): judge(older)
+
+def test_uploads_that_nobody_read_are_deleted(tmp_path):
+    from cxr_nb.deploy.app import _sweep
+    (tmp_path/'a').mkdir()
+    for name, age in (('old.png', 99), ('new.png', 0)):
+        (tmp_path/'a'/name).touch()
+        then = (tmp_path/'a'/name).stat().st_mtime - age
+        os.utime(tmp_path/'a'/name, (then, then))
+    _sweep(tmp_path)
+    assert [o.name for o in (tmp_path/'a').iterdir()] == ['new.png']

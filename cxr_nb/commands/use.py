@@ -9,6 +9,7 @@ __all__ = ['cxr_eval', 'cxr_gradcam', 'cxr_predict', 'cxr_export', 'cxr_bench', 
 
 # %% ../../nbs/api/commands/04_use.ipynb #b3ec325c
 import json, sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,13 +94,15 @@ def _eval_run(run, d, weights, subset, out, device):
     "Judge a run on its own test part, on a subset of it, or on other data"
     from cxr_nb.models.bundle import load_weights
     from cxr_nb.report.html import write_report
+    from cxr_nb.runs import run_lock
     from cxr_nb.training.judging import judge_images, write_tables
     from cxr_nb.training.run import open_run
-    _say_unfinished(run)
-    r = open_run(run, d, device)
-    if weights: load_weights(r.model, weights)
     plain = not (d or weights or subset)
-    metrics = _judge_again(r) if plain else judge_images(r, subset)
+    with run_lock(run) if plain else nullcontext(): # a run that is being trained is opened when it has ended
+        _say_unfinished(run)
+        r = open_run(run, d, device)
+        if weights: load_weights(r.model, weights)
+        metrics = _judge_again(r) if plain else judge_images(r, subset)
     if not plain: out = out or r.path/'results'/'other' # what the whole test part gave stays
     say_scores(metrics)
     say(f'tables: {write_tables(r, metrics, out)}')
@@ -158,13 +161,16 @@ def cxr_gradcam(
     from cxr_nb.explain.sheet import explain_run
     from cxr_nb.models.bundle import load_weights
     from cxr_nb.report.html import write_report
+    from cxr_nb.runs import run_lock
     from cxr_nb.training.run import open_run
     check_positive('--samples', samples)
     d = _other_data(run, data, csv_path, img_root, columns_of(run, csv_path))
-    r = open_run(run, d, device)
-    if weights: load_weights(r.model, weights)
     own = not (d or weights)
-    folder, scores = explain_run(r, samples, out, keep=own)
+    with run_lock(run) if own else nullcontext(): # a run that is being trained is opened when it has ended
+        _say_unfinished(run)
+        r = open_run(run, d, device)
+        if weights: load_weights(r.model, weights)
+        folder, scores = explain_run(r, samples, out, keep=own)
     say(f'heatmaps: {folder}')
     if scores is not None: say_localisation(scores, r.judged)
     if own: say(f'report: {write_report(r.path)}')
@@ -251,6 +257,7 @@ def cxr_export(
                        'a folder, as in: --web demo, or a name, as in: --push OWNER/NAME')
     if out and Path(out).suffix.lower() != '.onnx': raise CxrError(f'{out}: give a name that ends with .onnx')
     from cxr_nb.deploy.export import export_onnx, push_to_hub
+    _say_unfinished(folder)
     if out: _say_exported(export_onnx(folder, out))
     if web: _say_web(folder, web, runtime)
     if push:

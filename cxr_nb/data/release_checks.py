@@ -138,7 +138,7 @@ def check_names(
 )->list: # One row
     "Does the patient number match the file name?"
     said = table.index.to_series().str.extract(r'^(\d{8})_\d{3}\.\w+$')[0]
-    if said.isna().any():
+    if said.isna().any() or not pd.api.types.is_integer_dtype(table.patient):
         return [verdict_row('patient and file name', 'skipped', 'names do not say who the patient is')]
     wrong = table.index[said.astype(int) != table.patient]
     return [found('patient and file name', wrong, f'{len(table):,} images',

@@ -136,7 +136,7 @@ def label_table(
     if not find_column(rows.columns, 'image') or not have:
         raise PredictionError(f'{labels}: needs a column image and a 0/1 column for each finding, '
                               f'such as {findings[0]}; there are {", ".join(rows.columns[:6])}')
-    taken = {*have, *sum(USUAL_COLUMNS.values(), [])} # what is left are findings without predictions
+    taken = {*have, *(find_column(rows.columns, kind) for kind in USUAL_COLUMNS)} # the rest are other findings
     return read_table(labels, labels=have + flag_columns(rows, taken)) # without patients each image is one of its own
 
 # %% ../../nbs/api/metrics/15_audit.ipynb #c30bc93f

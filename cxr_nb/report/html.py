@@ -338,7 +338,7 @@ def _heatmaps(run):
 
 def _localisation(records):
     "Heatmaps against boxes"
-    text = ("Share of images whose heatmap peaks inside a radiologist's box, 95 % intervals by patient; the location "
+    text = ("Share of images whose heatmap peaks inside a box of the finding, 95 % intervals by patient; the location "
             "prior is a guess from other patients' boxes that sees no image.")
     alt = 'Dots: share of heatmaps that peak in a box, and of a guess that sees no image'
     yield figure(plot_localisation(records), alt, 'fig slim')

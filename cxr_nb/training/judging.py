@@ -93,6 +93,11 @@ def baselines(
     return audit_baselines(predictions_of(run, part), judged, train, run.recipe.seed)
 
 # %% ../../nbs/api/training/09_judging.ipynb #3a5a7ed6
+def _refuse_outgrown(run):
+    "Raise `TrainError` for a run whose folder is further: judged, it would fall back to these weights"
+    if len(config_of(run.path).get('stages_done') or []) > len(run.done):
+        raise TrainError(f'{run.path}: was trained further since it was opened; open it again')
+
 def judge(
     run:Run, # Any run
     n_boot:int=1000, # Resamples of patients for the intervals
@@ -104,6 +109,7 @@ def judge(
     parts = [o for o in listify(parts) if len(run.part(o))]
     if 'val' not in parts: raise TrainError(f'{run.path}: thresholds are chosen on the part val; judge it as well')
     with run_lock(run.path, is_main()):
+        _refuse_outgrown(run)
         if anew:
             for o in parts: write_predictions(run, o)
         return broadcast(_judge(run, parts, n_boot) if is_main() else None)

@@ -185,6 +185,7 @@ class Recipe:
     def from_dict(values):
         "The recipe again. Raises `TrainError` on a field that there is not, or a value that makes no sense"
         if not isinstance(values, dict): raise TrainError(f'a recipe: is {values!r}, and must be an object')
+        if 'recipe' in values: raise TrainError("a recipe: this is the config.json of a run; give its part 'recipe'")
         return change(Recipe(), **values)
 
 # %% ../../nbs/api/training/02_recipe.ipynb #6203c08d
