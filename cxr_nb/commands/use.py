@@ -294,6 +294,7 @@ def cxr_bench(
     from cxr_nb.bench.run import bench
     names = only.replace(' ', '').split(',') if only else None
     table = bench(out, names, full=full, quick=quick, repeats=repeats)
+    if quick: say('tiny sizes: these rows show that it works, and no bar means anything')
     say(table.to_string())
     if out: say(f'table: {Path(out)/"bench.json"}')
 

@@ -313,6 +313,12 @@ def _read_labels(csv_path, findings, columns):
     if nih and not columns and from_release(rows['Image Index']): return read_nih(csv_path, findings or FINDINGS)
     return read_table(csv_path, findings=findings, **columns)
 
+def _nearly_findings(rows):
+    "A sentence on each column that would be a finding but for a few rows"
+    share = rows.apply(lambda column: pd.to_numeric(column, errors='coerce').isin([0, 1]).mean())
+    return [f'Column {name!r} holds 0 and 1 in all rows but some, so it is no finding: fill those in, or drop them.'
+            for name in share.index[share.between(.8, 1, inclusive='left')]]
+
 def _from_parts(csv_path, img_root, findings, columns):
     "Data whose label file and images are given apart"
     if not img_root: raise DataError('--img-root is missing; give the folder with the images')
@@ -324,7 +330,9 @@ def _from_parts(csv_path, img_root, findings, columns):
     folder = csv_path.parent
     data = own_data(table, index_images(img_root), img_root, _boxes(folder), _lists(folder))
     caveats = [data.caveat]
-    if not find_column(read_csv(csv_path), 'patient', columns.get('patient')): caveats.append(UNNAMED_PATIENTS)
+    rows = read_csv(csv_path)
+    if not find_column(rows, 'patient', columns.get('patient')): caveats.append(UNNAMED_PATIENTS)
+    if not (findings or columns.get('labels') or find_column(rows, 'labels')): caveats += _nearly_findings(rows)
     return replace(data, csv=csv_path, columns=columns, caveat=' '.join(filter(None, caveats)))
 
 # %% ../../nbs/api/data/02_sources.ipynb #6160c560
