@@ -290,3 +290,8 @@ def test_a_column_that_is_nearly_a_finding_is_named(phantom, tmp_path):
     (tmp_path/'a.csv').write_text('\n'.join(['image,Mass,Edema', *cells]))
     data = load_data(csv_path=tmp_path/'a.csv', img_root=phantom)
     assert findings_of(data.table) == ['Mass'] and "Column 'Edema' holds 0 and 1" in data.caveat
+
+def test_stages_in_another_order_are_another_recipe():
+    from cxr_nb.training.state import differences
+    a, b = dict(name='a', lr=1), dict(name='b', lr=2)
+    assert differences({'stages': [a, b]}, {'stages': [b, a]}) and not differences({'stages': [a, b]}, {'stages': [a, b]})

@@ -28,7 +28,7 @@ from ..models.bundle import load_bundle
 from ..models.inference import in_onnxruntime
 from ..models.nets import ChestModel, device_named
 from ..models.tabular import CODES, COLUMNS, check_facts, known_rows
-from ..labels import image_names, none_name, read_csv
+from ..labels import none_name, read_csv
 from ..data.augment import augment
 from ..data.batches import keep_memory
 from ..metrics.thresholds import apply_thresholds, no_finding
@@ -243,7 +243,9 @@ def add_calls(
         columns[f'call_{finding}'] = _where(ok, calls[:, i])
     columns['probabilities'] = 'calibrated' if calibrated else 'network'
     first = df.filter(['path', 'status'])
-    if 'path' in df: first.insert(1, 'image', image_names(df.path))
+    if 'path' in df:
+        name = df.path.map(lambda path: Path(path).name)
+        first.insert(1, 'image', name.mask(name.duplicated(keep=False), df.path))
     return pd.concat([first, pd.DataFrame(columns, index=df.index), df.filter(like='gate_')], axis=1)
 
 def _where(ok, values):
