@@ -273,23 +273,13 @@ def test_a_run_that_was_trained_further_is_not_judged_with_older_weights(drawn, 
     train(drawn, recipe, tmp_path/'run', resume=True, say=str, **more)
     with pytest.raises(TrainError, match='open it again'): judge(older)
 
-def test_uploads_that_nobody_read_are_deleted(tmp_path):
-    from cxr_nb.deploy.app import _sweep
-    (tmp_path/'a').mkdir()
-    for name, age in (('old.png', 99), ('new.png', 0)):
-        (tmp_path/'a'/name).touch()
-        then = (tmp_path/'a'/name).stat().st_mtime - age
-        os.utime(tmp_path/'a'/name, (then, then))
-    _sweep(tmp_path)
-    assert [o.name for o in (tmp_path/'a').iterdir()] == ['new.png']
-
 def test_a_column_that_is_nearly_a_finding_is_named(phantom, tmp_path):
     from cxr_nb.data.sources import load_data
     names = [o.name for o in phantom.glob('images_*/images/*.png')][:10]
     cells = [f'{name},{i % 2},{2 if i == 3 else i % 2}' for i, name in enumerate(names)]
     (tmp_path/'a.csv').write_text('\n'.join(['image,Mass,Edema', *cells]))
     data = load_data(csv_path=tmp_path/'a.csv', img_root=phantom)
-    assert findings_of(data.table) == ['Mass'] and "Column 'Edema' holds 0 and 1" in data.caveat
+    assert findings_of(data.table) == ['Mass'] and "Column 'Edema' holds 0 and 1 in most rows" in data.caveat
 
 def test_stages_in_another_order_are_another_recipe():
     from cxr_nb.training.state import differences

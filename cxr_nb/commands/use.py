@@ -9,7 +9,7 @@ __all__ = ['cxr_eval', 'cxr_gradcam', 'cxr_predict', 'cxr_export', 'cxr_bench', 
 
 # %% ../../nbs/api/commands/04_use.ipynb #b3ec325c
 import json, sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,18 +90,24 @@ def _other_data(
     if lost: say(f'note: these data have no labels for {", ".join(lost)}, which cannot be judged on them')
     return replace(d, table=table[[*META, *there]])
 
-def _eval_run(run, d, weights, subset, out, device):
-    "Judge a run on its own test part, on a subset of it, or on other data"
+@contextmanager
+def _opened(run, d, weights, device, own):
+    "A run; if something of its own is written, one that is being trained is opened when it has ended"
     from cxr_nb.models.bundle import load_weights
-    from cxr_nb.report.html import write_report
     from cxr_nb.runs import run_lock
-    from cxr_nb.training.judging import judge_images, write_tables
     from cxr_nb.training.run import open_run
-    plain = not (d or weights or subset)
-    with run_lock(run) if plain else nullcontext(): # a run that is being trained is opened when it has ended
+    with run_lock(run) if own else nullcontext():
         _say_unfinished(run)
         r = open_run(run, d, device)
         if weights: load_weights(r.model, weights)
+        yield r
+
+def _eval_run(run, d, weights, subset, out, device):
+    "Judge a run on its own test part, on a subset of it, or on other data"
+    from cxr_nb.report.html import write_report
+    from cxr_nb.training.judging import judge_images, write_tables
+    plain = not (d or weights or subset)
+    with _opened(run, d, weights, device, plain) as r:
         metrics = _judge_again(r) if plain else judge_images(r, subset)
     if not plain: out = out or r.path/'results'/'other' # what the whole test part gave stays
     say_scores(metrics)
@@ -159,18 +165,11 @@ def cxr_gradcam(
 ):
     "Heatmaps of a trained run over its test images, and their score against the boxes."
     from cxr_nb.explain.sheet import explain_run
-    from cxr_nb.models.bundle import load_weights
     from cxr_nb.report.html import write_report
-    from cxr_nb.runs import run_lock
-    from cxr_nb.training.run import open_run
     check_positive('--samples', samples)
     d = _other_data(run, data, csv_path, img_root, columns_of(run, csv_path))
     own = not (d or weights)
-    with run_lock(run) if own else nullcontext(): # a run that is being trained is opened when it has ended
-        _say_unfinished(run)
-        r = open_run(run, d, device)
-        if weights: load_weights(r.model, weights)
-        folder, scores = explain_run(r, samples, out, keep=own)
+    with _opened(run, d, weights, device, own) as r: folder, scores = explain_run(r, samples, out, keep=own)
     say(f'heatmaps: {folder}')
     if scores is not None: say_localisation(scores, r.judged)
     if own: say(f'report: {write_report(r.path)}')

@@ -316,7 +316,7 @@ def _read_labels(csv_path, findings, columns):
 def _nearly_findings(rows):
     "A sentence on each column that would be a finding but for a few rows"
     share = rows.apply(lambda column: pd.to_numeric(column, errors='coerce').isin([0, 1]).mean())
-    return [f'Column {name!r} holds 0 and 1 in all rows but some, so it is no finding: fill those in, or drop them.'
+    return [f'Column {name!r} holds 0 and 1 in most rows, so it is no finding: fill in the others, or drop them.'
             for name in share.index[share.between(.8, 1, inclusive='left')]]
 
 def _from_parts(csv_path, img_root, findings, columns):

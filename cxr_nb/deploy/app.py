@@ -9,7 +9,7 @@ __all__ = ['WARNING', 'STATUS', 'NOTE', 'log', 'EXAMPLES', 'FACTS', 'Answer', 'a
            'bars_html', 'image_html', 'PageError', 'read_upload', 'example', 'make_page', 'open_page']
 
 # %% ../../nbs/api/deploy/03_app.ipynb #1ea3c357
-import atexit, base64, html, logging, os, shutil, tempfile, threading, time
+import atexit, base64, html, logging, os, shutil, tempfile, time
 from dataclasses import dataclass
 from functools import cache
 from math import isnan
@@ -184,16 +184,7 @@ def read_upload(
         got = recent[path][1] if path in recent and not path.exists() else judge_file(path)
         recent[path] = time.monotonic(), got
         return answer(clf, got.pixels, got.verdict, path.name, known)
-    finally:
-        path.unlink(missing_ok=True)
-        later = threading.Timer(61, _sweep, [home])
-        later.daemon = True
-        later.start()
-
-def _sweep(home):
-    "Delete uploads of more than a minute ago: of several files at once, one alone is read"
-    for file in Path(home).rglob('*'):
-        if file.is_file() and time.time() - file.stat().st_mtime > 60: file.unlink(missing_ok=True)
+    finally: path.unlink(missing_ok=True)
 
 def _forget(recent):
     "Drop what is older than a minute"

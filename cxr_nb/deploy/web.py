@@ -129,7 +129,8 @@ def export_web(
     """A page that shows what a run says of an image, computed in the browser.
     Raises `CxrError` if the folder holds something else, or the runtime cannot be had"""
     run, dest = Path(run), Path(dest)
-    if not (dest/'gate.json').is_file(): refuse_foreign(dest, ['runtime'], 'such a page')
+    begun = (dest/'gate.json').is_file() # a page, or one whose export failed
+    if not begun: refuse_foreign(dest, ['runtime'], 'such a page')
     clf = load_classifier(run)
     heatmaps = map_weights(clf.model) is not None
     write_runtime(dest/'runtime', runtime)

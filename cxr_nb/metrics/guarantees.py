@@ -32,9 +32,9 @@ def _patient_p(wins, trials, target, level, code, cap):
     won = by_patient(code, patients, wins)[order]
     w = np.minimum(n, cap)
     x = w*np.nan_to_num(ratio(won, n)) - w*target
-    before = np.cumsum(w**2, axis=0) - w**2
-    mean = (1 + before)/np.arange(1, patients + 1)[:, None]
-    best = np.sqrt(2*np.log(1/level)/(target*(1-target)*patients*mean))
+    squares_before = np.cumsum(w**2, axis=0) - w**2
+    mean_square = (1 + squares_before)/np.arange(1, patients + 1)[:, None]
+    best = np.sqrt(2*np.log(1/level)/(target*(1-target)*patients*mean_square))
     stake = np.minimum(best, .99/(target*cap))
     return np.exp(-np.maximum(np.log1p(stake*x).sum(0), 0))
 

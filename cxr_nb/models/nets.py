@@ -291,7 +291,8 @@ def make_model(
 )->ChestModel: # In eval mode
     "A classifier, ready to be trained"
     if not isinstance(net, Net): net = Net(net, size=size, dropout=dropout, kwargs=kwargs)
-    findings = list(() if findings is None else findings) or net.findings or FINDINGS
+    findings = () if findings is None else tuple(findings)
+    findings = findings or net.findings or FINDINGS
     torch.manual_seed(seed)
     model = ChestModel(replace(net, findings=tuple(findings)))
     if weights is not None: load_start(model, weights)

@@ -26,7 +26,6 @@ from fastcore.basics import listify
 from ..core import write_json
 from ..data.batches import FeatureBatches, rank_world, sample_weights, to_device
 from ..data.sources import ChestData
-
 from ..models.bundle import save_weights
 from ..models.nets import probabilities, set_trainable, splitter
 from ..models.weights import read_weights
@@ -221,8 +220,6 @@ def run_stage(
         if resume and _ended_before(run, stage): return run
         _run_sized(run, sized(run, stage, resume), resume, every, keep, listify(cbs), loss)
     return run
-
-
 
 def _run_sized(run, stage, resume, every, keep, cbs, loss):
     "The same for a stage with a number for its batch"

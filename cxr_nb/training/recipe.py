@@ -131,6 +131,14 @@ RECIPE_RULES = dict(
     compile=YES_NO, capture=YES_NO, train_subset=COUNT, val_subset=COUNT, seed=COUNT,
     split_seed=(lambda v: v is None or is_whole(v) and v >= 0, 'a whole number, 0 or more, or none'))
 
+def _check_going_on(stages):
+    "Raise `TrainError` for a stage that goes on with the optimiser's averages of other weights"
+    def learns(stage): return stage.trainable, stage.layer_decay == 1
+    for before, stage in zip(stages, stages[1:]):
+        if not stage.go_on or learns(before) == learns(stage): continue
+        raise TrainError(f'stage {stage.name!r}: goes on with the averages of {before.name!r}, where other weights '
+                         'learnt; give both the same trainable and layer_decay')
+
 @dataclass(frozen=True)
 class Recipe:
     "All choices of a run"
@@ -165,11 +173,7 @@ class Recipe:
         names = [o.name for o in self.stages]
         if not names: raise TrainError('the recipe: there is no stage')
         if len(set(names)) < len(names): raise TrainError('the recipe: two stages have one name; give each its own')
-        for before, stage in zip(self.stages, self.stages[1:]):
-            same = (before.trainable, before.layer_decay == 1) == (stage.trainable, stage.layer_decay == 1)
-            if stage.go_on and not same:
-                raise TrainError(f'stage {stage.name!r}: goes on with the averages of {before.name!r}, where other '
-                                 'weights learnt; give both the same trainable and layer_decay')
+        _check_going_on(self.stages)
 
     @property
     def arch(self): return self.net.arch

@@ -93,7 +93,7 @@ def _show(x):
 def _keyed(x):
     "A list of named records as a dictionary; anything else as it is"
     named = isinstance(x, list) and x and all(isinstance(o, dict) and 'name' in o for o in x)
-    return {o['name']: o for o in x} | dict(order=[o['name'] for o in x]) if named else x
+    return {o['name']: o for o in x} | {'their order': [o['name'] for o in x]} if named else x
 
 def differences(
     was:dict, # Nested, plain JSON

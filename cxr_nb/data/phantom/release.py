@@ -206,8 +206,6 @@ def _is_done(dest, params):
     images = old.pop('images', None)
     return old == {**params, 'complete': True} and sum(1 for _ in dest.glob('images_*/images/*.png')) == images
 
-
-
 def make_phantom(
     dest, # folder to write; made if absent
     n_images:int=1000, # images
