@@ -54,6 +54,12 @@ def test_folded_is_plain(name):
     for key, w in b.items(): assert (a[key] - w).float().norm() <= 1e-4*w.float().norm(), key
     assert any(not torch.equal(start[k], b[k]) for k in b)
 
+@pytest.mark.parametrize('arch', ['resnet18', 'mobilenetv2_050'])
+def test_folded_with_gradients_can_be_traced(arch):
+    model, x = ChestModel(Net(arch, FINDINGS, 64)).eval(), torch.randn(2, 1, 64, 64)
+    traced = torch.jit.trace(model, (x,), check_trace=False)
+    assert torch.allclose(traced(x), model(x), atol=1e-6) and model(x).requires_grad
+
 def test_gpu_check_runs_without_a_card(tmp_path):
     script = Path(__file__).parents[1]/'tools'/'gpu_check.py'
     argv = [sys.executable, script, '--device', 'cpu', '--only', 'folding,captured', '--out', tmp_path/'gpu.json']

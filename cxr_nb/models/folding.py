@@ -92,10 +92,14 @@ class _Clamp(torch.autograd.Function):
 LEAN = {nn.ReLU6: _Clamp.apply, nn.SiLU: nn.functional.silu, nn.Hardswish: nn.functional.hardswish}
 HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
+def _written_down():
+    "Is the network being compiled, or traced for an export? Then it is best computed as it stands"
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
 def _activated(act, x):
     "What an activation gives, without the copy that PyTorch keeps of what one in place overwrites"
     watched = any(getattr(act, o) for o in HOOKS)
-    if type(act) not in LEAN or not x.requires_grad or watched or torch.compiler.is_compiling(): return act(x)
+    if type(act) not in LEAN or not x.requires_grad or watched or _written_down(): return act(x)
     return LEAN[type(act)](x)
 
 NORM_PARTS = ('weight', 'bias', 'running_mean', 'running_var')
@@ -117,6 +121,22 @@ def folded_weight(
     "Weight and bias of the convolution that does the work of both"
     return _scaled(conv, *_scale_and_shift(*(getattr(norm, part) for part in NORM_PARTS), norm.eps))
 
+class _LearnsAlone(torch.autograd.Function):
+    "Leaves the output of a convolution as it is, and gives its bias the gradient"
+    @staticmethod
+    def forward(ctx, out, bias):
+        ctx.mark_dirty(out)
+        ctx.dtype = bias.dtype
+        return out
+    @staticmethod
+    def backward(ctx, grad): return grad, grad.sum((0, 2, 3), dtype=ctx.dtype)
+
+def _convolved(conv, x, weight, bias):
+    "The convolution. On a processor, the gradient of the bias is no part of that of the weight, where that is slower"
+    alone = x.device.type == 'cpu' and conv.groups == 1 and bias.requires_grad
+    if not alone or _written_down(): return conv._conv_forward(x, weight, bias)
+    return _LearnsAlone.apply(conv._conv_forward(x, weight, bias.detach()), bias)
+
 def _apart(conv, norm):
     "Must the two stay apart, since the BatchNorm learns its statistics or somebody looks between them?"
     return (norm.training or conv._forward_hooks or conv._backward_hooks or conv._backward_pre_hooks
@@ -132,7 +152,7 @@ def _computed_apart(conv, norm):
 def _conv_forward(conv, norm, plain, x):
     "The convolution, with the BatchNorm in it"
     if _computed_apart(conv, norm): return plain(x)
-    return conv._conv_forward(x, *(vars(conv).get('folded') or folded_weight(conv, norm)))
+    return _convolved(conv, x, *(vars(conv).get('folded') or folded_weight(conv, norm)))
 
 def _norm_forward(norm, conv, plain, x):
     "What is left of the BatchNorm: its activation, if it has one"
