@@ -12,7 +12,6 @@ __all__ = ['GRID', 'loader_vs_torchxrayvision', 'loader_vs_fastai', 'loader_vs_t
 
 # %% ../../nbs/api/bench/03_rows.ipynb #b0109c89
 import subprocess, sys, tempfile
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -111,13 +110,6 @@ def loader_vs_torchxrayvision_workers(
 def _bare_resize(path, size): return np.asarray(Image.open(path).convert('L').resize((size, size)))
 def _bare_done(path, size): _bare_resize(path, size) # keeps the pixels in its process
 
-@contextmanager
-def _processes(n):
-    "Worker processes that end with the block; joblib alone keeps them for minutes, and who started them waits"
-    try:
-        with joblib.Parallel(n, batch_size=16) as pool: yield pool
-    finally: get_reusable_executor().shutdown(wait=True)
-
 def cache_vs_pil(
     s:Setup # Images and sizes
 )->Row: # In images/s
@@ -131,8 +123,8 @@ def cache_vs_pil(
     note = (f'{n} threads, {n} processes; {megabytes:.2f} MB a file; '
             'difference: mean, of 255 gray levels (area, bicubic)')
     def build(): build_cache(files, tempfile.mkdtemp(dir=s.folder), size, n, progress=False)
-    with _processes(n) as pool:
-        def bare(): pool(joblib.delayed(_bare_done)(path, size) for path in files.values())
+    with get_reusable_executor(n, reuse=False) as pool:
+        def bare(): list(pool.map(_bare_done, files.values(), [size]*len(files), chunksize=16))
         bare()
         return race('cache_vs_pil', rate(build, len(files)), rate(bare, len(files)), 1.3, difference=diff, note=note,
                     repeats=s.repeats)
@@ -252,9 +244,7 @@ def _bare_rate(arch, size, n):
 
 def _in_a_process(f, *args):
     "What a function gives in a new process"
-    pool = get_reusable_executor(1, reuse=False)
-    try: return pool.submit(f, *args).result()
-    finally: pool.shutdown(wait=True)
+    with get_reusable_executor(1, reuse=False) as pool: return pool.submit(f, *args).result()
 
 def kept_memory(
     s:Setup # Sizes

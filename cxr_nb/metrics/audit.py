@@ -52,13 +52,11 @@ def interval_width(
     seed:int=0, # Which
 )->dict: # `by_patient`, `by_image`: width of the 95 % interval of the macro AUROC; `ratio`; NaN without an interval
     "The interval by patient beside the one by image"
-    out = {}
-    for name, groups in [('by_patient', a.patients), ('by_image', None)]:
-        estimate = bootstrap(a.y, a.p, groups, n_boot=n_boot, seed=seed)['auroc']
-        low, high = estimate.macro().interval()[:, 0]
-        out[name] = float(high - low)
-    out['ratio'] = out['by_patient']/out['by_image'] if out['by_image'] else np.nan
-    return out
+    def width(groups):
+        auc = bootstrap(a.y, a.p, groups, n_boot=n_boot, seed=seed)['auroc']
+        return np.ptp(auc.macro().interval()).item()
+    out = dict(by_patient=width(a.patients), by_image=width(None))
+    return out | dict(ratio=out['by_patient']/(out['by_image'] or np.nan))
 
 # %% ../../nbs/api/metrics/15_audit.ipynb #e13fa62e
 def calibration_audit(
@@ -182,13 +180,11 @@ ALONE = ('Every image is of another patient by these labels; if that is only bec
 def _own_table(preds):
     "Patient, age, sex and view from the predictions' own columns, if there are any"
     if not {'age', 'sex', 'view'} & set(preds): return None
-    known = preds.reindex(columns=['age', 'sex', 'view'])
-    text = known[['sex', 'view']].fillna('').astype(str)
-    text = text.apply(lambda column: column.str.strip().str.upper())
-    truth = preds.filter(regex='^true_').rename(columns=lambda name: name.removeprefix('true_'))
-    age = pd.to_numeric(known.age, errors='coerce')
-    sex = text.sex.replace({'FEMALE': 'F', 'MALE': 'M'})
-    return truth.assign(patient=preds.patient, age=age, sex=sex, view=text['view'])
+    known = preds.reindex(columns=['patient', 'age', 'sex', 'view'])
+    known['age'] = pd.to_numeric(known.age, errors='coerce')
+    for column in ('sex', 'view'): known[column] = known[column].fillna('').astype(str).str.strip().str.upper()
+    known['sex'] = known.sex.replace({'FEMALE': 'F', 'MALE': 'M'})
+    return known.join(preds.filter(regex='^true_').rename(columns=lambda name: name.removeprefix('true_')))
 
 def _remarks(a, few=30):
     "What a reader must know of the images and patients"

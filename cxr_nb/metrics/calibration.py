@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, logit, ndtri
+from ..core import record_from
 from .operating import thresholds_for
 from .predictions import PredictionError, check, check_columns, check_names, patient_codes
 from .ranking import macro, ratio
@@ -228,8 +229,7 @@ def from_dict(cls:Calibration,
     d:dict, # As of `to_dict`
 )->'Calibration': # The same calibration
     "Back from JSON. Raises `PredictionError` if it is not one"
-    try: out = cls(**d)
-    except TypeError as e: raise PredictionError(f'this is no calibration ({e}); save it with to_dict') from None
+    out = record_from(cls, d, 'the calibration', PredictionError)
     if not len(out.findings) == len(out.slope) == len(out.intercept):
         raise PredictionError('a calibration needs a slope and an intercept for each finding; fit it again')
     return out
