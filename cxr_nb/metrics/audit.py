@@ -266,8 +266,7 @@ def _line(name, m, score='auroc'):
     "A macro mean with its interval, as text"
     o = m['macro'][score]
     text = with_interval(o['value'], o['low'], o['high'])
-    patients = m['patients'] or m['n']
-    return f'{name}: {text} over {o["n_findings"]} findings, {m["n"]:,} images of {patients:,} patients'
+    return f'{name}: {text} over {o["n_findings"]} findings, {m["n"]:,} images of {m["patients"]:,} patients'
 
 def _means(baselines):
     "The macro AUROC of each baseline, as text"
@@ -292,8 +291,8 @@ def audit_lines(
     out.append(f'{baselines}; on the official test part: {_means(official["floors"])}' if official else baselines)
     if table:
         out.append(f'mean ECE: {table["as it is"]["ece"]:.4f}, after Platt scaling {table["platt"]["ece"]:.4f}')
-    out += [f'note: {o}' for o in m['test'].get('notes', [])]
-    if official: out += [f'note: official test part: {o}' for o in official.get('notes', [])]
+    out += [f'note: {o}' for o in m['test']['notes']]
+    if official: out += [f'note: official test part: {o}' for o in official['notes']]
     return out
 
 # %% ../../nbs/api/metrics/15_audit.ipynb #adf0b288

@@ -82,8 +82,8 @@ def _judged(quality, wrong, patients, top, n_boot, seed):
     suspicion = 1 - quality
     cut = np.sort(suspicion)[-min(top, len(suspicion))]
     picked = suspicion >= cut
-    row = dict(labels=len(wrong), patients=len(set(patients)), wrong=int(wrong.sum()), top=int(picked.sum()))
-    row['found'] = int(wrong[picked].sum())
+    row = dict(labels=len(wrong), patients=len(set(patients)), wrong=int(wrong.sum()), top=int(picked.sum()),
+               found=int(wrong[picked].sum()))
     scores = bootstrap(wrong[:, None], suspicion[:, None], patients, cut, n_boot, seed)
     base = bootstrap_mean(wrong[:, None], patients, n_boot, seed)
     estimates = dict(share=scores['precision'], base=base, gain=scores['precision'] - base,
@@ -101,8 +101,7 @@ def found_errors(
 )->pd.DataFrame: # By finding and given label: counts; share, base, gain, recall, auroc with intervals
     "A ranking of labels judged by a second opinion"
     quality, wrong = np.asarray(quality, dtype=float), np.asarray(wrong)
-    if not isinstance(top, (int, np.integer)) or top < 1:
-        raise PredictionError(f'top is {top}; give how many labels are looked at, 1 or more')
+    if top < 1: raise PredictionError(f'top is {top}; give how many labels are looked at, 1 or more')
     if not np.isin(wrong, (0, 1)).all():
         raise PredictionError("wrong must be 0 or 1; are quality and wrong in each other's place?")
     wrong = wrong.astype(bool)

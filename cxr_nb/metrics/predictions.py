@@ -76,7 +76,6 @@ def check_names(
     findings:list, # Names that are meant for its columns
 ):
     "Raise `PredictionError` if the columns of a table have other names than these, or another order"
-    if isinstance(findings, str): raise PredictionError(f'findings is {findings!r}; give a list, [{findings!r}]')
     if isinstance(p, pd.DataFrame) and _other_order(plain_names(p.columns), pd.Index(findings)):
         raise PredictionError(f'the columns are {", ".join(plain_names(p.columns))}, not {", ".join(findings)}; '
                               'give them in the order of the findings')
@@ -201,8 +200,9 @@ def _as_ours(df, names, where):
     for theirs, name in names.items():
         known = name in ('image', 'patient') or str(name).startswith(('prob_', 'true_'))
         ours[theirs] = name if known else f'prob_{name}'
-    out = df.drop(columns=[o for o in ours.values() if o in df and o not in ours]).rename(columns=ours)
-    if twice := [o for o in out if list(out).count(o) > 1]:
+    out = df.drop(columns=set(ours.values()) - set(ours), errors='ignore').rename(columns=ours)
+    twice = out.columns[out.columns.duplicated()]
+    if len(twice):
         raise PredictionError(f'{where}: two columns are called {twice[0]!r}; keep one')
     return out
 
@@ -221,7 +221,7 @@ def read_predictions(
     df = _by_image(_as_ours(source if given else _load(source, names), names, where), where)
     there = predicted_findings(df)
     if df.empty or not there:
-        raise PredictionError(f'{where}: no {"rows" if there else "columns prob_<finding>"}; '
+        raise PredictionError(f'{where}: no rows or no columns prob_<finding>; '
                               'there must be one row an image and one column such as prob_Effusion a finding')
     if miss := [f'prob_{o}' for o in findings or [] if o not in there]:
         raise PredictionError(f'{where}: {", ".join(miss)} missing; there are {", ".join(there)}; '
@@ -260,15 +260,12 @@ def take(
 def _own_truth(preds):
     "An image table of the file's own `patient` and `true_` columns"
     true = [o for o in preds.columns if o.startswith('true_')]
-    miss = [] if 'patient' in preds else ['patient']
-    if not true: miss.append('true_<finding>')
-    if miss:
-        raise PredictionError(f'the predictions hold no columns {" and ".join(miss)}; '
+    if not true or 'patient' not in preds:
+        raise PredictionError('the predictions hold no columns patient and true_<finding>; '
                               'give an image table, or --labels in the shell')
-    for column in true:
-        if not preds[column].isin([0, 1]).all():
-            raise PredictionError(f'column {column} of the predictions holds something other than 0 and 1; '
-                                  'drop the rows whose label is unknown')
+    if odd := [o for o in true if not preds[o].isin([0, 1]).all()]:
+        raise PredictionError(f'column {odd[0]} of the predictions holds something other than 0 and 1; '
+                              'drop the rows whose label is unknown')
     table = preds[['patient', *true]].rename(columns=lambda o: o.removeprefix('true_'))
     return table.assign(patient=patient_ids(table.patient, 'the predictions'))
 

@@ -116,9 +116,8 @@ def label_agreement(
     rows = table.loc[readers.index]
     findings = findings_of(table)
     mined = _mapped(any_label, rows[findings], findings, mapping)
-    out = dict(images=len(rows), patients=rows.patient.nunique())
-    out['positives'] = truth.sum(0, dtype=int)
-    out['mined'] = mined.sum(0, dtype=int)
+    out = dict(images=len(rows), patients=rows.patient.nunique(), positives=truth.sum(0, dtype=int),
+               mined=mined.sum(0, dtype=int))
     out |= _agreement(truth, mined, rows.patient, n_boot, seed)
     return pd.DataFrame(out, pd.Index(list(mapping), name='label'))
 

@@ -200,9 +200,8 @@ def _judge_grouping(a, groups, code, t, weights, least, positives):
     labels = pd.DataFrame(a.y.astype(int)).groupby(groups.array, observed=True).sum().to_numpy()
     each = _each_auroc(a, groups, code, weights, enough)
     estimates = _macro(each, judged, shared, images.sum(0)) | _rates(counts, weights, least)
-    columns = dict(images=images.sum(0).astype(int), patients=patients)
-    columns['positives'] = labels[:, shared].sum(1)
-    columns['n_findings'] = np.where(judged, len(compared), 0)
+    columns = dict(images=images.sum(0).astype(int), patients=patients, positives=labels[:, shared].sum(1),
+                   n_findings=judged*len(compared))
     columns |= {name: o.sum(0) for name, o in counts.items()}
     for name, estimate in estimates.items(): columns |= estimate.columns(name)
     ill, well = [(counts[k] > 0).sum(0) for k in ('with_finding', 'without_finding')]

@@ -98,13 +98,11 @@ def f1_threshold(
     return float(best_cut(k, k.f1).threshold) if np.any(y) else np.nan
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #4b590022
-def _at_recall(k, target):
-    ok = np.flatnonzero(k.recall >= target - 1e-12)
-    return ok[-1] if len(ok) else 0
+def _at_recall(k, target): # falls from cut to cut
+    return max((k.recall >= target - 1e-12).sum() - 1, 0)
 
-def _at_specificity(k, target):
-    ok = np.flatnonzero(k.specificity >= target - 1e-12)
-    return ok[0] if len(ok) else -1
+def _at_specificity(k, target): # rises from cut to cut
+    return -max((k.specificity >= target - 1e-12).sum(), 1)
 
 # Which of the cuts, of which the counts are given
 METHODS = {'f1': lambda k, target: _best(k.f1),
