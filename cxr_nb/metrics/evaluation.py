@@ -58,11 +58,12 @@ def with_interval(
     value:float, # A score; NaN where undefined
     low:float=np.nan, # Lower end of its interval; NaN where there is none
     high:float=np.nan, # Upper end of it
+    digits:int=3, # Decimals
 )->str: # `0.822 (0.810 to 0.834)`, or a dash where undefined
     "A score as text"
     if pd.isna(value): return '–'
-    if pd.isna(low): return f'{value:.3f}'
-    return f'{value:.3f} ({low:.3f} to {high:.3f})'
+    if pd.isna(low): return f'{value:.{digits}f}'
+    return f'{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})'
 
 def interval_texts(
     table:pd.DataFrame, # With columns `name`, `name_low` and `name_high`
