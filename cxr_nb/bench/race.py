@@ -170,13 +170,10 @@ def bench_table(
 )->pd.DataFrame: # Text, by name: ours, peer, unit, ratio, spread, bar, holds, runs
     "Rows to be read"
     holds = {True: 'yes', False: 'NO', None: '–'}
-    table = pd.DataFrame([asdict(row) for row in rows])
-    for name in ('ours', 'peer', 'ratio'): table[name] = [_short(getattr(row, name)) for row in rows]
-    table['spread'] = [_spread_text(row) for row in rows]
-    table['bar'] = [_bar_text(row) for row in rows]
-    table['holds'] = [holds[row.holds] for row in rows]
-    shown = ['ours', 'peer', 'unit', 'ratio', 'spread', 'bar', 'holds', 'runs']
-    return table.set_index('name')[shown].rename_axis('row')
+    cells = [(_short(o.ours), _short(o.peer), o.unit, _short(o.ratio), _spread_text(o), _bar_text(o), holds[o.holds],
+              o.runs) for o in rows]
+    names = pd.Index([o.name for o in rows], name='row')
+    return pd.DataFrame(cells, names, ['ours', 'peer', 'unit', 'ratio', 'spread', 'bar', 'holds', 'runs'])
 
 # %% ../../nbs/api/bench/01_race.ipynb #eef41d3e
 def write_bench(

@@ -12,7 +12,6 @@ __all__ = ['GRID', 'loader_vs_torchxrayvision', 'loader_vs_fastai', 'loader_vs_t
 
 # %% ../../nbs/api/bench/03_rows.ipynb #b0109c89
 import subprocess, sys, tempfile
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -108,15 +107,10 @@ def loader_vs_torchxrayvision_workers(
     return loader_vs_torchxrayvision(s, workers=joblib.cpu_count())
 
 # %% ../../nbs/api/bench/03_rows.ipynb #b5c50251
+def _megabytes(paths): return f'{np.mean([path.stat().st_size for path in paths])/1e6:.2f} MB a file'
+
 def _bare_resize(path, size): return np.asarray(Image.open(path).convert('L').resize((size, size)))
 def _bare_done(path, size): _bare_resize(path, size) # keeps the pixels in its process
-
-@contextmanager
-def _processes(n):
-    "Worker processes that end with the block; joblib alone keeps them for minutes, and who started them waits"
-    try:
-        with joblib.Parallel(n, batch_size=16) as pool: yield pool
-    finally: get_reusable_executor().shutdown(wait=True)
 
 def cache_vs_pil(
     s:Setup # Images and sizes
@@ -127,12 +121,11 @@ def cache_vs_pil(
     first = [_bare_resize(path, size) for path in list(files.values())[:8]]
     ours = s.cache.images[s.cache.rows(s.images.table.index[:8])]
     diff = agree('an image in the cache', ours, first, tol=6, mean=True)
-    megabytes = np.mean([path.stat().st_size for path in files.values()])/1e6
-    note = (f'{n} threads, {n} processes; {megabytes:.2f} MB a file; '
+    note = (f'{n} threads, {n} processes; {_megabytes(files.values())}; '
             'difference: mean, of 255 gray levels (area, bicubic)')
     def build(): build_cache(files, tempfile.mkdtemp(dir=s.folder), size, n, progress=False)
-    with _processes(n) as pool:
-        def bare(): pool(joblib.delayed(_bare_done)(path, size) for path in files.values())
+    with get_reusable_executor(n, reuse=False) as pool:
+        def bare(): list(pool.map(_bare_done, files.values(), [size]*len(files), chunksize=16))
         bare()
         return race('cache_vs_pil', rate(build, len(files)), rate(bare, len(files)), 1.3, difference=diff, note=note,
                     repeats=s.repeats)
@@ -148,9 +141,8 @@ def reading_vs_pillow(
     diff = agree('pixels', read_gray(files[0]), _pillow_gray(files[0]), tol=1)
     def ours(): return [read_gray(path) for path in files]
     def peer(): return [_pillow_gray(path) for path in files]
-    megabytes = np.mean([path.stat().st_size for path in files])/1e6
     return race('reading_vs_pillow', rate(ours, len(files)), rate(peer, len(files)), difference=diff, repeats=s.repeats,
-                note=f'{megabytes:.2f} MB a file; difference: gray levels')
+                note=f'{_megabytes(files)}; difference: gray levels')
 
 # %% ../../nbs/api/bench/03_rows.ipynb #960d500f
 def _one_step(run, stage):
@@ -252,9 +244,7 @@ def _bare_rate(arch, size, n):
 
 def _in_a_process(f, *args):
     "What a function gives in a new process"
-    pool = get_reusable_executor(1, reuse=False)
-    try: return pool.submit(f, *args).result()
-    finally: pool.shutdown(wait=True)
+    with get_reusable_executor(1, reuse=False) as pool: return pool.submit(f, *args).result()
 
 def kept_memory(
     s:Setup # Sizes

@@ -52,13 +52,11 @@ def interval_width(
     seed:int=0, # Which
 )->dict: # `by_patient`, `by_image`: width of the 95 % interval of the macro AUROC; `ratio`; NaN without an interval
     "The interval by patient beside the one by image"
-    out = {}
-    for name, groups in [('by_patient', a.patients), ('by_image', None)]:
-        estimate = bootstrap(a.y, a.p, groups, n_boot=n_boot, seed=seed)['auroc']
-        low, high = estimate.macro().interval()[:, 0]
-        out[name] = float(high - low)
-    out['ratio'] = out['by_patient']/out['by_image'] if out['by_image'] else np.nan
-    return out
+    def width(groups):
+        auc = bootstrap(a.y, a.p, groups, n_boot=n_boot, seed=seed)['auroc']
+        return np.ptp(auc.macro().interval()).item()
+    out = dict(by_patient=width(a.patients), by_image=width(None))
+    return out | dict(ratio=out['by_patient']/(out['by_image'] or np.nan))
 
 # %% ../../nbs/api/metrics/15_audit.ipynb #e13fa62e
 def calibration_audit(
@@ -182,13 +180,11 @@ ALONE = ('Every image is of another patient by these labels; if that is only bec
 def _own_table(preds):
     "Patient, age, sex and view from the predictions' own columns, if there are any"
     if not {'age', 'sex', 'view'} & set(preds): return None
-    known = preds.reindex(columns=['age', 'sex', 'view'])
-    text = known[['sex', 'view']].fillna('').astype(str)
-    text = text.apply(lambda column: column.str.strip().str.upper())
-    truth = preds.filter(regex='^true_').rename(columns=lambda name: name.removeprefix('true_'))
-    age = pd.to_numeric(known.age, errors='coerce')
-    sex = text.sex.replace({'FEMALE': 'F', 'MALE': 'M'})
-    return truth.assign(patient=preds.patient, age=age, sex=sex, view=text['view'])
+    known = preds.reindex(columns=['patient', 'age', 'sex', 'view'])
+    known['age'] = pd.to_numeric(known.age, errors='coerce')
+    for column in ('sex', 'view'): known[column] = known[column].fillna('').astype(str).str.strip().str.upper()
+    known['sex'] = known.sex.replace({'FEMALE': 'F', 'MALE': 'M'})
+    return known.join(preds.filter(regex='^true_').rename(columns=lambda name: name.removeprefix('true_')))
 
 def _remarks(a, few=30):
     "What a reader must know of the images and patients"
@@ -270,8 +266,7 @@ def _line(name, m, score='auroc'):
     "A macro mean with its interval, as text"
     o = m['macro'][score]
     text = with_interval(o['value'], o['low'], o['high'])
-    patients = m['patients'] or m['n']
-    return f'{name}: {text} over {o["n_findings"]} findings, {m["n"]:,} images of {patients:,} patients'
+    return f'{name}: {text} over {o["n_findings"]} findings, {m["n"]:,} images of {m["patients"]:,} patients'
 
 def _means(baselines):
     "The macro AUROC of each baseline, as text"
@@ -296,8 +291,8 @@ def audit_lines(
     out.append(f'{baselines}; on the official test part: {_means(official["floors"])}' if official else baselines)
     if table:
         out.append(f'mean ECE: {table["as it is"]["ece"]:.4f}, after Platt scaling {table["platt"]["ece"]:.4f}')
-    out += [f'note: {o}' for o in m['test'].get('notes', [])]
-    if official: out += [f'note: official test part: {o}' for o in official.get('notes', [])]
+    out += [f'note: {o}' for o in m['test']['notes']]
+    if official: out += [f'note: official test part: {o}' for o in official['notes']]
     return out
 
 # %% ../../nbs/api/metrics/15_audit.ipynb #adf0b288

@@ -48,13 +48,15 @@ def metadata_features(
     columns:tuple=('view', 'sex', 'age'), # Which of these to use
 )->np.ndarray: # (N, K) float; NaN where unknown
     "Numbers for view, sex, and age with its square. Raises `PredictionError` if a column is not there"
-    if miss := [o for o in columns if o not in table.columns]:
-        raise PredictionError(f'the image table has no column {", ".join(miss)}; name the others as `columns`')
+    numbers = dict(view={'AP': 1., 'PA': 0.}, sex={'M': 1., 'F': 0.}, age=None)
+    usable = [o for o in numbers if o in table]
+    if odd := [o for o in columns if o not in usable]:
+        raise PredictionError(f'metadata of this table are {", ".join(usable)}, not {", ".join(odd)}; '
+                              'name only those as `columns`')
     features = []
     for name in columns:
-        if name == 'view': features.append(table['view'].map({'AP': 1., 'PA': 0.}))
-        if name == 'sex': features.append(table['sex'].map({'M': 1., 'F': 0.}))
-        if name == 'age': features += [table['age'], ((table['age'].astype(float) - 45)/20)**2]
+        if name == 'age': features += [table.age, ((table.age.astype(float) - 45)/20)**2]
+        else: features.append(table[name].map(numbers[name]))
     return np.stack([o.to_numpy(dtype=float) for o in features], axis=1)
 
 def metadata_model()->object: # With `fit` and `predict_proba`
@@ -71,30 +73,30 @@ def _fit_predict(x, y, new):
     if y.min() == y.max(): return np.full(len(new), np.nan)
     return metadata_model().fit(x, y).predict_proba(new)[:, 1]
 
-def _out_of_fold(x, y, patients, folds):
+def _out_of_fold(x, y, patients):
     "Probabilities (N,) for each patient from a regression on the others"
     from sklearn.model_selection import GroupKFold
     p = np.full(len(y), np.nan)
-    folds = min(folds, len(np.unique(patients)))
+    folds = min(5, len(np.unique(patients)))
     if folds < 2: return p
     for fit, rest in GroupKFold(folds).split(x, y, patients): p[rest] = _fit_predict(x[fit], y[fit], x[rest])
     return p
 
 def metadata_baseline(
     train:pd.DataFrame, # Image table to fit on
-    test:pd.DataFrame=None, # Image table to judge on; None judges each patient of `train` by a fit to the others
+    test:pd.DataFrame=None, # Image table to judge on; None judges `train` itself, in five folds by patient
     columns:tuple=('view', 'sex', 'age'), # Which of these to use
-    folds:int=5, # Of that cross-validation
 )->pd.Series: # AUROC by finding; NaN where `train` or `test` lacks positives or negatives
     "AUROC of a logistic regression that sees no image"
     findings = findings_of(train)
-    if test is not None and (miss := [o for o in findings if o not in test.columns]):
+    judged = train if test is None else test
+    if miss := [o for o in findings if o not in judged]:
         raise PredictionError(f'the test table has no labels for {", ".join(miss)}; name both alike')
     x = metadata_features(train, columns)
-    new = None if test is None else metadata_features(test, columns)
+    new = metadata_features(judged, columns)
     out = {}
     for f in findings:
         y = train[f].to_numpy()
-        p = _out_of_fold(x, y, train.patient.to_numpy(), folds) if test is None else _fit_predict(x, y, new)
-        out[f] = np.nan if np.isnan(p).any() else auroc((train if test is None else test)[f], p)
+        p = _out_of_fold(x, y, train.patient.to_numpy()) if test is None else _fit_predict(x, y, new)
+        out[f] = np.nan if np.isnan(p).any() else auroc(judged[f], p)
     return pd.Series(out, name='metadata')

@@ -205,7 +205,6 @@ def bootstrap(
     thresholds=0.5, # As for `thresholds_for`
     n_boot:int=1000, # Number of resamples
     seed:int=0, # Which resamples; the same seed draws the same patients
-    block:int=250, # Resamples at a time; changes memory, not results
 )->dict: # `Estimate` of each of `METRICS`
     "Patient-clustered bootstrap of all metrics"
     limits = thresholds_for(p, thresholds)
@@ -217,7 +216,7 @@ def bootstrap(
     kinds = np.concatenate([y & calls, ~y & calls, y & ~calls, ~y & ~calls], axis=1)
     counts = by_patient(code, n, kinds)
     ranked = [Ranked(a, s, code, n) for a, s in zip(y.T, p.T)]
-    blocks = [_all_scores(ranked, counts, w.astype(float)) for w in boot_counts(n, n_boot, seed, block)]
+    blocks = [_all_scores(ranked, counts, w.astype(float)) for w in boot_counts(n, n_boot, seed)]
     values = _all_scores(ranked, counts, np.ones((1, n)))
     influences = _influences(ranked, counts)
     return {m: Estimate(values[m][0], np.concatenate([o[m] for o in blocks]), influences[m]) for m in METRICS}

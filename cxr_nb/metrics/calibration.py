@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, logit, ndtri
+from ..core import record_from
 from .operating import thresholds_for
 from .predictions import PredictionError, check, check_columns, check_names, patient_codes
 from .ranking import macro, ratio
@@ -38,21 +39,15 @@ def _binned(y, p, bins, how):
     total = np.bincount(place, p)
     return n, positives, total, place
 
-def _wilson(share, n, level=.95):
-    "Wilson's interval of a share of n"
-    z = ndtri((1 + level)/2)
+def _wilson(share, n):
+    "Wilson's 95 % interval of a share of n"
+    z = ndtri(.975)
     middle = share + z**2/(2*n)
     half = z*np.sqrt(share*(1-share)/n + z**2/(4*n**2))
     scale = 1 + z**2/n
     return (middle - half)/scale, (middle + half)/scale
 
 # %% ../../nbs/api/metrics/12_calibration.ipynb #c03bc9e0
-def _one(y, p, what, groups=None):
-    "Labels and probabilities of one finding, checked"
-    y, p = check(y, p, unit=True, groups=groups)
-    if y.ndim != 1: raise PredictionError(f'{what} is of one finding; give the labels and probabilities of one, (N,)')
-    return y, p
-
 def reliability(
     y, # Labels 0/1, (N,)
     p, # Probabilities in [0, 1], (N,)
@@ -61,7 +56,9 @@ def reliability(
     groups=None, # (N,) patient of each image; None if each image is a patient of its own
 )->pd.DataFrame: # By bin, lowest first: predicted, observed, low, high (95 % interval of observed), images, positives
     "Mean probability beside the share that came true. Raises `PredictionError`"
-    y, p = _one(y, p, 'a reliability curve', groups)
+    y, p = check(y, p, unit=True, groups=groups)
+    if y.ndim != 1:
+        raise PredictionError('a reliability curve is of one finding; give the labels and probabilities of one, (N,)')
     code, _ = patient_codes(groups, len(y))
     n, positives, total, place = _binned(y, p, bins, how)
     some = np.unique(place)
@@ -132,7 +129,7 @@ class Calibration:
     n: int # Images that it was fitted on
     left: list = field(default_factory=list) # Findings that could not be fitted and are left as they are
 
-def _logit(p, least=1e-7): return logit(np.clip(p, least, 1 - least))
+def _logit(p): return logit(np.clip(p, 1e-7, 1 - 1e-7))
 
 @patch
 def apply(self:Calibration,
@@ -228,8 +225,7 @@ def from_dict(cls:Calibration,
     d:dict, # As of `to_dict`
 )->'Calibration': # The same calibration
     "Back from JSON. Raises `PredictionError` if it is not one"
-    try: out = cls(**d)
-    except TypeError as e: raise PredictionError(f'this is no calibration ({e}); save it with to_dict') from None
+    out = record_from(cls, d, 'the calibration', PredictionError)
     if not len(out.findings) == len(out.slope) == len(out.intercept):
         raise PredictionError('a calibration needs a slope and an intercept for each finding; fit it again')
     return out
@@ -241,18 +237,14 @@ def plot_reliability(
     findings:list, # C names
     show:list=None, # Which findings; all if not given
     bins:int=8, # As for `reliability`
-    how:str='mass', # As for `reliability`
     groups=None, # (N,) patient of each image
-    cols:int=4, # Panels a row
     where:str='', # What the images are, for the title
 )->Figure: # One panel a finding
     "Reliability curves of each finding"
     if not isinstance(ps, dict): raise PredictionError('ps: give probabilities by name, as in {"my model": p}')
     checked = {name: check_columns(y, p, findings, groups) for name, p in ps.items()}
     show = [show] if isinstance(show, str) else list(findings if show is None else show)
-    if miss := [o for o in show if o not in findings]:
-        raise PredictionError(f'no predictions for {", ".join(miss)}; there are {", ".join(findings)}')
-    cols = min(cols, len(show))
+    cols = min(4, len(show))
     rows = -(-len(show)//cols)
     width = 2*cols + .2
     height = 2.1*rows + .5
@@ -262,7 +254,7 @@ def plot_reliability(
     for ax, f in zip(axs, show):
         j = list(findings).index(f)
         of_finding = {name: p[:, j] for name, (_, p) in checked.items()}
-        _finding(ax, np.asarray(y)[:, j], of_finding, f, bins, how, groups)
+        _finding(ax, np.asarray(y)[:, j], of_finding, f, bins, groups)
     for ax in axs[len(show):]: ax.set_visible(False)
     title = f'Reliability: {where}' if where else 'Reliability'
     fig.suptitle(title, x=.1/width, y=1 - .08/height, ha='left', fontsize=9.5)
@@ -272,11 +264,11 @@ def plot_reliability(
     fig.legend(*lines, frameon=False, fontsize=8, loc='upper right', ncols=len(ps))
     return fig
 
-def _finding(ax, y, ps, title, bins, how, groups):
+def _finding(ax, y, ps, title, bins, groups):
     "One panel"
     largest = 1e-3
     for i, (name, p) in enumerate(ps.items()):
-        curve = reliability(y, p, bins, how, groups)
+        curve = reliability(y, p, bins, groups=groups)
         ax.vlines(curve.predicted, curve.low, curve.high, color=f'C{i}', lw=1, alpha=.5)
         ax.plot(curve.predicted, curve.observed, 'o-', color=f'C{i}', ms=3, lw=1, label=name)
         largest = max(largest, curve.predicted.max(), curve.observed.max())

@@ -11,7 +11,7 @@ __all__ = ['bessel', 'logit_interval', 'delong', 'delong_test']
 import numpy as np, pandas as pd
 from scipy.special import expit, logit, stdtr, stdtrit
 from .bootstrap import check_level, freedom
-from .predictions import PredictionError, check, patient_codes
+from .predictions import check, patient_codes
 from .ranking import Ranked, auroc, macro
 
 # %% ../../nbs/api/metrics/06_delong.ipynb #a17b0dd2
@@ -60,9 +60,7 @@ def _columns(y, p, findings, groups):
     "Both as (N, C), and a name a column"
     y, p = check(y, p, groups=groups)
     y, p = y.reshape(len(y), -1), p.reshape(len(p), -1)
-    names = [str(o) for o in range(y.shape[1])] if findings is None else list(findings)
-    if len(names) != y.shape[1]:
-        raise PredictionError(f'{len(names)} findings for {y.shape[1]} columns; give one name a column')
+    names = map(str, range(y.shape[1])) if findings is None else findings
     return y, p, pd.Index([*names, 'macro mean'], name='finding')
 
 def _with_mean(values): return np.append(values, macro(values)['value'])

@@ -115,13 +115,12 @@ def with_notes(
 def notes(self:Evaluation)->list: # Sentences
     "What the scores rest on"
     t = self.table
-    draws = self.boot['auroc'].draws
-    lost = self.boot['auroc'].undefined()
+    auc = self.boot['auroc']
+    lost = auc.undefined()
     known = t.auroc.notna()
-    spread = np.nanmax(draws, 0, initial=-1) - np.nanmin(draws, 0, initial=2)
     few = known & (t.positive_patients < 10)
-    flat = known & t.auroc_low.isna() & (spread <= 1e-12) & (self.patients != 1)
-    absent = [f'{f} ({o} of {len(draws)})' for f, o in zip(t.index[known], lost[known]) if o]
+    flat = known & t.auroc_low.isna() & (lost == 0) & (self.patients != 1)
+    absent = [f'{f} ({o} of {len(auc.draws)})' for f, o in zip(t.index[known], lost[known]) if o]
     out = []
     if self.patients is None: out.append('Patients are not known: images were drawn, and the intervals are too narrow')
     if self.patients == 1: out.append('One patient only: no intervals')

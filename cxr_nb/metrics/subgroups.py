@@ -10,9 +10,10 @@ __all__ = ['UNKNOWN', 'RATES', 'GROUPINGS', 'FIGURES', 'COLORS', 'age_band', 'gr
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #e62b8e31
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np, pandas as pd
-from fastcore.basics import patch
+from fastcore.basics import listify, patch
 from matplotlib.figure import Figure
 from ..core import as_json
 from .bootstrap import Estimate, boot_counts, by_patient, ratio_influence
@@ -30,13 +31,12 @@ def age_band(
     edges=(20, 40, 60, 80), # Where a new band begins, ascending whole years
 )->pd.Categorical: # '0-19', '20-39', ... '80+', 'unknown'
     "Age bands, in order"
-    edges = list(edges)
-    if not edges or edges != sorted(set(edges)) or edges[0] <= 0 or any(o % 1 for o in edges):
-        raise PredictionError(f'age bands at {edges}; give ascending whole years above 0')
+    bounds = list(pairwise([0, *edges]))
+    if any(low >= high or high % 1 for low, high in bounds):
+        raise PredictionError(f'age bands at {list(edges)}; give ascending whole years above 0')
     years = pd.to_numeric(pd.Series(age), errors='coerce').to_numpy(dtype=float)
-    names = [f'{low}-{high - 1}' for low, high in zip([0, *edges], edges)]
-    names.append(f'{edges[-1]}+')
-    bands = pd.cut(years, [0, *edges, np.inf], right=False, labels=names)
+    names = [f'{low}-{high - 1}' for low, high in bounds]
+    bands = pd.cut(years, [0, *edges, np.inf], right=False, labels=[*names, f'{edges[-1]}+'])
     return bands.add_categories(UNKNOWN).fillna(UNKNOWN)
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #2342257d
@@ -55,10 +55,9 @@ def groups_of(
     by='sex', # A column, or several to be crossed, such as ['sex', 'view']; 'age' is taken in bands
 )->pd.Series: # Name of each image's subgroup, categorical: 'F', or 'F, AP'
     "Which subgroup each image is in. Raises `PredictionError` on an unknown column"
-    by = [by] if isinstance(by, str) else list(by)
-    miss = [repr(o) for o in by if o not in table.columns]
-    if miss or not by:
-        raise PredictionError(f'the image table has no column {", ".join(miss) or "to group by"}; '
+    by = listify(by)
+    if miss := [repr(o) for o in by if o not in table]:
+        raise PredictionError(f'the image table has no column {", ".join(miss)}; '
                               f'there are {", ".join(map(str, table.columns[:8]))}')
     levels = pd.DataFrame({o: _levels(table[o]) for o in by})
     first, *others = [levels[o].astype(str) for o in by]
@@ -106,16 +105,11 @@ def _patient_counts(a, groups):
 
 def _image_counts(a, groups, code, t):
     "Images by patient and subgroup, (n, k): all, and of each kind; NaN where thresholds are missing"
-    called = np.full(len(a.findings), np.nan) if t is None else t
-    kinds = no_finding_counts(a.y, a.p, called)
+    kinds = no_finding_counts(a.y, a.p, np.nan if t is None else t)
+    kinds = dict(images=np.ones(len(a.y)), **kinds)
+    if t is None: kinds |= dict.fromkeys(['missed', 'alarmed'], np.full(len(a.y), np.nan))
     member = pd.get_dummies(groups).to_numpy(dtype=float)
-    counts = {'images': by_patient(code, code.max() + 1, member)}
-    for name, mask in kinds.items():
-        counts[name] = by_patient(code, code.max() + 1, member*mask[:, None])
-    if t is None:
-        counts['missed'] *= np.nan
-        counts['alarmed'] *= np.nan
-    return counts
+    return {name: by_patient(code, code.max() + 1, member*kind[:, None]) for name, kind in kinds.items()}
 
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #2ed559bc
 def _others(values):
@@ -206,9 +200,8 @@ def _judge_grouping(a, groups, code, t, weights, least, positives):
     labels = pd.DataFrame(a.y.astype(int)).groupby(groups.array, observed=True).sum().to_numpy()
     each = _each_auroc(a, groups, code, weights, enough)
     estimates = _macro(each, judged, shared, images.sum(0)) | _rates(counts, weights, least)
-    columns = dict(images=images.sum(0).astype(int), patients=patients)
-    columns['positives'] = labels[:, shared].sum(1)
-    columns['n_findings'] = np.where(judged, len(compared), 0)
+    columns = dict(images=images.sum(0).astype(int), patients=patients, positives=labels[:, shared].sum(1),
+                   n_findings=judged*len(compared))
     columns |= {name: o.sum(0) for name, o in counts.items()}
     for name, estimate in estimates.items(): columns |= estimate.columns(name)
     ill, well = [(counts[k] > 0).sum(0) for k in ('with_finding', 'without_finding')]
@@ -251,13 +244,11 @@ def _looks(table):
 # %% ../../nbs/api/metrics/13_subgroups.ipynb #30d0dc62
 def _known_images(a, table):
     "The rows of the judged images, in their order"
-    if not len(a.y): raise PredictionError('no predictions to judge; the arrays are empty')
-    twice = table.index[table.index.duplicated()]
-    if len(twice): raise PredictionError(f'{twice[0]} has more than one row in the image table; keep one an image')
-    if miss := [o for o in a.images if o not in table.index]:
-        raise PredictionError(f'{len(miss):,} of the images are not in the image table, {miss[0]} for one; '
-                              'give the table that they were aligned with')
-    return table.loc[a.images]
+    rows = table[table.index.isin(a.images)]
+    if len(rows) != len(a.images) or not rows.index.is_unique:
+        raise PredictionError(f'the image table has {len(rows):,} rows of the {len(a.images):,} images; '
+                              'give the table that they were aligned with, one row an image')
+    return rows.loc[a.images]
 
 def evaluate_subgroups(
     a:Aligned, # Truth and predictions, as of `align`
@@ -275,7 +266,7 @@ def evaluate_subgroups(
     t = None if thresholds is None else threshold_array(thresholds, a.findings)
     code, patients = patient_codes(a.patients, len(a.y))
     everyone = pd.Series(pd.Categorical(['all images']*len(rows)), rows.index, name='all')
-    groupings = [everyone, *(groups_of(rows, o) for o in ([by] if isinstance(by, str) else by))]
+    groupings = [everyone, *(groups_of(rows, o) for o in listify(by))]
     weights = [o.astype(np.int16) for o in boot_counts(patients, n_boot, seed)]
     judged = [_judge_grouping(a, o, code, t, weights, min_patients, min_positives) for o in groupings]
     tables, by_finding, compared = zip(*judged)
@@ -291,9 +282,6 @@ def formatted(self:Subgroups,
     by:str=None, # One grouping, named as in the table, 'sex, view'; all if not given
 )->pd.DataFrame: # Text by grouping and subgroup
     "Figures with their intervals, to be read"
-    groupings = list(self.compared)
-    if by is not None and by not in groupings:
-        raise PredictionError(f'by={by!r}: not among the groupings judged; there are {"; ".join(groupings)}')
     t = self.table if by is None else self.table.loc[[by]]
     counts = t[['images', 'patients', 'positives', 'n_findings']].map('{:,}'.format)
     out = counts.set_axis(['images', 'patients', 'positives', 'findings'], axis=1)
@@ -350,8 +338,6 @@ def plot_subgroups(
 )->Figure: # AUROC, false No Finding and false alarms by subgroup, side by side
     "Every subgroup's figures with their intervals"
     t = s.table.drop('all', level='by')
-    if t.empty:
-        raise PredictionError('there are no subgroups to draw; of these images neither age nor sex nor view is known')
     gaps = .7*pd.factorize(t.index.get_level_values('by'))[0]
     at = -np.arange(len(t)) - gaps
     names = [f'{name}  ({n:,})' for (_, name), n in t.images.items()]

@@ -10,12 +10,11 @@ __all__ = ['METHODS', 'COLUMNS', 'ThresholdError', 'cuts', 'best_cut', 'f1_thres
            'load_thresholds']
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #b529a811
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from ..core import CxrError, need_file, write_json
+from ..core import CxrError, read_json, write_json
 from .operating import Confusion, threshold_array, thresholds_for
 from .predictions import check, check_columns
 
@@ -50,8 +49,8 @@ def _on_grid(v, grid, lo, hi):
 def cuts(
     y, # Labels 0/1, (N,)
     p, # Probabilities, (N,)
-    lo:float=None, # Lowest threshold allowed, 0 to 1
-    hi:float=None, # Highest threshold allowed, 0 to 1
+    lo:float=0, # Lowest threshold allowed
+    hi:float=1, # Highest threshold allowed
     grid=None, # The only thresholds to look at; None: all that differ
 )->pd.DataFrame: # One row a cut, thresholds ascending: threshold, tp, fp, fn, tn, precision, recall, specificity, f1
     "All different sets of positive predictions `p >= threshold`, with their rates. Raises `ThresholdError`"
@@ -61,12 +60,10 @@ def cuts(
 
 def _counted(y, p, lo, hi, grid):
     "Thresholds, ascending, and what each counts"
-    if not 0 <= (lo or 0) <= (1 if hi is None else hi) <= 1:
+    if not 0 <= lo <= hi <= 1:
         raise ThresholdError(f'no threshold lies between lo={lo} and hi={hi}; give 0 <= lo <= hi <= 1')
     scores, first = np.unique(np.sort(p), return_index=True) # where each different score begins
-    hi = 1. if hi is None else hi
-    if grid is None: t, i = _reachable(scores, -np.inf if lo is None else lo, hi)
-    else: t, i = _on_grid(scores, grid, lo or 0, hi)
+    t, i = _reachable(scores, lo, hi) if grid is None else _on_grid(scores, grid, lo, hi)
     positives = np.bincount(np.searchsorted(scores, p[y]), minlength=len(scores)) # at each score
     n = int(positives.sum())
     tp = np.append(n - np.cumsum(positives) + positives, 0)[i]
@@ -93,21 +90,19 @@ def best_cut(
 def f1_threshold(
     y, # Labels 0/1, (N,)
     p, # Probabilities, (N,)
-    lo:float=None, # Lowest threshold allowed
-    hi:float=None, # Highest threshold allowed
+    lo:float=0, # Lowest threshold allowed
+    hi:float=1, # Highest threshold allowed
 )->float: # The threshold; NaN without positives
     "The threshold with the highest F1 of all"
     k = cuts(y, p, lo, hi)
     return float(best_cut(k, k.f1).threshold) if np.any(y) else np.nan
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #4b590022
-def _at_recall(k, target):
-    ok = np.flatnonzero(k.recall >= target - 1e-12)
-    return ok[-1] if len(ok) else 0
+def _at_recall(k, target): # falls from cut to cut
+    return max((k.recall >= target - 1e-12).sum() - 1, 0)
 
-def _at_specificity(k, target):
-    ok = np.flatnonzero(k.specificity >= target - 1e-12)
-    return ok[0] if len(ok) else -1
+def _at_specificity(k, target): # rises from cut to cut
+    return -max((k.specificity >= target - 1e-12).sum(), 1)
 
 # Which of the cuts, of which the counts are given
 METHODS = {'f1': lambda k, target: _best(k.f1),
@@ -132,8 +127,8 @@ def fit_thresholds(
     p, # Probabilities, (N, C)
     findings:list, # C names
     method:str='f1', # `f1`, `youden`, `recall` or `specificity`
-    lo:float=None, # Lowest threshold allowed
-    hi:float=None, # Highest threshold allowed
+    lo:float=0, # Lowest threshold allowed
+    hi:float=1, # Highest threshold allowed
     target:float=None, # The recall or specificity asked for
     grid=None, # The only thresholds to look at; None: all that differ
 )->pd.DataFrame: # By finding: threshold, what it reaches here, positives, method; NaN without positives (or negatives)
@@ -180,8 +175,8 @@ def find_optimal_thresholds_with_dynamic_adjustment(
     min_f1:float=0., # Relax also while the best F1 is below this
     step:float=0.05, # By how much the demand is lowered at a time
     floor:float=0., # Precision below which it is not lowered
-    lo:float=None, # Lowest threshold allowed
-    hi:float=None, # Highest threshold allowed
+    lo:float=0, # Lowest threshold allowed
+    hi:float=1, # Highest threshold allowed
 )->pd.DataFrame: # As of `fit_thresholds`, with `asked` and `settled` (precision demanded, first and last) and `steps`
     "Maximal F1 under a minimum precision that is relaxed, finding by finding, where it cannot be had"
     asked = threshold_array(min_precision, findings, 'precision')
@@ -230,34 +225,25 @@ def save_thresholds(
     return write_json(path, {'findings': df.astype(object).to_dict('index')})
 
 # %% ../../nbs/api/metrics/10_thresholds.ipynb #f633f56f
-def _fits(entry):
-    "Is it an object with a threshold?"
-    if not isinstance(entry, dict) or 'threshold' not in entry: return False
-    t = entry['threshold']
-    return t is None or (type(t) in (int, float) and 0 <= t <= 1)
-
 def _read(path):
-    "The `findings` of a thresholds file"
-    need_file(path, 'write one with `save_thresholds`', ThresholdError)
-    try: out = json.loads(Path(path).read_text(encoding='utf-8'))['findings']
-    except (ValueError, KeyError, TypeError) as e:
-        raise ThresholdError(f'{path}: is no thresholds file ({type(e).__name__}); '
+    "The table in a thresholds file"
+    record = read_json(path, 'write one with `save_thresholds`', error=ThresholdError)
+    try:
+        df = pd.DataFrame.from_dict(record['findings'], orient='index')
+        return df.assign(threshold=threshold_array(df, list(df.index)))
+    except (KeyError, AttributeError, ValueError) as e:
+        raise ThresholdError(f'{path}: is no thresholds file ({e}); '
                              'it must hold {"findings": {"Hernia": {"threshold": 0.12}}}') from None
-    for f, entry in out.items() if isinstance(out, dict) else [('findings', out)]:
-        if not _fits(entry):
-            raise ThresholdError(f'{path}: {f} needs a "threshold" that is a number in [0, 1] or null')
-    return out
 
 def load_thresholds(
     path, # `thresholds.json`
     findings:list=None, # The model's findings, in order; None takes those of the file
 )->pd.DataFrame: # As of `fit_thresholds`, in the order of `findings`; NaN for null
     "Thresholds from a file. Raises `ThresholdError` if they are of other findings than the model's"
-    got = _read(path)
-    findings = list(got if findings is None else findings)
+    df = _read(path)
+    findings = list(df.index if findings is None else findings)
     said = []
-    if miss := sorted(set(findings) - set(got)): said.append(f'no threshold for {", ".join(miss)}')
-    if odd := sorted(set(got) - set(findings)): said.append(f'one for {", ".join(odd)}, which the model lacks')
+    if miss := sorted(set(findings) - set(df.index)): said.append(f'no threshold for {", ".join(miss)}')
+    if odd := sorted(set(df.index) - set(findings)): said.append(f'one for {", ".join(odd)}, which the model lacks')
     if said: raise ThresholdError(f'{path}: {"; ".join(said)}; take the file of this model, or fit thresholds again')
-    df = pd.DataFrame.from_dict(got, orient='index').loc[findings].rename_axis('finding')
-    return df.assign(threshold=df.threshold.astype(float))
+    return df.loc[findings].rename_axis('finding')
