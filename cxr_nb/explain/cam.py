@@ -160,8 +160,8 @@ def _forward_cut(model, x, layer, tab=None):
         raise ExplainError('the logits do not depend on this layer; name one that they do')
     return kept[-1], logits
 
-def _cells(model, x, layer, which, fast=None, tab=None):
-    "Grad-CAM before it is stretched, (B, K, h, w), from one forward pass; `fast=True` insists on a pooled-linear head"
+def _cells(model, x, layer, which, tab=None):
+    "Grad-CAM before it is stretched, (B, K, h, w), from one forward pass"
     to_map = _places(model)
     with torch.inference_mode(False), torch.enable_grad():
         leaf, logits = _forward_cut(model, x, layer, tab)
@@ -170,9 +170,7 @@ def _cells(model, x, layer, which, fast=None, tab=None):
         if head is not None:
             n_cells = maps.shape[2:].numel()
             weights = [head[k].expand(len(maps), -1) / n_cells for k in which]
-        elif fast:
-            raise ExplainError(f'{_named(model)}: its logits are not a linear function of the averaged feature map; '
-                               'use `fast=False`')
+
         else: weights = [to_map(_gradient(logits[:, k], leaf)).float().mean((2, 3)) for k in which]
     return torch.einsum('bkc,bchw->bkhw', torch.stack(weights, dim=1), maps).relu().cpu().numpy()
 
@@ -185,18 +183,18 @@ def gradcam(
     model, # A `ChestModel` or an `Ensemble`
     x, # Normalised images, float32 (B, 1, S, S)
     findings=None, # Names of the findings to explain; all of the model's if not given
-    fast:bool=None, # True: insist on class activation maps; False: the package grad-cam; None: whatever the head allows
+    fast:bool=True, # One forward pass for all of them? Else the package grad-cam, with a pass for each
     layer=None, # Where the maps are taken; `cam_layer(model)` if not given
     tab:torch.Tensor=None, # What is known beside the images, as of `known_rows`; nothing if not given
 )->np.ndarray: # float32 (B, K, S, S), each map in 0..1 of its own maximum; all 0 where nothing spoke for the finding
-    "Grad-CAM of a batch. Raises `ExplainError` for an unknown finding or, with `fast=True`, an unsuitable head"
+    "Grad-CAM of a batch. Raises `ExplainError` for an unknown finding"
     which = _which(model, findings)
     x = x.to(next(model.parameters()).device)
     layer = layer or cam_layer(model)
     if isinstance(model, Ensemble): return _mean_maps(model, x, [model.findings[k] for k in which], fast, layer, tab)
     with _untouched(model):
-        if fast is False: maps = _gradcam_package(model, x, layer, which, tab)
-        else: maps = _cells(model, x, layer, which, fast, tab)
+        draw = _cells if fast else _gradcam_package
+        maps = draw(model, x, layer, which, tab)
     return _fit_maps(maps, x.shape[-2:], _crop(model))
 
 def _mean_maps(model, x, names, fast, layers, tab=None):

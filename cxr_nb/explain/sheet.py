@@ -28,6 +28,7 @@ from ..data.box_files import BOX_FRAME
 from ..metrics.evaluation import write_metrics
 from ..metrics.thresholds import load_thresholds
 from ..runs import run_lock
+from ..training.judging import refuse_outgrown
 
 # %% ../../nbs/api/explain/03_sheet.ipynb #1a7469ef
 CAM_CMAP = 'inferno'
@@ -36,26 +37,23 @@ def overlay(
     gray, # Image, uint8 (S, S)
     cam, # Its map in 0..1, (S, S)
     boxes:pd.DataFrame=None, # Boxes to draw: x, y, w, h
-    alpha:float=0.75, # Opacity where the map is 1
-    frame:int=BOX_FRAME, # Side of the frame that the boxes are in, in pixels
 )->np.ndarray: # uint8 RGB, (S, S, 3)
     "The map over the image, with its boxes in white"
     below = np.repeat(np.asarray(gray)[..., None], 3, axis=2).astype(np.float32)
     heat = colormaps[CAM_CMAP](np.asarray(cam))[..., :3] * 255
-    opacity = alpha * np.clip(cam, 0, 1)[..., None]**0.7
+    opacity = 0.75 * np.clip(cam, 0, 1)[..., None]**0.7
     rgb = np.ascontiguousarray(((1 - opacity)*below + opacity*heat).round().astype(np.uint8))
-    return rgb if boxes is None else draw_boxes(rgb, boxes, frame)
+    return rgb if boxes is None else draw_boxes(rgb, boxes)
 
 # %% ../../nbs/api/explain/03_sheet.ipynb #a3b08940
 def draw_boxes(
     rgb, # Image, uint8 (S, S, 3); drawn upon
     boxes:pd.DataFrame, # x, y, w, h
-    frame:int=BOX_FRAME, # Side of the frame that the boxes are in, in pixels
 )->np.ndarray: # The same image
     "White boxes with a dark rim, readable on bright and dark images"
     side = rgb.shape[0]
     line = max(1, round(side/200))
-    places = boxes[['x', 'y', 'w', 'h']].to_numpy(float) * side/frame
+    places = boxes[['x', 'y', 'w', 'h']].to_numpy(float) * side/BOX_FRAME
     for x, y, w, h in places.round().astype(int).tolist():
         cv2.rectangle(rgb, (x, y), (x + w, y + h), (0, 0, 0), 3*line)
         cv2.rectangle(rgb, (x, y), (x + w, y + h), (255, 255, 255), line)
@@ -79,14 +77,15 @@ def case_of(
 def pick_cases(
     preds:pd.DataFrame, # Predictions: image, `prob_<finding>`, `true_<finding>`
     thresholds:dict, # Threshold by finding; None for a finding without one
-    findings=None, # Which; all that have a threshold if not given
+
     kinds=('true positive', 'false positive', 'false negative'), # Which cases, of `CASES`
     n:int=1, # Of each kind
 )->pd.DataFrame: # image, finding, prob, threshold, true, case
     "The surest cases of each kind, right and wrong; kinds that do not occur are left out"
     picked = []
-    for finding in findings or [f for f, threshold in thresholds.items() if threshold is not None]:
-        d = preds[['image']].assign(finding=finding, prob=preds[f'prob_{finding}'], threshold=thresholds[finding],
+    for finding, threshold in thresholds.items():
+        if threshold is None: continue
+        d = preds[['image']].assign(finding=finding, prob=preds[f'prob_{finding}'], threshold=threshold,
                                     true=preds[f'true_{finding}'].astype(int))
         d['case'] = [case_of(*o) for o in zip(d.prob, d.threshold, d.true)]
         for kind in kinds:
@@ -102,7 +101,6 @@ def heatmap_sheet(
     cases:pd.DataFrame, # N rows: image, finding, prob; threshold and true where known
     boxes:pd.DataFrame=None, # As of `read_boxes`; drawn where there is any of the case's finding
     cols:int=3, # Cases side by side
-    frame:int=BOX_FRAME, # Side of the frame that the boxes are in, in pixels
     side:float=1.5, # Of an image, in inches
     title:str='Radiographs and their heatmaps', # Above the sheet
 )->Figure: # Every image beside its heatmap
@@ -118,18 +116,18 @@ def heatmap_sheet(
     axs = fig.subplots(rows, cols, squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for ax, gray, cam, case in zip(axs.flat, images, cams, cases.to_dict('records')):
-        ax.imshow(_beside(gray, cam, _boxes_of(case, boxes), frame))
+        ax.imshow(_beside(gray, cam, _boxes_of(case, boxes)))
         _label_case(ax, case, side)
     bar = fig.colorbar(cm.ScalarMappable(cmap=CAM_CMAP), ax=axs, fraction=0.02, pad=0.01, aspect=30, ticks=[0, 1])
     bar.ax.set_yticklabels(['no evidence', 'most in\nthis map'], fontsize=8)
     fig.get_layout_engine().set(h_pad=0.08, hspace=0.06)
     return fig
 
-def _beside(gray, cam, boxes=None, frame=BOX_FRAME):
+def _beside(gray, cam, boxes=None):
     "An image and its heatmap side by side, uint8 RGB (300, 608, 3)"
     gray, cam = (cv2.resize(np.asarray(a), (300, 300), interpolation=cv2.INTER_LINEAR) for a in (gray, cam))
     gap = np.full((300, 8, 3), 255, np.uint8)
-    return np.hstack([overlay(gray, 0*cam, boxes, frame=frame), gap, overlay(gray, cam, boxes, frame=frame)])
+    return np.hstack([overlay(gray, 0*cam, boxes), gap, overlay(gray, cam, boxes)])
 
 def _boxes_of(case, boxes):
     "The boxes of a case's image and finding"
@@ -153,12 +151,10 @@ def show_cams(
     images, # N file names
     cases:pd.DataFrame, # image, finding, prob; threshold and true where known; as of `pick_cases`
     boxes:pd.DataFrame=None, # As of `read_boxes`
-    cols:int=3, # Cases side by side
-    tab:np.ndarray=None, # What is known beside the images, as of `told`; nothing if not given
     **kwargs # More for `heatmap_sheet`
 )->Figure: # As of `heatmap_sheet`
     "Heatmaps of the cases, made from the model. Raises `ExplainError` if the image of a case is missing"
-    return heatmap_sheet(*_case_maps(model, gray, images, cases, tab), cases, boxes, cols, **kwargs)
+    return heatmap_sheet(*_case_maps(model, gray, images, cases), cases, boxes, **kwargs)
 
 def _case_maps(model, gray, images, cases, tab=None):
     "Images (N, S, S) and maps (N, S, S) of the cases"
@@ -180,7 +176,6 @@ def plot_priors(
     rates, # Hit rate by finding, for the titles; its order is that of the panels
     peaks:pd.DataFrame=None, # image, finding, x, y of heatmaps: drawn as dots, moved a little since many share a cell
     cols:int=4, # Panels in a row
-    frame:int=BOX_FRAME, # Side of the frame that the peaks are in, in pixels
 )->Figure: # A panel a finding
     "Where the boxes of each finding lie, and where heatmaps peak"
     rng = np.random.default_rng(0)
@@ -191,11 +186,11 @@ def plot_priors(
     axs = fig.subplots(rows, cols, squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for ax, (finding, rate) in zip(axs.flat, rates.items()):
-        ax.imshow(maps[(pairs.finding == finding).to_numpy()].mean(0), cmap='cividis', extent=(0, frame, frame, 0))
+        ax.imshow(maps[(pairs.finding == finding).to_numpy()].mean(0), cmap='cividis', extent=(0, BOX_FRAME, BOX_FRAME, 0))
         ax.set_title(f'{finding}, hit {rate:.2f}', fontsize=8.5)
         if peaks is None: continue
         at = peaks.loc[peaks.finding == finding, ['x', 'y']].to_numpy(float)
-        ax.plot(*(at + rng.normal(0, frame/73, at.shape)).T, '.', color='w', ms=3)
+        ax.plot(*(at + rng.normal(0, BOX_FRAME/73, at.shape)).T, '.', color='w', ms=3)
     return fig
 
 # %% ../../nbs/api/explain/03_sheet.ipynb #02b57751
@@ -256,16 +251,18 @@ def explain_run(
     keep:bool=True, # Put scores and sheet into the run's figures and report? Not with other weights or other data
 )->tuple: # The folder, and the table of `score_boxes` (more columns as of `join_scores`) or None without boxes
     """Heatmap sheet, single heatmaps and heatmap scores of a run's test part (of validation where there is none).
-    Raises `ExplainError` if it was not judged"""
+    Raises `ExplainError` if it was not judged, `TrainError` if it was trained further since it was opened"""
     file = run.path/f'predictions_{run.judged}.csv'
     if not file.is_file(): raise ExplainError(f'{file}: no such file; run cxr-eval first')
     preds = pd.read_csv(file)
     preds = preds[preds.image.isin(run.cache.usable)]
     limits = load_thresholds(run.path/'thresholds.json', run.recipe.findings).threshold.dropna().to_dict()
     cases = run_cases(preds, limits, run.data.boxes, samples)
-    if out is None and keep: _clear(run)
-    out = Path(out or run.path/'results'/('gradcam' if keep else 'gradcam_others'))
+    own = run.path/'results'/('gradcam' if keep else 'gradcam_others')
     with run_lock(run.path) if keep else nullcontext():
+        if keep: refuse_outgrown(run)
+        if out is None and keep: _clear(run)
+        out = Path(out or own)
         if len(cases): _write_cases(run, cases, out, keep)
         return out, _localise(run, list(preds.image), random, keep)
 

@@ -250,6 +250,7 @@ def plot_reliability(
     if not isinstance(ps, dict): raise PredictionError('ps: give probabilities by name, as in {"my model": p}')
     checked = {name: check_columns(y, p, findings, groups) for name, p in ps.items()}
     show = [show] if isinstance(show, str) else list(findings if show is None else show)
+    if not show: raise PredictionError('show: name a finding or more, or leave it out for all')
     if miss := [o for o in show if o not in findings]:
         raise PredictionError(f'no predictions for {", ".join(miss)}; there are {", ".join(findings)}')
     cols = min(cols, len(show))

@@ -27,7 +27,9 @@ _CONFIG = ['library', 'data', 'caveat', 'recipe', 'parts', 'split', 'split_kind'
 # Name in metrics.json to name of the fact; `calibration` is already that of the configuration
 _METRICS = dict(test='test', held_out='held_out', floors='floors', localisation='localisation',
                 calibration='measured', subgroups='subgroups', readers='readers')
-_PATH = re.compile(r'(?<!https:)(?<!http:)(?<![\w./\\])(?:~|[A-Za-z]:)?[\\/](?=\S)(?:[^\n]*[\\/])?')
+# An absolute path up to its last slash; more than four words between two slashes are prose
+_FOLDER = r'[^\s\\/]+(?: [^\s\\/]+){0,3}[\\/]+'
+_PATH = re.compile(r'(?<!https:)(?<!http:)(?<![\w./\\])(?:~|[A-Za-z]:)?[\\/]+(?=\S)(?:' + _FOLDER + ')*')
 
 def _clean(value):
     "The same without absolute paths"
