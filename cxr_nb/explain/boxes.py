@@ -266,7 +266,7 @@ def map_similarity(
 def _ranks(maps, size):
     "The ranks of the cells of each map, a row a map"
     grid = _to_grid(np.asarray(maps, np.float32), min(size, maps.shape[-1]))
-    return pd.DataFrame(grid.reshape(len(maps), -1)).rank(axis=1)
+    return pd.DataFrame(grid.reshape(len(maps), -1), dtype=float).rank(axis=1)
 
 # %% ../../nbs/api/explain/02_boxes.ipynb #895e3ddf
 def random_scores(
