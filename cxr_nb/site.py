@@ -79,7 +79,9 @@ def parameters(
     said = dict(reversed(_COMMENT.findall(inspect.getsource(obj)))) # the first line of a name counts
     stars = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
     rows = []
-    for name, o in inspect.signature(obj).parameters.items():
+    try: takes = inspect.signature(obj).parameters
+    except ValueError: return [] # of a built-in type
+    for name, o in takes.items():
         if name == 'self': continue
         rows.append((stars.get(o.kind, '') + name, _text(o.annotation), _text(o.default), said.get(name, '')))
     return rows

@@ -82,6 +82,7 @@ def cxr_train(
     "Train, choose thresholds, judge, explain and report."
     names = named_findings(findings)
     there = _check_folders(recipe, data, csv_path, img_root, download)
+    from cxr_nb.runs import holds_run
     from cxr_nb.training.distributed import best_device, leave
     from cxr_nb.training.loggers import check_logger
     from cxr_nb.training.recipes import make_recipe
@@ -95,7 +96,8 @@ def cxr_train(
     best_device(device) # meets the other processes, if there are any
     if not there: _check_weights(r, out, resume) # before images are drawn or fetched
     columns = named_columns(image_col, patient_col, label_col)
-    d = _training_data(recipe, data, csv_path, img_root, names or r.findings, download, columns)
+    old = out if resume and not (there or download) and holds_run(out) else None # its data are known
+    d = _training_data(recipe, data, csv_path, img_root, names or r.findings, download, columns, old)
     _check_weights(r, out, resume)
     _train_and_say(d, r, out, log, cache=cache, device=device, resume=resume, overwrite=overwrite, every=save_every)
     leave()
@@ -131,15 +133,17 @@ def _is_indiana(recipe):
     "Is this the recipe for data of another layout?"
     return str(recipe) == 'indiana'
 
-def _training_data(recipe, data, csv_path, img_root, findings, download, columns):
-    "The data that options name; the first process makes or fetches them"
+def _training_data(recipe, data, csv_path, img_root, findings, download, columns, old=None):
+    "The data that options name, else those of an old run; the first process makes or fetches them"
     from cxr_nb.data.indiana import load_indiana
+    from cxr_nb.data.opening import run_data
     from cxr_nb.data.sources import load_data
     from cxr_nb.training.distributed import main_first
-    own = csv_path or img_root
-    if _is_indiana(recipe) and not own and not download: d = main_first(lambda: load_indiana(data))
-    else: d = main_first(lambda: load_data(data, csv_path, img_root, findings, download, columns, say))
-    return say_data(d)
+    def load():
+        if old: return run_data(old)
+        if _is_indiana(recipe) and not (csv_path or img_root or download): return load_indiana(data)
+        return load_data(data, csv_path, img_root, findings, download, columns, say)
+    return say_data(main_first(load))
 
 def _check_folders(recipe, data, csv_path, img_root, download):
     """Refuse folders and files that are not there before anything large is imported;
@@ -184,6 +188,8 @@ def finish(
     run # A judged run
 ):
     "Tables, pictures, heatmaps and their score, the report and the model card; and what there is to see"
+    from cxr_nb.explain.cam import ExplainError
+    from cxr_nb.explain.sheet import explain_run
     from cxr_nb.report.classes import write_run_figures
     from cxr_nb.report.card import write_model_card
     from cxr_nb.report.html import write_report
@@ -192,18 +198,16 @@ def finish(
     say_skipped(run.cache)
     write_tables(run, metrics)
     write_run_figures(run)
-    scores = _explained(run)
+    try: scores = explain_run(run)[1]
+    except ExplainError as e: # some transformers keep no map
+        say(f'note: no heatmaps: {e}')
+        scores = None
     say_scores(metrics)
     if scores is not None: say_localisation(scores, run.judged)
     write_model_card(run.path)
     say(f'report: {write_report(run.path)}')
 
-def _explained(run):
-    "Heatmaps and their score; None where there are no boxes, or the network keeps no map"
-    from cxr_nb.explain.cam import ExplainError
-    from cxr_nb.explain.sheet import explain_run
-    try: return explain_run(run)[1]
-    except ExplainError as e: say(f'note: no heatmaps: {e}') # some transformers keep no map
+
 
 def say_localisation(
     scores, # As of `explain_run`

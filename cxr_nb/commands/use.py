@@ -8,12 +8,12 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/commands/use.html.md"""
 __all__ = ['cxr_eval', 'cxr_gradcam', 'cxr_predict', 'cxr_export', 'cxr_bench', 'cxr_app']
 
 # %% ../../nbs/api/commands/04_use.ipynb #b3ec325c
-import json, sys
+import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from ..core import CxrError
+from ..core import CxrError, read_json
 from ..labels import META, same_name
 from .parsing import check_positive, columns_of, command, run_folder, say, say_data, say_scores
 from .train import say_localisation
@@ -117,15 +117,10 @@ def _eval_run(run, d, weights, subset, out, device):
 def _judge_again(r):
     "Judge anew; what else is known of the same weights, such as the score of the heatmaps, stays"
     from cxr_nb.metrics.evaluation import write_metrics
-    from cxr_nb.runs import run_lock
-    from cxr_nb.training.distributed import is_main
     from cxr_nb.training.judging import judge
     file = r.path/'metrics.json'
-    with run_lock(r.path, is_main()):
-        old = json.loads(file.read_text()) if file.is_file() else {}
-        new = judge(r)
-        kept = {k: old[k] for k in old if k not in new}
-        return write_metrics(file, **new, **kept) if is_main() else new
+    old = read_json(file, default={})
+    return write_metrics(file, **old | judge(r))
 
 def _eval_file(predictions, labels, out, names):
     "Judge a file of predictions"
@@ -141,7 +136,7 @@ def _say_unfinished(run):
     from cxr_nb.runs import stages_left, unfinished
     config = _run_config(run)
     if not (lack := unfinished(config)): return
-    more = '; its weights will change when it is resumed (--resume)' if stages_left(config) else ''
+    more = '; its weights and every figure will change when it goes on (--resume)' if stages_left(config) else ''
     say(f'note: {run} is {lack}{more}')
 
 def _say_drawn(run):
