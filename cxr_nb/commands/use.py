@@ -251,19 +251,18 @@ def cxr_export(
                        'a folder, as in: --web demo, or a name, as in: --push OWNER/NAME')
     if out and Path(out).suffix.lower() != '.onnx': raise CxrError(f'{out}: give a name that ends with .onnx')
     from cxr_nb.deploy.export import export_onnx, push_to_hub
+    from cxr_nb.deploy.web import export_web
     _say_unfinished(folder)
     if out: _say_exported(export_onnx(folder, out))
-    if web: _say_web(folder, web, runtime)
+    if web:
+        _say_exported(export_web(folder, web, runtime))
+        say(f'page: {web}; python -m http.server -d {web} serves it at http://localhost:8000')
     if push:
         seen = 'for everyone to see' if public else 'private'
         say(f'sent to {push_to_hub(folder, push, private=not public, revision=revision)}, {seen}')
     say('Research and education only, never for clinical use.')
 
-def _say_web(folder, web, runtime):
-    "Write the page, and say how it is looked at"
-    from cxr_nb.deploy.web import export_web
-    _say_exported(export_web(folder, web, runtime))
-    say(f'page: {web}; python -m http.server -d {web} serves it at http://localhost:8000')
+
 
 def _say_exported(done):
     "What was written, and how near it is to the original"

@@ -171,6 +171,11 @@ def _compare(scores, who, n_boot, seed):
         out[f'{prefix}high'] = np.where(never_differ, 0., high)
     return out
 
+def _table(values, who, names, n_boot, seed):
+    "A row a score, with the number of images and patients"
+    counts = dict(images=len(who), patients=len(set(who)))
+    return pd.DataFrame(counts | _compare(values, who, n_boot, seed), index=names)
+
 # %% ../../nbs/api/explain/02_boxes.ipynb #66e51421
 def score_boxes(
     peaks:pd.DataFrame, # image, finding, x, y, in the frame of the boxes
@@ -189,13 +194,13 @@ def score_boxes(
     both = own.merge(other, on=PAIR, suffixes=('', '_prior'))
     both = both.join(boxes.value_counts(PAIR).rename('boxes'), on=PAIR)
     both['who'] = _patients(both.image, patients)
-    rows = {}
+    rows = []
     for finding, d in [*both.groupby('finding'), ('All', both)]:
         hits = {'value': d[['hit']].to_numpy(float), 'prior': d[['hit_prior']].to_numpy(float)}
-        rates = {name: rate[0] for name, rate in _compare(hits, d.who, n_boot, seed).items()}
-        counts = dict(boxes=int(d.boxes.sum()), images=len(d), patients=d.who.nunique())
-        rows[finding] = counts | {'hit': rates.pop('value')} | rates
-    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('finding')
+        row = _table(hits, d.who, [finding], n_boot, seed).rename(columns={'value': 'hit'})
+        row.insert(0, 'boxes', int(d.boxes.sum()))
+        rows.append(row)
+    return pd.concat(rows).rename_axis('finding')
 
 # %% ../../nbs/api/explain/02_boxes.ipynb #c608f330
 def box_cover(
@@ -338,16 +343,11 @@ def _mean_tries(tries):
 
 def _block(values, similarity, who, *bootstrap):
     "The rows of one finding"
-    out = _table(values, who, list(SCORES), bootstrap)
+    out = _table(values, who, list(SCORES), *bootstrap)
     told = ~np.isnan(similarity).all(0)
     if not told.any(): return out
     mean = np.nanmean(similarity[:, told], axis=0)[:, None]
-    return pd.concat([out, _table({'value': mean}, who[told], ['similarity'], bootstrap)])
-
-def _table(values, who, names, bootstrap):
-    "A row a score, with the number of images and patients"
-    counts = dict(images=len(who), patients=len(set(who)))
-    return pd.DataFrame(counts | _compare(values, who, *bootstrap), index=names)
+    return pd.concat([out, _table({'value': mean}, who[told], ['similarity'], *bootstrap)])
 
 # %% ../../nbs/api/explain/02_boxes.ipynb #d90ccb73
 def join_scores(

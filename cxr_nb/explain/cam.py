@@ -91,14 +91,13 @@ def cam_layer(
         seen = [o for o in seen if len(o[2]) == 3 and o[0].endswith('norm1')]
     where, layer, shape = seen[-1] if seen else ('', None, ())
     if not _has_grid(model, shape):
-        raise ExplainError(f'{_named(model)}: its features have no places: no map, and no square of patches in reading '
-                           f'order, of 2 x 2 cells or more; use another backbone, a larger size than {model.size}, '
+        arch = getattr(model, 'arch', 'this model')
+        raise ExplainError(f'{arch}: its features have no places: no map, and no square of patches in reading order, '
+                           f'of 2 x 2 cells or more; use another backbone, a larger size than {model.size}, '
                            'or name a `layer`')
     return (layer, where) if name else layer
 
-def _named(model):
-    "What to call a model in a message"
-    return getattr(model, 'arch', 'this model')
+
 
 def _has_grid(model, shape):
     "Is an output of this shape a square map of 2 x 2 cells or more, in reading order?"
@@ -132,9 +131,7 @@ def _head_weight(head, width, like):
     weight = head(torch.eye(width, dtype=like.dtype, device=like.device)) - bias
     return weight.T.float(), bias[0].float()
 
-def _same(a, b, tol=1e-2):
-    "Are two tensors equal up to rounding, by the size of the second?"
-    return bool((a - b).abs().max() <= tol * b.abs().max())
+
 
 def pooled_linear(
     model, # A `ChestModel`, or any network with a `.head`
@@ -144,7 +141,9 @@ def pooled_linear(
     "Weight of the head if the logits are a linear function of the average of the maps, else None"
     try: weight, bias = _head_weight(model.head, maps.shape[1], next(model.head.parameters()))
     except (AttributeError, RuntimeError, StopIteration): return None # no head, or one of another width
-    return weight if _same(maps.mean((2, 3)) @ weight.T, logits.float() - bias) else None
+    wanted = logits.float() - bias
+    off = maps.mean((2, 3)) @ weight.T - wanted
+    return weight if off.abs().max() <= .01 * wanted.abs().max() else None # equal up to rounding
 
 # %% ../../nbs/api/explain/01_cam.ipynb #b300df00
 def _forward_cut(model, x, layer, tab=None):
@@ -171,12 +170,10 @@ def _cells(model, x, layer, which, tab=None):
             n_cells = maps.shape[2:].numel()
             weights = [head[k].expand(len(maps), -1) / n_cells for k in which]
 
-        else: weights = [to_map(_gradient(logits[:, k], leaf)).float().mean((2, 3)) for k in which]
+        else:
+            slopes = [torch.autograd.grad(logits[:, k].sum(), leaf, retain_graph=True)[0] for k in which]
+            weights = [to_map(slope).float().mean((2, 3)) for slope in slopes]
     return torch.einsum('bkc,bchw->bkhw', torch.stack(weights, dim=1), maps).relu().cpu().numpy()
-
-def _gradient(logits, leaf):
-    "The gradient of each logit (B,) with respect to its part of a batch"
-    return torch.autograd.grad(logits.sum(), leaf, retain_graph=True)[0]
 
 # %% ../../nbs/api/explain/01_cam.ipynb #3aa3f7c2
 def gradcam(

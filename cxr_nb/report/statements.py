@@ -123,8 +123,6 @@ def _stage(stage):
     how = _HOW.get(stage['trainable'], _LAST_BLOCKS).format(**stage, strengths=strengths)
     return '{name}: {epochs} epochs, rate {lr:g} ({schedule}), batches of {bs}, {how}.'.format(**stage, how=how)
 
-def _stages(stages): return ' '.join(map(_stage, stages))
-
 # %% ../../nbs/api/report/04_statements.ipynb #f44fc253
 _SCORES = dict(auroc='AUROC', ap='average precision', f1='F1', recall='sensitivity', specificity='specificity',
                precision='precision')
@@ -187,7 +185,7 @@ WORDS = dict(
     published=('recipe[weights]', start_sentence),
     layers=('net[hidden]', lambda hidden: len(hidden) + 1),
     all_versions=('versions', lambda versions: ', '.join(f'{k} {v}' for k, v in versions.items())),
-    stages_run=('stages', _stages),
+    stages_run=('stages', lambda stages: ' '.join(map(_stage, stages))),
     first_stage=('stages', lambda stages: stages[0]),
     ranges=('recipe[augment]', _pairs),
     measured_scores=('test[macro]', _measured),
