@@ -121,6 +121,13 @@ def test_single_route_with_a_random_split_of_two_parts(run, phantom, tmp_path):
                '--out', tmp_path/'none')
     assert said.returncode == 2 and 'leave nothing to train on' in said.stderr
 
+def test_resume_without_data_takes_those_of_the_run(run, trained, tmp_path):
+    again = shutil.copytree(trained, tmp_path/'again')
+    said = run('cxr-train', '--out', again, '--arch', 'mobilenetv2_050', '--weights', 'none', '--size', 64, '--epochs', 1,
+               '--device', 'cpu', '--precision', 'float32', '--resume')
+    assert said.returncode == 0 and 'nothing is left to do' in said.stdout, said.stderr
+    assert 'synthetic images stand in' not in said.stdout
+
 def test_gradcam_writes_pictures(run, trained, tmp_path):
     said = run('cxr-gradcam', '--run', trained, '--samples', 3, '--out', tmp_path)
     assert said.returncode == 0, said.stderr

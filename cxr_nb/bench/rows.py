@@ -324,7 +324,7 @@ def gradcam_vs_one_by_one(
     x = _network_input(s, s.cache.usable[:8])
     model = settle(make_model(s.arch, size=s.size), x)
     layer, n = cam_layer(model), len(x)*len(FINDINGS)
-    def ours(): return gradcam(model, x, fast=True)
+    def ours(): return gradcam(model, x)
     plain = plain_copy(model)
     plain_layer = cam_layer(plain)
     def peer(): return _one_target_at_a_time(plain, x, plain_layer)

@@ -9,6 +9,7 @@ __all__ = ['cxr_ensemble']
 
 # %% ../../nbs/api/commands/06_ensemble.ipynb #628669ed
 from .parsing import command, say
+from ..core import read_json
 
 # %% ../../nbs/api/commands/06_ensemble.ipynb #15de9228
 @command('''cxr-ensemble runs/seed0 runs/seed1 runs/seed2 --out runs/ensemble
@@ -30,7 +31,6 @@ def cxr_ensemble(
 
 def _say_gains(run):
     "One line a member: is the ensemble better?"
-    from cxr_nb.core import read_json
     for record in read_json(run.path/'metrics.json')['members']:
         gain = record['auroc_gain']
         spread = 'no interval'

@@ -64,8 +64,7 @@ def command(
             asked = notes and {'-h', '--help'} & set(argv)
             args, unknown = parser(f, examples, notes() if asked else '').parse_known_intermixed_args(argv)
             if unknown: return _fail(CxrError(_not_known(f, unknown[0])))
-            args = vars(args)
-            words, options = _words_and_options(f, args)
+            words, options = _words_and_options(f, vars(args))
             return _run(f, _how_to_go_on(f, argv, goes_on), *words, **options)
         return main
     return deco
@@ -80,6 +79,8 @@ def _not_known(f, word):
         return f'{word}: which option is it for? As in: {likely} {word}; {more}'
     near = get_close_matches(word.partition('=')[0], options, 1, cutoff=.7)
     return f'{word}: no such option; ' + (f'is {near[0]} meant?' if near else more)
+
+
 
 def _words_and_options(f, args):
     "What a function takes by position, and what by name"

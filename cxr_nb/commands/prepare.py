@@ -8,7 +8,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/commands/prepare.html.md"""
 __all__ = ['cxr_prepare', 'cxr_check']
 
 # %% ../../nbs/api/commands/02_prepare.ipynb #d9ece221
-from ..core import CxrError
+from ..core import CxrError, cache_home, write_whole
 from .parsing import check_download, check_positive, columns_of, command, named_columns, say, say_data
 from .parsing import say_skipped
 
@@ -33,15 +33,15 @@ def cxr_prepare(
 ):
     """Read every image once and keep it small, gray and square; name those that cannot be used,
     and those that look turned or inverted."""
-    from cxr_nb.core import cache_home
     from cxr_nb.data.sources import load_data
+    from cxr_nb.data.splits import eda_summary
     from cxr_nb.data.cache import prepare
     check_positive('--workers', workers)
     if size is not None and size < 16: raise CxrError(f'--size {size}: give 16 or more, such as 224')
     check_download(download, size)
     columns = named_columns(image_col, patient_col, label_col)
     d = say_data(load_data(data, csv_path, img_root, None, download, columns, say))
-    if summary: _summary(d, summary)
+    if summary: say(f'summary: {write_whole(summary, str(eda_summary(d.table)))}')
     size = _size_for(d, size)
     cache = prepare(d.table, d.files, out or cache_home(), size, None if out else d.name, workers=workers,
                     origin=d.source)
@@ -49,19 +49,16 @@ def cxr_prepare(
     say_skipped(cache)
     _say_doubted(cache)
 
-def _size_for(d, size, usual=256):
+def _size_for(d, size):
     "The side that was asked for, or the usual one as far as the files have so many pixels"
-    side = d.side or size or usual
-    if size and size > side:
+    if not size: return min(256, d.side or 256)
+    if d.side and size > d.side:
+        side = d.side
         say(f'note: the files have {side} x {side} pixels; at {size} they are only enlarged, which adds no detail: '
             f'take --size {side}, or files with more pixels')
-    return size or min(usual, side)
+    return size
 
-def _summary(d, file):
-    "The summary of the label table"
-    from cxr_nb.core import write_whole
-    from cxr_nb.data.splits import eda_summary
-    say(f'summary: {write_whole(file, str(eda_summary(d.table)))}')
+
 
 def _say_doubted(cache, n=5):
     "Images that look turned, inverted or like no chest image, in `gate.csv`; they stay in the cache"
@@ -95,8 +92,12 @@ def cxr_check(
 )->int: # Exit code
     """Prove what a run relies on: release, split, boxes, files and their duplicates.
     Exit code: 0 nothing is violated, 1 something is, 2 it could not be checked."""
-    if convert: return _convert(convert)
-    if environment: return _say_environment()
+    if convert:
+        from cxr_nb.training.run import convert_run
+        return say(f'converted: {convert_run(convert)}')
+    if environment:
+        from cxr_nb.environment import environment_text
+        return say(environment_text())
     from cxr_nb.data.checks import check_data
     from cxr_nb.data.verdicts import checks_text, report_form, write_checks
     if out: report_form(out)
@@ -112,13 +113,3 @@ def _what_to_check(run, data, csv_path, img_root, columns):
     from cxr_nb.data.opening import open_data, run_data
     if run and not (data or csv_path or img_root): return run_data(run)
     return say_data(open_data(data, csv_path, img_root, columns=columns, say=say))
-
-def _say_environment():
-    "Machine and versions"
-    from cxr_nb.environment import environment_text
-    say(environment_text())
-
-def _convert(path):
-    "Rewrite a bundle of version 0.1.0"
-    from cxr_nb.training.run import convert_run
-    say(f'converted: {convert_run(path)}')

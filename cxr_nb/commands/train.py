@@ -12,7 +12,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from ..core import CxrError
+from ..core import CxrError, read_json
 from .parsing import check_download, command, named_columns, named_findings, say, say_data, say_scores
 from .parsing import say_skipped
 
@@ -82,6 +82,8 @@ def cxr_train(
     "Train, choose thresholds, judge, explain and report."
     names = named_findings(findings)
     there = _check_folders(recipe, data, csv_path, img_root, download)
+    from cxr_nb.models.weights import check_arch
+    from cxr_nb.runs import holds_run, refuse_overwriting
     from cxr_nb.training.distributed import best_device, leave
     from cxr_nb.training.loggers import check_logger
     from cxr_nb.training.recipes import make_recipe
@@ -90,12 +92,14 @@ def cxr_train(
                test=test, folds=folds, train_subset=train_subset, val_subset=val_subset, seed=seed, findings=names,
                split_seed=split_seed, precision=precision, compile=compile or None)
     r = make_recipe(recipe, epochs, lr, batch_size, fast, **own, **_others(typed_options(set), own))
-    _check_start(r, out, resume, overwrite)
+    check_arch(r.arch)
+    if not (resume or overwrite): refuse_overwriting(out)
     check_download(download, r.size)
     best_device(device) # meets the other processes, if there are any
     if not there: _check_weights(r, out, resume) # before images are drawn or fetched
     columns = named_columns(image_col, patient_col, label_col)
-    d = _training_data(recipe, data, csv_path, img_root, names or r.findings, download, columns)
+    old = out if resume and not (there or download) and holds_run(out) else None # its data are known
+    d = _training_data(recipe, data, csv_path, img_root, names or r.findings, download, columns, old)
     _check_weights(r, out, resume)
     _train_and_say(d, r, out, log, cache=cache, device=device, resume=resume, overwrite=overwrite, every=save_every)
     leave()
@@ -117,7 +121,9 @@ def _train_and_say(
     def end(run): ended.append(finish(run))
     with logging_to(log, out, recipe, kwargs['resume']) as cbs:
         run = train_it(data, recipe, out, on_stage=_say_stage, on_end=end, say=say, cbs=cbs, **kwargs)
-    if not ended: _say_already(run)
+    if not ended: # it was finished before
+        say_scores(read_json(run.path/'metrics.json'))
+        if (run.path/'report.html').is_file(): say(f'report: {run.path/"report.html"}')
     return run
 
 def _others(typed, own):
@@ -131,15 +137,17 @@ def _is_indiana(recipe):
     "Is this the recipe for data of another layout?"
     return str(recipe) == 'indiana'
 
-def _training_data(recipe, data, csv_path, img_root, findings, download, columns):
-    "The data that options name; the first process makes or fetches them"
+def _training_data(recipe, data, csv_path, img_root, findings, download, columns, old=None):
+    "The data that options name, else those of an old run; the first process makes or fetches them"
     from cxr_nb.data.indiana import load_indiana
+    from cxr_nb.data.opening import run_data
     from cxr_nb.data.sources import load_data
     from cxr_nb.training.distributed import main_first
-    own = csv_path or img_root
-    if _is_indiana(recipe) and not own and not download: d = main_first(lambda: load_indiana(data))
-    else: d = main_first(lambda: load_data(data, csv_path, img_root, findings, download, columns, say))
-    return say_data(d)
+    def load():
+        if old: return run_data(old)
+        if _is_indiana(recipe) and not (csv_path or img_root or download): return load_indiana(data)
+        return load_data(data, csv_path, img_root, findings, download, columns, say)
+    return say_data(main_first(load))
 
 def _check_folders(recipe, data, csv_path, img_root, download):
     """Refuse folders and files that are not there before anything large is imported;
@@ -153,12 +161,7 @@ def _check_folders(recipe, data, csv_path, img_root, download):
     if _is_indiana(recipe): return data is not None
     return find_root(data) is not None
 
-def _check_start(r, out, resume, overwrite):
-    "Refuse at once what would be refused after the data were read"
-    from cxr_nb.models.weights import check_arch
-    from cxr_nb.runs import refuse_overwriting
-    check_arch(r.arch)
-    if not (resume or overwrite): refuse_overwriting(out)
+
 
 def _check_weights(r, out, resume):
     "Refuse weights that cannot be had, before images are read"
@@ -166,10 +169,7 @@ def _check_weights(r, out, resume):
     from cxr_nb.runs import holds_run
     if not (resume and holds_run(out)): check_start(r.weights, r.net) # else they are not needed any more
 
-def _say_already(run):
-    "The scores of a run that was finished before"
-    say_scores(json.loads((run.path/'metrics.json').read_text()))
-    if (run.path/'report.html').is_file(): say(f'report: {run.path/"report.html"}')
+
 
 def _say_stage(
     run, # Any run
@@ -184,26 +184,26 @@ def finish(
     run # A judged run
 ):
     "Tables, pictures, heatmaps and their score, the report and the model card; and what there is to see"
+    from cxr_nb.explain.cam import ExplainError
+    from cxr_nb.explain.sheet import explain_run
     from cxr_nb.report.classes import write_run_figures
     from cxr_nb.report.card import write_model_card
     from cxr_nb.report.html import write_report
     from cxr_nb.training.judging import write_tables
-    metrics = json.loads((run.path/'metrics.json').read_text())
+    metrics = read_json(run.path/'metrics.json')
     say_skipped(run.cache)
     write_tables(run, metrics)
     write_run_figures(run)
-    scores = _explained(run)
+    try: scores = explain_run(run)[1]
+    except ExplainError as e: # some transformers keep no map
+        say(f'note: no heatmaps: {e}')
+        scores = None
     say_scores(metrics)
     if scores is not None: say_localisation(scores, run.judged)
     write_model_card(run.path)
     say(f'report: {write_report(run.path)}')
 
-def _explained(run):
-    "Heatmaps and their score; None where there are no boxes, or the network keeps no map"
-    from cxr_nb.explain.cam import ExplainError
-    from cxr_nb.explain.sheet import explain_run
-    try: return explain_run(run)[1]
-    except ExplainError as e: say(f'note: no heatmaps: {e}') # some transformers keep no map
+
 
 def say_localisation(
     scores, # As of `explain_run`

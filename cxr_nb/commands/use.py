@@ -8,12 +8,12 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/commands/use.html.md"""
 __all__ = ['cxr_eval', 'cxr_gradcam', 'cxr_predict', 'cxr_export', 'cxr_bench', 'cxr_app']
 
 # %% ../../nbs/api/commands/04_use.ipynb #b3ec325c
-import json, sys
+import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from ..core import CxrError
+from ..core import CxrError, read_json
 from ..labels import META, same_name
 from .parsing import check_positive, columns_of, command, run_folder, say, say_data, say_scores
 from .train import say_localisation
@@ -117,15 +117,10 @@ def _eval_run(run, d, weights, subset, out, device):
 def _judge_again(r):
     "Judge anew; what else is known of the same weights, such as the score of the heatmaps, stays"
     from cxr_nb.metrics.evaluation import write_metrics
-    from cxr_nb.runs import run_lock
-    from cxr_nb.training.distributed import is_main
     from cxr_nb.training.judging import judge
     file = r.path/'metrics.json'
-    with run_lock(r.path, is_main()):
-        old = json.loads(file.read_text()) if file.is_file() else {}
-        new = judge(r)
-        kept = {k: old[k] for k in old if k not in new}
-        return write_metrics(file, **new, **kept) if is_main() else new
+    old = read_json(file, default={})
+    return write_metrics(file, **old | judge(r))
 
 def _eval_file(predictions, labels, out, names):
     "Judge a file of predictions"
@@ -141,7 +136,7 @@ def _say_unfinished(run):
     from cxr_nb.runs import stages_left, unfinished
     config = _run_config(run)
     if not (lack := unfinished(config)): return
-    more = '; its weights will change when it is resumed (--resume)' if stages_left(config) else ''
+    more = '; its weights and every figure will change when it goes on (--resume)' if stages_left(config) else ''
     say(f'note: {run} is {lack}{more}')
 
 def _say_drawn(run):
@@ -256,19 +251,18 @@ def cxr_export(
                        'a folder, as in: --web demo, or a name, as in: --push OWNER/NAME')
     if out and Path(out).suffix.lower() != '.onnx': raise CxrError(f'{out}: give a name that ends with .onnx')
     from cxr_nb.deploy.export import export_onnx, push_to_hub
+    from cxr_nb.deploy.web import export_web
     _say_unfinished(folder)
     if out: _say_exported(export_onnx(folder, out))
-    if web: _say_web(folder, web, runtime)
+    if web:
+        _say_exported(export_web(folder, web, runtime))
+        say(f'page: {web}; python -m http.server -d {web} serves it at http://localhost:8000')
     if push:
         seen = 'for everyone to see' if public else 'private'
         say(f'sent to {push_to_hub(folder, push, private=not public, revision=revision)}, {seen}')
     say('Research and education only, never for clinical use.')
 
-def _say_web(folder, web, runtime):
-    "Write the page, and say how it is looked at"
-    from cxr_nb.deploy.web import export_web
-    _say_exported(export_web(folder, web, runtime))
-    say(f'page: {web}; python -m http.server -d {web} serves it at http://localhost:8000')
+
 
 def _say_exported(done):
     "What was written, and how near it is to the original"

@@ -179,17 +179,14 @@ def read_upload(
     recent = {} if recent is None else recent
     path = Path(path).resolve()
     if not path.is_relative_to(Path(home).resolve()): raise PageError('this file was not uploaded to this page')
-    _forget(recent)
+    for other, (then, _) in list(recent.items()):
+        if time.monotonic() - then > 60: del recent[other]
     try:
         got = recent[path][1] if path in recent and not path.exists() else judge_file(path)
         recent[path] = time.monotonic(), got
         return answer(clf, got.pixels, got.verdict, path.name, known)
     finally: path.unlink(missing_ok=True)
 
-def _forget(recent):
-    "Drop what is older than a minute"
-    for path, (then, _) in list(recent.items()):
-        if time.monotonic() - then > 60: del recent[path]
 
 # %% ../../nbs/api/deploy/03_app.ipynb #b2a44de0
 EXAMPLES = {'Cardiomegaly': 3, 'Effusion': 5, 'Pneumothorax': 8} # Finding and patient of a phantom

@@ -27,7 +27,7 @@ def plot_prediction(
     image, # A file (PNG, JPEG, DICOM), or its pixels: an array, a tensor or a PIL image
     finding:str=None, # Whose heatmap is shown; if not given, the first of the chart
     boxes=None, # Boxes to draw on the heatmap: x, y, w, h
-    top:int=6, # Findings in the chart, by probability over threshold, the highest first
+
     known:dict=None # Age, sex and view, for a network that is told them
 )->Figure: # The image, its heatmap, a chart; 9 x 3.4 inches
     "A prediction in one picture. Raises `CxrError` if the gate refuses the image, or for an unknown finding"
@@ -41,7 +41,7 @@ def plot_prediction(
     left.imshow(_large(a.image), cmap='gray')
     left.set_title('Radiograph', loc='left', fontsize=11)
     _plot_map(middle, a, clf, shown, boxes)
-    _plot_bars(right, table.head(top))
+    _plot_bars(right, table.head(6)) # by probability over threshold, the highest first
     nothing = clf.thresholds is not None and not table.called.any()
     title = none_name(clf.findings).replace('_', ' ') if nothing else 'Probability and threshold'
     right.set_title(title, loc='left', fontsize=11)

@@ -208,7 +208,8 @@ def predict_files(
     paths = gather(paths, skipped)
     blocks = [paths[i:i + bs] for i in range(0, len(paths), bs)]
     quick = in_onnxruntime(clf.model, len(paths))
-    with ThreadPoolExecutor(min(4, os.cpu_count())) as pool, _bar(len(paths), progress) as bar, quick:
+    bar = tqdm(total=len(paths), desc='predict', unit='img', disable=not progress)
+    with ThreadPoolExecutor(min(4, os.cpu_count())) as pool, bar, quick:
         def read(block): return [pool.submit(_read, path, clf.model.size, force) for path in block]
         reading = read(blocks[0])
         for block, after in zip(blocks, [*blocks[1:], []]):
@@ -219,8 +220,6 @@ def predict_files(
     df = add_calls(pd.DataFrame(rows), clf, calibrated)
     df.attrs['skipped'] = [str(path) for path in skipped]
     return df
-
-def _bar(total, progress): return tqdm(total=total, desc='predict', unit='img', disable=not progress)
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #e7742e16
 def add_calls(

@@ -136,14 +136,10 @@ def export_web(
     write_runtime(dest/'runtime', runtime)
     for file in (files('cxr_nb')/'web').iterdir(): (dest/file.name).write_bytes(file.read_bytes())
     (dest/'gate.json').write_bytes((files('cxr_nb')/'gate.json').read_bytes())
-    for name, finding in EXAMPLES.items(): _draw(dest/name, finding)
+    for name, finding in EXAMPLES.items():
+        pixels, _ = phantom_image(phantom_body(4), [finding] if finding else [], size=512, severity=.9)
+        cv2.imwrite(str(dest/name), pixels)
     facts = page_facts(run, clf, heatmaps)
     done = export_onnx(clf, dest/'model.onnx', whole=WithMaps if heatmaps else Whole)
     refuse_folders(run, [write_json(dest/'model.json', facts)]) # last, so that it never describes another network
     return done
-
-def _draw(path, finding):
-    "A drawn radiograph, with a finding or without"
-    findings = [finding] if finding else []
-    pixels, _ = phantom_image(phantom_body(4), findings, size=512, severity=.9)
-    cv2.imwrite(str(path), pixels)

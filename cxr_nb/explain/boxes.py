@@ -11,7 +11,6 @@ __all__ = ['PAIR', 'GAINS', 'SCORES', 'peak', 'box_pairs', 'cam_peaks', 'box_map
 
 # %% ../../nbs/api/explain/02_boxes.ipynb #570fa293
 import cv2, numpy as np, pandas as pd, torch
-from scipy.stats import rankdata
 from torch import nn
 
 # %% ../../nbs/api/explain/02_boxes.ipynb #9733bd3f
@@ -45,11 +44,10 @@ def box_pairs(
 def cam_peaks(
     cams, # Maps, (N, S, S)
     pairs:pd.DataFrame, # N rows: image, finding
-    frame:int=BOX_FRAME, # Side of the frame that the boxes are in, in pixels
 )->pd.DataFrame: # image, finding, x, y
     "The peak of each map in the frame of the boxes"
     places = np.array([peak(cam) for cam in cams], dtype=float).reshape(-1, 2)
-    x, y = places.T * (frame / cams.shape[-1])
+    x, y = places.T * (BOX_FRAME / cams.shape[-1])
     return pairs[PAIR].reset_index(drop=True).assign(x=x, y=y)
 
 def box_maps(
@@ -59,7 +57,6 @@ def box_maps(
     boxes:pd.DataFrame, # As of `read_boxes`; boxes of other images or findings are passed over
     size:int=128, # Side of the maps that are returned, in cells; a pair takes 4 x size^2 bytes
     bs:int=32, # Images a batch
-    frame:int=BOX_FRAME, # Side of the frame that the boxes are in, in pixels
     tab:np.ndarray=None, # What is known beside the images, as of `told`; nothing if not given
 )->tuple: # Pairs (image, finding, and the peak x, y in the frame), and their maps, float32 (P, size, size) in 0..1
     "The Grad-CAM of every boxed pair among these images: its peak at the size of the image, and the map on a grid"
@@ -78,7 +75,7 @@ def box_maps(
         pixels = np.stack([gray[i] for i in at])
         rows = None if tab is None else tab[at]
         maps = pair_maps(model, pixels, layer, [batch.index(name) for name in some.image], some.finding, rows)
-        peaks.append(cam_peaks(maps, some, frame))
+        peaks.append(cam_peaks(maps, some))
         grids.append(_to_grid(maps, size))
     return pd.concat(peaks, ignore_index=True), np.concatenate(grids)
 
@@ -93,11 +90,10 @@ def box_peaks(
     gray, # Images, uint8 (N, S, S); may be memory-mapped
     images, # N file names
     boxes:pd.DataFrame, # As of `read_boxes`; boxes of other images or findings are passed over
-    bs:int=32, # Images a batch
-    frame:int=BOX_FRAME, # Side of the frame that the boxes are in, in pixels
+    **kwargs # More for `box_maps`
 )->pd.DataFrame: # image, finding, x, y
     "The Grad-CAM peak of every boxed pair among these images"
-    return box_maps(model, gray, images, boxes, size=1, bs=bs, frame=frame)[0]
+    return box_maps(model, gray, images, boxes, size=1, **kwargs)[0]
 
 # %% ../../nbs/api/explain/02_boxes.ipynb #813f2166
 def pointing_game(
@@ -118,10 +114,9 @@ def pointing_game(
 def box_masks(
     boxes:pd.DataFrame, # Rows with x, y, w, h
     size:int, # Side of the masks, in cells
-    frame:int=BOX_FRAME, # Side of the frame that the boxes are in, in pixels
 )->np.ndarray: # bool, (len(boxes), size, size)
     "Which cells have their centre in each box"
-    centres = (np.arange(size) + 0.5) * frame/size
+    centres = (np.arange(size) + 0.5) * BOX_FRAME/size
     x, y, w, h = _sides(boxes)
     across = (x <= centres) & (centres <= x + w)
     down = (y <= centres) & (centres <= y + h)
@@ -136,7 +131,6 @@ def location_prior(
     boxes:pd.DataFrame, # As of `read_boxes`
     patients, # Patient of each image: a mapping or a Series by image name
     size:int=128, # Side of the maps, in cells
-    frame:int=BOX_FRAME, # Side of the frame that the boxes are in, in pixels
 )->tuple: # Pairs (image, finding), and their maps, float32 (N, size, size) in 0..1
     "For each boxed pair the mean box of that finding over all other patients; all 0 if there is no other"
     box_owners = _patients(boxes.image, patients)
@@ -145,7 +139,7 @@ def location_prior(
     maps = np.zeros((len(pairs), size, size), dtype=np.float32)
     for finding in pairs.finding.unique():
         of_it = (boxes.finding == finding).to_numpy()
-        masks = box_masks(boxes[of_it], size, frame)
+        masks = box_masks(boxes[of_it], size)
         total = masks.sum(0)
         for i in np.flatnonzero(pairs.finding == finding):
             own = box_owners[of_it] == pair_owners[i]
@@ -164,18 +158,23 @@ def _patients(images, patients):
 # %% ../../nbs/api/explain/02_boxes.ipynb #6cf1f9a3
 GAINS = {'gain': 'prior', 'learnt': 'random'} # A gain, and the baseline that it is over
 
-def _compare(scores, who, n_boot, seed, level):
+def _compare(scores, who, n_boot, seed):
     "Mean, low and high, each (S,), of the (N, S) scores of each method ('value' is the one judged), and of its gains"
     gains = {gain: scores['value'] - scores[other] for gain, other in GAINS.items() if other in scores}
     out = {}
     for name, values in (scores | gains).items():
         prefix = '' if name == 'value' else f'{name}_'
-        low, high = bootstrap_mean(values, who, n_boot, seed).interval(level)
+        low, high = bootstrap_mean(values, who, n_boot, seed).interval()
         never_differ = (values == 0).all(0) & (name in gains)
         out[name] = values.mean(0)
         out[f'{prefix}low'] = np.where(never_differ, 0., low)
         out[f'{prefix}high'] = np.where(never_differ, 0., high)
     return out
+
+def _table(values, who, names, n_boot, seed):
+    "A row a score, with the number of images and patients"
+    counts = dict(images=len(who), patients=len(set(who)))
+    return pd.DataFrame(counts | _compare(values, who, n_boot, seed), index=names)
 
 # %% ../../nbs/api/explain/02_boxes.ipynb #66e51421
 def score_boxes(
@@ -186,56 +185,50 @@ def score_boxes(
     tol:float=0, # Pixels outside a box that still count
     n_boot:int=1000, # Bootstrap draws
     seed:int=0, # Of the bootstrap
-    level:float=0.95, # Of the intervals
-    frame:int=BOX_FRAME, # Side of the frame, in pixels
 )->pd.DataFrame: # By finding and `All`: boxes, images, patients, hit, prior and gain (hit - prior), with low and high
     "Hit rates with patient-clustered intervals, beside the prior. Raises `ExplainError` if nothing matches"
     if prior is None:
-        pairs, maps = location_prior(boxes, patients, frame=frame)
-        prior = cam_peaks(maps, pairs, frame)
+        pairs, maps = location_prior(boxes, patients)
+        prior = cam_peaks(maps, pairs)
     own, other = pointing_game(peaks, boxes, tol), pointing_game(prior, boxes, tol)
     both = own.merge(other, on=PAIR, suffixes=('', '_prior'))
     both = both.join(boxes.value_counts(PAIR).rename('boxes'), on=PAIR)
     both['who'] = _patients(both.image, patients)
-    rows = {}
+    rows = []
     for finding, d in [*both.groupby('finding'), ('All', both)]:
         hits = {'value': d[['hit']].to_numpy(float), 'prior': d[['hit_prior']].to_numpy(float)}
-        rates = {name: rate[0] for name, rate in _compare(hits, d.who, n_boot, seed, level).items()}
-        counts = dict(boxes=int(d.boxes.sum()), images=len(d), patients=d.who.nunique())
-        rows[finding] = counts | {'hit': rates.pop('value')} | rates
-    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('finding')
+        row = _table(hits, d.who, [finding], n_boot, seed).rename(columns={'value': 'hit'})
+        row.insert(0, 'boxes', int(d.boxes.sum()))
+        rows.append(row)
+    return pd.concat(rows).rename_axis('finding')
 
 # %% ../../nbs/api/explain/02_boxes.ipynb #c608f330
 def box_cover(
     pairs:pd.DataFrame, # N rows: image, finding; each pair once
     boxes:pd.DataFrame, # image, finding, x, y, w, h
     size:int, # Side of the grid, in cells
-    frame:int=BOX_FRAME, # Side of the frame that the boxes are in, in pixels
 )->np.ndarray: # float32 (N, size, size): share of each cell that its boxes cover, by the box that covers most of it
-    "The boxes of each pair on a grid. Raises `ExplainError` for a pair without box or a box outside the frame"
+    "The boxes of each pair on a grid. Raises `ExplainError` for a pair without a box in the frame"
     keys = pd.MultiIndex.from_frame(pairs[PAIR])
     if keys.has_duplicates: raise ExplainError(f'{keys[keys.duplicated()][0]}: is there twice; give each pair once')
     pair_of_box = keys.get_indexer(pd.MultiIndex.from_frame(boxes[PAIR]))
-    bare = np.setdiff1d(np.arange(len(pairs)), pair_of_box)
-    if len(bare): raise ExplainError(f'{keys[bare[0]]}: has no box; score only pairs that have one')
     known = pair_of_box >= 0
     out = np.zeros((len(pairs), size, size), np.float32)
-    for i, cover in zip(pair_of_box[known], _cover(boxes[known], size, frame)):
-        np.maximum(out[i], cover, out=out[i])
-    outside = np.flatnonzero(~(out.sum((1, 2)) > 0))
-    if len(outside):
-        raise ExplainError(f'{keys[outside[0]]}: its box has no area within the frame of {frame} pixels; '
-                           'check x, y, w, h')
+    for i, cover in zip(pair_of_box[known], _cover(boxes[known], size)): np.maximum(out[i], cover, out=out[i])
+    bare = np.flatnonzero(~(out.sum((1, 2)) > 0))
+    if len(bare):
+        raise ExplainError(f'{keys[bare[0]]}: has no box with an area in the frame of {BOX_FRAME} pixels; '
+                           'score only pairs that have one')
     return out
 
-def _cover(boxes, size, frame):
+def _cover(boxes, size):
     "Share of each cell that each box covers, (len(boxes), size, size)"
-    edges = np.arange(size + 1) * frame/size
+    edges = np.arange(size + 1) * BOX_FRAME/size
     x, y, w, h = _sides(boxes)
     across = np.minimum(x + w, edges[1:]) - np.maximum(x, edges[:-1])
     down = np.minimum(y + h, edges[1:]) - np.maximum(y, edges[:-1])
-    across, down = across.clip(0) * size/frame, down.clip(0) * size/frame
-    return (down[:, :, None] * across[:, None]).astype(np.float32)
+    covered = down.clip(0)[:, :, None] * across.clip(0)[:, None]
+    return (covered * (size/BOX_FRAME)**2).astype(np.float32)
 
 # %% ../../nbs/api/explain/02_boxes.ipynb #829af518
 def map_scores(
@@ -243,18 +236,17 @@ def map_scores(
     maps, # Maps of these pairs, (N, size, size), 0 or more
     boxes:pd.DataFrame, # image, finding, x, y, w, h
     cut:float=0.5, # What is marked: cells of at least this share of the map's maximum
-    frame:int=BOX_FRAME, # Side of the frame that the boxes are in, in pixels
 )->pd.DataFrame: # image, finding, hit, iou, iobb, energy (each 0..1) and empty (bool), a row a pair
     "How well maps agree with the boxes of their pairs; an empty map scores 0. Raises `ExplainError` for negative maps"
     maps = np.asarray(maps, np.float32)
     if len(maps) != len(pairs): raise ExplainError(f'{len(pairs)} pairs and {len(maps)} maps; give one map a pair')
     if not (maps >= 0).all():
         raise ExplainError('a map is negative or NaN; give maps of 0 or more (did the training diverge?)')
-    cover = box_cover(pairs, boxes, maps.shape[-1], frame)
+    cover = box_cover(pairs, boxes, maps.shape[-1])
     top = maps.max((1, 2), keepdims=True)
     marked = (maps >= cut*top) & (top > 0)
     area, in_both = marked.sum((1, 2)), _product(marked, cover)
-    peaks = pairs if 'x' in pairs else cam_peaks(maps, pairs, frame)
+    peaks = pairs if 'x' in pairs else cam_peaks(maps, pairs)
     out = pairs[PAIR].merge(pointing_game(peaks[[*PAIR, 'x', 'y']], boxes), how='left').astype({'hit': float})
     return out.assign(iou=_share(in_both, area + cover.sum((1, 2)) - in_both), iobb=_share(in_both, area),
                       energy=_share(_product(maps, cover), maps.sum((1, 2))), empty=top.ravel() == 0)
@@ -274,18 +266,12 @@ def map_similarity(
     size:int=32, # Side of the grid they are compared on, in cells
 )->np.ndarray: # (N,) in -1..1; NaN where one of the two is flat
     "Spearman's rank correlation between the cells of two maps"
-    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-    if a.shape != b.shape:
-        raise ExplainError(f'maps of shape {a.shape} and {b.shape}; give two maps of each pair, of one size')
-    a, b = _centred_ranks(a, size), _centred_ranks(b, size)
-    norm = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    return np.divide((a*b).sum(1), norm, out=np.full(len(a), np.nan), where=norm > 0)
+    return _ranks(a, size).corrwith(_ranks(b, size), axis=1).to_numpy()
 
-def _centred_ranks(maps, size):
-    "The ranks of the cells of each map, less their mean"
-    grid = _to_grid(maps, min(size, maps.shape[-1]))
-    ranks = rankdata(grid.reshape(len(maps), -1), axis=1)
-    return ranks - ranks.mean(1, keepdims=True)
+def _ranks(maps, size):
+    "The ranks of the cells of each map, a row a map"
+    grid = _to_grid(np.asarray(maps, np.float32), min(size, maps.shape[-1]))
+    return pd.DataFrame(grid.reshape(len(maps), -1), dtype=float).rank(axis=1)
 
 # %% ../../nbs/api/explain/02_boxes.ipynb #895e3ddf
 def random_scores(
@@ -295,15 +281,13 @@ def random_scores(
     images, # N file names
     boxes:pd.DataFrame, # As of `read_boxes`
     seeds=(0, 1, 2), # A random network for each
-    bs:int=32, # Images a batch
-    frame:int=BOX_FRAME, # Side of the frame that the boxes are in, in pixels
-    tab:np.ndarray=None, # What is known beside the images, as of `told`; nothing if not given
+    **kwargs # More for `box_maps`
 )->list: # A table a seed, as of `map_scores`, with `similarity` to the model's own maps
     "The scores of the same network with random weights"
     out = []
     for seed in seeds:
-        pairs, other = box_maps(randomised(model, seed), gray, images, boxes, maps.shape[-1], bs, frame, tab)
-        out.append(map_scores(pairs, other, boxes, frame=frame).assign(similarity=map_similarity(maps, other)))
+        pairs, other = box_maps(randomised(model, seed), gray, images, boxes, maps.shape[-1], **kwargs)
+        out.append(map_scores(pairs, other, boxes).assign(similarity=map_similarity(maps, other)))
     return out
 
 # %% ../../nbs/api/explain/02_boxes.ipynb #e8c0b702
@@ -327,7 +311,6 @@ def score_maps(
     random=None, # Those of random weights, as of `random_scores`: a list; the mean over maps that are not empty
     n_boot:int=1000, # Bootstrap draws
     seed:int=0, # Of the bootstrap
-    level:float=0.95, # Of the intervals
 )->pd.DataFrame: # By finding (`All` last) and score: images, patients; value, prior, gain, random, learnt (low, high)
     "Every score with its interval by patient, beside both baselines. Raises `ExplainError` if one lacks a pair"
     who = _patients(scores.image, patients)
@@ -339,7 +322,7 @@ def score_maps(
     for finding in [*sorted(scores.finding.unique()), 'All']:
         rows = np.flatnonzero((scores.finding == finding) | (finding == 'All'))
         some = {name: a[rows] for name, a in values.items()}
-        blocks[finding] = _block(some, similarity[:, rows], who[rows], n_boot, seed, level)
+        blocks[finding] = _block(some, similarity[:, rows], who[rows], n_boot, seed)
     return pd.concat(blocks, names=['finding', 'score'])
 
 def _same_pairs(scores, other):
@@ -360,16 +343,11 @@ def _mean_tries(tries):
 
 def _block(values, similarity, who, *bootstrap):
     "The rows of one finding"
-    out = _table(values, who, list(SCORES), bootstrap)
+    out = _table(values, who, list(SCORES), *bootstrap)
     told = ~np.isnan(similarity).all(0)
     if not told.any(): return out
     mean = np.nanmean(similarity[:, told], axis=0)[:, None]
-    return pd.concat([out, _table({'value': mean}, who[told], ['similarity'], bootstrap)])
-
-def _table(values, who, names, bootstrap):
-    "A row a score, with the number of images and patients"
-    counts = dict(images=len(who), patients=len(set(who)))
-    return pd.DataFrame(counts | _compare(values, who, *bootstrap), index=names)
+    return pd.concat([out, _table({'value': mean}, who[told], ['similarity'], *bootstrap)])
 
 # %% ../../nbs/api/explain/02_boxes.ipynb #d90ccb73
 def join_scores(

@@ -91,14 +91,13 @@ def cam_layer(
         seen = [o for o in seen if len(o[2]) == 3 and o[0].endswith('norm1')]
     where, layer, shape = seen[-1] if seen else ('', None, ())
     if not _has_grid(model, shape):
-        raise ExplainError(f'{_named(model)}: its features have no places: no map, and no square of patches in reading '
-                           f'order, of 2 x 2 cells or more; use another backbone, a larger size than {model.size}, '
+        arch = getattr(model, 'arch', 'this model')
+        raise ExplainError(f'{arch}: its features have no places: no map, and no square of patches in reading order, '
+                           f'of 2 x 2 cells or more; use another backbone, a larger size than {model.size}, '
                            'or name a `layer`')
     return (layer, where) if name else layer
 
-def _named(model):
-    "What to call a model in a message"
-    return getattr(model, 'arch', 'this model')
+
 
 def _has_grid(model, shape):
     "Is an output of this shape a square map of 2 x 2 cells or more, in reading order?"
@@ -132,9 +131,7 @@ def _head_weight(head, width, like):
     weight = head(torch.eye(width, dtype=like.dtype, device=like.device)) - bias
     return weight.T.float(), bias[0].float()
 
-def _same(a, b, tol=1e-2):
-    "Are two tensors equal up to rounding, by the size of the second?"
-    return bool((a - b).abs().max() <= tol * b.abs().max())
+
 
 def pooled_linear(
     model, # A `ChestModel`, or any network with a `.head`
@@ -144,7 +141,9 @@ def pooled_linear(
     "Weight of the head if the logits are a linear function of the average of the maps, else None"
     try: weight, bias = _head_weight(model.head, maps.shape[1], next(model.head.parameters()))
     except (AttributeError, RuntimeError, StopIteration): return None # no head, or one of another width
-    return weight if _same(maps.mean((2, 3)) @ weight.T, logits.float() - bias) else None
+    wanted = logits.float() - bias
+    off = maps.mean((2, 3)) @ weight.T - wanted
+    return weight if off.abs().max() <= .01 * wanted.abs().max() else None # equal up to rounding
 
 # %% ../../nbs/api/explain/01_cam.ipynb #b300df00
 def _forward_cut(model, x, layer, tab=None):
@@ -160,8 +159,8 @@ def _forward_cut(model, x, layer, tab=None):
         raise ExplainError('the logits do not depend on this layer; name one that they do')
     return kept[-1], logits
 
-def _cells(model, x, layer, which, fast=None, tab=None):
-    "Grad-CAM before it is stretched, (B, K, h, w), from one forward pass; `fast=True` insists on a pooled-linear head"
+def _cells(model, x, layer, which, tab=None):
+    "Grad-CAM before it is stretched, (B, K, h, w), from one forward pass"
     to_map = _places(model)
     with torch.inference_mode(False), torch.enable_grad():
         leaf, logits = _forward_cut(model, x, layer, tab)
@@ -170,33 +169,29 @@ def _cells(model, x, layer, which, fast=None, tab=None):
         if head is not None:
             n_cells = maps.shape[2:].numel()
             weights = [head[k].expand(len(maps), -1) / n_cells for k in which]
-        elif fast:
-            raise ExplainError(f'{_named(model)}: its logits are not a linear function of the averaged feature map; '
-                               'use `fast=False`')
-        else: weights = [to_map(_gradient(logits[:, k], leaf)).float().mean((2, 3)) for k in which]
-    return torch.einsum('bkc,bchw->bkhw', torch.stack(weights, dim=1), maps).relu().cpu().numpy()
 
-def _gradient(logits, leaf):
-    "The gradient of each logit (B,) with respect to its part of a batch"
-    return torch.autograd.grad(logits.sum(), leaf, retain_graph=True)[0]
+        else:
+            slopes = [torch.autograd.grad(logits[:, k].sum(), leaf, retain_graph=True)[0] for k in which]
+            weights = [to_map(slope).float().mean((2, 3)) for slope in slopes]
+    return torch.einsum('bkc,bchw->bkhw', torch.stack(weights, dim=1), maps).relu().cpu().numpy()
 
 # %% ../../nbs/api/explain/01_cam.ipynb #3aa3f7c2
 def gradcam(
     model, # A `ChestModel` or an `Ensemble`
     x, # Normalised images, float32 (B, 1, S, S)
     findings=None, # Names of the findings to explain; all of the model's if not given
-    fast:bool=None, # True: insist on class activation maps; False: the package grad-cam; None: whatever the head allows
+    fast:bool=True, # One forward pass for all of them? Else the package grad-cam, with a pass for each
     layer=None, # Where the maps are taken; `cam_layer(model)` if not given
     tab:torch.Tensor=None, # What is known beside the images, as of `known_rows`; nothing if not given
 )->np.ndarray: # float32 (B, K, S, S), each map in 0..1 of its own maximum; all 0 where nothing spoke for the finding
-    "Grad-CAM of a batch. Raises `ExplainError` for an unknown finding or, with `fast=True`, an unsuitable head"
+    "Grad-CAM of a batch. Raises `ExplainError` for an unknown finding"
     which = _which(model, findings)
     x = x.to(next(model.parameters()).device)
     layer = layer or cam_layer(model)
     if isinstance(model, Ensemble): return _mean_maps(model, x, [model.findings[k] for k in which], fast, layer, tab)
     with _untouched(model):
-        if fast is False: maps = _gradcam_package(model, x, layer, which, tab)
-        else: maps = _cells(model, x, layer, which, fast, tab)
+        draw = _cells if fast else _gradcam_package
+        maps = draw(model, x, layer, which, tab)
     return _fit_maps(maps, x.shape[-2:], _crop(model))
 
 def _mean_maps(model, x, names, fast, layers, tab=None):

@@ -244,6 +244,7 @@ def plot_reliability(
     if not isinstance(ps, dict): raise PredictionError('ps: give probabilities by name, as in {"my model": p}')
     checked = {name: check_columns(y, p, findings, groups) for name, p in ps.items()}
     show = [show] if isinstance(show, str) else list(findings if show is None else show)
+    if not show: raise PredictionError('show: name a finding or more, or leave it out for all')
     cols = min(4, len(show))
     rows = -(-len(show)//cols)
     width = 2*cols + .2

@@ -55,12 +55,11 @@ def _predicted(run, part):
 def best_and_worst(
     table:pd.DataFrame, # As of `class_table`
     n:int=5, # How many at either end
-    by:str='auroc', # Column to rank by
 )->pd.DataFrame: # The table's rows with `rank`; those without a score are not ranked, and come last
     "The classes at both ends"
-    table = table.sort_values(by, ascending=False, kind='stable')
-    table.insert(0, 'rank', table[by].rank(ascending=False, method='first'))
-    scored = table[by].count()
+    table = table.sort_values('auroc', ascending=False, kind='stable')
+    table.insert(0, 'rank', table.auroc.rank(ascending=False, method='first'))
+    scored = table.auroc.count()
     return table[~table['rank'].between(n + 1, scored - n)]
 
 # %% ../../nbs/api/report/09_classes.ipynb #7cf2b315
@@ -147,14 +146,13 @@ def plot_search(
 def positive_titles(
     preds, # Predictions of some images, as of `align`
     positive, # bool, (N, C): what is at or above its threshold
-    n:int=4, # Findings to name at most
 )->list: # A text for each image: a line a finding that is in the label or predicted
     "What was found beside the truth"
     titles = []
     for words in np.select([preds.y * positive > 0, preds.y > 0, positive], ['right', 'missed', 'false'], ''):
         lines = [f'{word}: {finding}' for word, finding in zip(words, preds.findings) if word]
         lines = sorted(lines or ['right: No Finding'], reverse=True)
-        titles.append('\n'.join(at_most(lines, n)))
+        titles.append('\n'.join(at_most(lines, 4)))
     return titles
 
 def plot_positives(

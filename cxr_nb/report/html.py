@@ -256,14 +256,12 @@ def _calibration(run):
              'knows beforehand. It is right only where nothing but the prevalence differs between the two sides.')
     return html_table(calibration_table(record), text), note(moved), _reliability(run.held, record)
 
-def _frequent(held, n=8):
-    "The findings with most positives, as far as they have any"
-    positives = pd.Series(held.y.sum(0), held.findings)
-    return list(positives[positives > 0].nlargest(n).index)
+
 
 def _reliability(held, record):
     "Reliability curves of the most frequent findings"
-    frequent = _frequent(held)
+    positives = pd.Series(held.y.sum(0), held.findings)
+    frequent = list(positives[positives > 0].nlargest(8).index)
     if not frequent: return None
     both = {'as it is': held.p, 'platt': Calibration.from_dict(record['platt']).apply(held.p)}
     drawn = plot_reliability(held.y, both, held.findings, frequent, groups=held.patients)
@@ -365,7 +363,7 @@ LIMITS = [
     'called.',
 ]
 
-def _limits(run): return Ul(*map(Li, LIMITS))
+
 
 def _configuration(run):
     "Everything else, folded away"
@@ -385,7 +383,7 @@ def _skipped(skipped):
 SECTIONS = {'Data and split': _data, 'Training': lambda run: members_section(run) or _training(run),
             'Scores': _scores, 'Curves': _curves, 'Thresholds and calls': _thresholds, 'Calibration': _calibration,
             'Subgroups': _subgroups, 'Other readers': _readers, 'Heatmaps': _heatmaps, 'Checklists': _checklists,
-            'Limits': _limits, 'Configuration': _configuration}
+            'Limits': lambda run: Ul(*map(Li, LIMITS)), 'Configuration': _configuration}
 
 # %% ../../nbs/api/report/07_html.ipynb #2afc0b8f
 def write_report(

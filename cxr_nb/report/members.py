@@ -45,29 +45,25 @@ def gain_table(
         rows[record['run']] = row
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('Run')
 
-def _gains(run):
-    "The line above the table of gains, and the table; nothing where they were not compared"
-    records = run.metrics.get('members')
-    if not records: return []
-    part = 'test' if 'test' in run.metrics else 'validation'
-    text = (f'Macro means on the {part} part. The difference is paired: both are judged on the same patients, and its '
-            f'95 % interval is by patient. The words allow for {len(records)} comparisons.')
-    return [text, gain_table(records)]
+def _said(run):
+    "Texts, each with the table below it: the members, and what was gained where they were compared"
+    if run.config.get('members'): yield MADE_OF, member_table(run)
+    if records := run.metrics.get('members'):
+        part = 'test' if 'test' in run.metrics else 'validation'
+        text = (f'Macro means on the {part} part. The difference is paired: both are judged on the same patients, and '
+                f'its 95 % interval is by patient. The words allow for {len(records)} comparisons.')
+        yield text, gain_table(records)
 
 def members_section(
     run:RunFiles # A run
-)->tuple: # Elements; None for a run that is no ensemble
+)->tuple: # Elements; none for a run that is no ensemble
     "What an ensemble is made of, for the report"
-    if not run.config.get('members'): return None
-    shown = [P(MADE_OF), html_table(member_table(run))]
-    if gains := _gains(run): shown += [note(gains[0]), html_table(gains[1])]
+    shown = []
+    for text, table in _said(run): shown += [note(text) if shown else P(text), html_table(table)]
     return tuple(shown)
 
 def members_text(
     run:RunFiles # A run
-)->str: # Markdown; None for a run that is no ensemble
+)->str: # Markdown; empty for a run that is no ensemble
     "What an ensemble is made of, for the model card"
-    if not run.config.get('members'): return None
-    shown = [MADE_OF, md_table(member_table(run))]
-    if gains := _gains(run): shown += [gains[0], md_table(gains[1])]
-    return '\n\n'.join(shown)
+    return '\n\n'.join(f'{text}\n\n{md_table(table)}' for text, table in _said(run))

@@ -243,10 +243,10 @@ def plot_auroc(
     return laid_out(fig)
 
 # %% ../../nbs/api/report/02_plots.ipynb #3d994f5d
-def _panels(findings, cols, title, xlabel, ylabel, ticks=(('0', 0, 0), ('1', 1, 1)), side=1.2):
+def _panels(findings, title, xlabel, ylabel, ticks=(('0', 0, 0), ('1', 1, 1)), side=1.2):
     """A figure that is all one pair of axes, which draw faster than many; these axes; and for each finding the
     transform that puts the unit square, `side` inches wide, where its panel is"""
-    cols = min(cols, len(findings))
+    cols = min(5, len(findings))
     rows = -(-len(findings)//cols)
     fig = Figure(figsize=(1.75*cols + .55, 1.85*rows + .85), dpi=80, layout='none')
     fig.suptitle(title, x=.1/fig.get_figwidth(), y=1 - .08/fig.get_figheight(), ha='left', fontsize=9.5, color=INK)
@@ -284,11 +284,10 @@ def plot_roc(
     p, # Probabilities, (N, C)
     findings:list, # C names
     known:dict=None, # `metrics['test']['findings']`, for the intervals
-    cols:int=5, # Panels side by side
 )->Figure: # One panel a finding with AUROC (interval) and positives
     "ROC curves"
     y, p = np.asarray(y), np.asarray(p)
-    fig, ax, panels = _panels(findings, cols, 'ROC curves', '1 - specificity', 'sensitivity')
+    fig, ax, panels = _panels(findings, 'ROC curves', '1 - specificity', 'sensitivity')
     for i, (at, value) in enumerate(zip(panels, auroc(y, p))):
         _open_panel(ax, at, findings[i], y[:, i], 'auroc', value, known)
         ax.plot([0, 1], [0, 1], ':', color=GRAY, lw=1, transform=at)
@@ -301,12 +300,11 @@ def plot_pr(
     p, # Probabilities, (N, C)
     findings:list, # C names
     known:dict=None, # `metrics['test']['findings']`, for the intervals
-    cols:int=5, # Panels side by side
 )->Figure: # One panel a finding with average precision (interval) and positives
     "Precision-recall curves"
     from sklearn.metrics import precision_recall_curve
     y, p = np.asarray(y), np.asarray(p)
-    fig, ax, panels = _panels(findings, cols, 'Precision-recall curves', 'recall', 'precision')
+    fig, ax, panels = _panels(findings, 'Precision-recall curves', 'recall', 'precision')
     for i, (at, value) in enumerate(zip(panels, average_precision(y, p))):
         _open_panel(ax, at, findings[i], y[:, i], 'ap', value, known)
         ax.plot([-.04, 1.04], [np.mean(y[:, i])]*2, ':', color=GRAY, lw=1, transform=at)
@@ -342,7 +340,6 @@ def plot_confusion(
     p, # Probabilities, (N, C)
     thresholds, # As of `threshold_array`: numbers, a dict, or a table
     findings:list, # C names
-    cols:int=5, # Panels side by side
     where:str='', # What the images are, for the title
 )->Figure: # One panel a finding: counts, coloured by their share of the row
     "Confusion matrices"
@@ -351,7 +348,7 @@ def plot_confusion(
     cells = np.transpose([counts.tn, counts.fp, counts.fn, counts.tp]).reshape(-1, 2, 2)
     ticks = [('no', .25, .75), ('yes', .75, .25)]
     title = _of('Images by label and call', where)
-    fig, ax, panels = _panels(findings, cols, title, 'called', 'label', ticks, side=1.45)
+    fig, ax, panels = _panels(findings, title, 'called', 'label', ticks, side=1.45)
     for at, finding, threshold, matrix in zip(panels, findings, thresholds, cells):
         called = 'never called' if np.isnan(threshold) else f'≥ {threshold:.2g}'
         ax.text(0, 1.05, f'{figure_text(finding)}\n{called}', fontsize=7, color=INK, transform=at)

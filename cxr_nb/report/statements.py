@@ -27,7 +27,9 @@ _CONFIG = ['library', 'data', 'caveat', 'recipe', 'parts', 'split', 'split_kind'
 # Name in metrics.json to name of the fact; `calibration` is already that of the configuration
 _METRICS = dict(test='test', held_out='held_out', floors='floors', localisation='localisation',
                 calibration='measured', subgroups='subgroups', readers='readers')
-_PATH = re.compile(r'(?<!https:)(?<!http:)(?<![\w./\\])(?:~|[A-Za-z]:)?[\\/](?=\S)(?:[^\n]*[\\/])?')
+# An absolute path up to its last slash; more than four words between two slashes are prose
+_FOLDER = r'[^\s\\/]+(?: [^\s\\/]+){0,3}[\\/]+'
+_PATH = re.compile(r'(?<!https:)(?<!http:)(?<![\w./\\])(?:~|[A-Za-z]:)?[\\/]+(?=\S)(?:' + _FOLDER + ')*')
 
 def _clean(value):
     "The same without absolute paths"
@@ -121,8 +123,6 @@ def _stage(stage):
     how = _HOW.get(stage['trainable'], _LAST_BLOCKS).format(**stage, strengths=strengths)
     return '{name}: {epochs} epochs, rate {lr:g} ({schedule}), batches of {bs}, {how}.'.format(**stage, how=how)
 
-def _stages(stages): return ' '.join(map(_stage, stages))
-
 # %% ../../nbs/api/report/04_statements.ipynb #f44fc253
 _SCORES = dict(auroc='AUROC', ap='average precision', f1='F1', recall='sensitivity', specificity='specificity',
                precision='precision')
@@ -185,7 +185,7 @@ WORDS = dict(
     published=('recipe[weights]', start_sentence),
     layers=('net[hidden]', lambda hidden: len(hidden) + 1),
     all_versions=('versions', lambda versions: ', '.join(f'{k} {v}' for k, v in versions.items())),
-    stages_run=('stages', _stages),
+    stages_run=('stages', lambda stages: ' '.join(map(_stage, stages))),
     first_stage=('stages', lambda stages: stages[0]),
     ranges=('recipe[augment]', _pairs),
     measured_scores=('test[macro]', _measured),

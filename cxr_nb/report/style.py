@@ -115,10 +115,7 @@ def _is_count(column):
 
 def _side(column):
     "'r' for a column of numbers, be they in a column of objects, else 'l'"
-    if column.dtype.kind in 'iuf': return 'r'
-    known = [o for o in column if o is not None and o is not pd.NA]
-    numeric = [isinstance(o, numbers.Real) and not isinstance(o, (bool, np.bool_)) for o in known]
-    return 'r' if known and all(numeric) else 'l'
+    return 'r' if column.dropna().infer_objects().dtype.kind in 'iuf' else 'l'
 
 def as_table(
     df, # A table, or a series, which becomes a column

@@ -154,10 +154,9 @@ def score_notes(
 def score_table(
     metrics:dict, # As of `metrics.json`
     part:str='test', # `test` or `val`
-    scores=('auroc', 'ap', 'f1'), # Which, of `SCORES`
 )->pd.DataFrame: # By finding, rarest last, after the macro mean: positives and each score with its interval
     "The scores of a part"
-    names = {score: SCORES[score] for score in scores}
+    names = {score: SCORES[score] for score in ('auroc', 'ap', 'f1')}
     rows = {'Macro mean': {'Positives': '', **_score_texts(metrics[part]['macro'], names)}}
     for finding, record in sorted(metrics[part]['findings'].items(), key=lambda o: -o[1]['positives']):
         rows[pretty(finding)] = {'Positives': f'{record["positives"]:,}', **_score_texts(record, names)}

@@ -348,8 +348,8 @@ def train(
     say = say or (print if kwargs.get('progress', True) else str)
     with run_lock(path, is_main()), room_to_train(path):
         line = _opening(Path(path), resume, overwrite) if is_main() else None
-        if line: say(line)
         run = start_run(data, recipe, path, resume=resume, overwrite=overwrite, say=say, **kwargs)
+        if line: say(line) # nothing was refused
         file, todo = StateFile(run.path), [o for o in run.recipe.stages if o.name not in run.done]
         for stage in todo: stage_loss(run, stage, loss) # what is wrong with one is said before the first
         for stage in todo:
