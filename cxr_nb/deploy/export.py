@@ -339,12 +339,13 @@ def push_to_hub(
     repo_id:str, # OWNER/NAME
     private:bool=True, # Only for you? False shows it to everyone
     revision:str=None, # Branch; main if not given
-    api:HfApi=None, # The hub's client; one with the token of `hf auth login` if not given
+    token:str=None, # Of the hub; that of `hf auth login` if not given
+    api:HfApi=None, # The hub's client; made if not given
 )->str: # Address of the model
     """A bundle and its model card to the Hugging Face hub.
     Raises `ExportError` if it cannot be sent, or would be public without your saying so"""
     _check_name(repo_id)
-    api = api or HfApi()
+    api = api or HfApi(token=token)
     with tempfile.TemporaryDirectory() as to:
         names = stage(run, to, repo_id)
         with _on_hub(repo_id, 'could not be sent'):
@@ -360,12 +361,13 @@ def push_to_hub(
 def fetch_bundle(
     name, # A folder, else OWNER/NAME on the hub
     revision:str=None, # Branch, tag or, to get the same for ever, the hash of a commit
-    api:HfApi=None, # The hub's client; one with the token of `hf auth login` if not given
+    token:str=None, # Of the hub; that of `hf auth login` if not given
+    api:HfApi=None, # The hub's client; made if not given
 )->Path: # Folder of the bundle
     "The folder of a bundle, downloaded if it is not one already. Raises `ExportError` if the hub has none"
     if Path(name).is_dir(): return Path(name)
     _check_name(str(name))
-    api = api or HfApi()
+    api = api or HfApi(token=token)
     with _on_hub(name, 'could not be fetched'):
         path = Path(api.snapshot_download(str(name), revision=revision, allow_patterns=BUNDLE))
     for file in BUNDLE[:2]:
@@ -376,7 +378,7 @@ def from_pretrained(
     name, # A folder, else OWNER/NAME on the hub
     revision:str=None, # Branch, tag or, to get the same for ever, the hash of a commit
     device='cpu', # Where to compute
-    api:HfApi=None, # As for `fetch_bundle`
+    **kwargs # For `fetch_bundle`: token, api
 )->Classifier: # Ready to predict
     "A trained classifier from a folder or the hub. Raises `ExportError` or `ModelError` if there is none"
-    return load_classifier(fetch_bundle(name, revision, api), device)
+    return load_classifier(fetch_bundle(name, revision, **kwargs), device)
