@@ -86,11 +86,7 @@ def _syntax(ds):
     unsaid = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     return ds.file_meta.setdefault('TransferSyntaxUID', unsaid).value
 
-def _check_shape(path, frames, width, height):
-    "Raise `ImageError` unless there is one picture of a possible size"
-    if frames > 1: raise ImageError(path, 'frames', f'{frames} frames')
-    if not width or not height: raise ImageError(path, 'no_image', 'a DICOM file without an image')
-    check_size(path, width, height)
+
 
 def _check_picture(path, ds, n_bytes):
     "Raise `ImageError` unless the header describes one picture that can be read, and fits into so many bytes"
@@ -98,7 +94,9 @@ def _check_picture(path, ds, n_bytes):
     samples = _int(ds, 'SamplesPerPixel')
     bits = _int(ds, 'BitsAllocated')
     colours = _text(ds, 'PhotometricInterpretation')
-    _check_shape(path, frames, width, height)
+    if frames > 1: raise ImageError(path, 'frames', f'{frames} frames')
+    if not width or not height: raise ImageError(path, 'no_image', 'a DICOM file without an image')
+    check_size(path, width, height)
     if bits not in (8, 16) or not 1 <= _int(ds, 'BitsStored', bits) <= bits:
         raise ImageError(path, 'bits', f'{bits} bits a pixel, not 8 or 16')
     if (samples, colours[:3]) not in _COLOURS: raise ImageError(path, 'photometric', 'neither gray nor RGB')

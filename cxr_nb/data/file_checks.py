@@ -65,9 +65,7 @@ def _look(path, quick):
     try:
         if quick and Path(path).suffix.lower() in _BY_HEADER: return *_quick_size(path), 'ok', '', None
         a = read_gray(path)
-    except ImageError as e:
-        status = 'missing' if e.code == 'missing' else 'bad'
-        return 0, 0, status, e.reason, None
+    except ImageError as e: return 0, 0, e.status, e.reason, None
     height, width = a.shape
     return width, height, 'ok', '', None if quick else image_hash(a)
 

@@ -45,6 +45,7 @@ class ImageError(CxrError):
         self.code = code
         self.reason = reason
         self.mend = MENDS[code]
+        self.status = 'missing' if code == 'missing' else 'bad'
         super().__init__(f'{path}: {reason}; {self.mend}')
 
 # %% ../../nbs/api/data/00_image_files.ipynb #7d7ed3c0

@@ -9,21 +9,22 @@ __all__ = ['INDIANA', 'NOTHING_ELSE', 'DRAWN', 'HOW', 'UNNAMED', 'indiana_rules'
            'indiana_split', 'rare_classes', 'indiana_image', 'indiana_phantom', 'indiana_folder', 'load_indiana']
 
 # %% ../../nbs/api/data/10_indiana.ipynb #3f702d60
-import os
+import json, os
 from functools import lru_cache
 from importlib.resources import files
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 
 import cv2, numpy as np, pandas as pd
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
 from .indiana_reports import PROJECTIONS, REPORTS, read_indiana_csv, read_indiana_xml
-from .downloads import DOWNLOADS, fetch, kept, mount_root, source_of
+from .downloads import DOWNLOADS, fetch, folder_with, kept, mount_root, source_of
 from .sources import PHANTOM_CAVEAT, ChestData, DataError, fast, index_images, no_boxes, with_source
-from ..core import CxrError, cache_home, made_whole, one_at_a_time, refuse_foreign
+from ..core import CxrError, cache_home
 from ..labels import LabelError, findings_of
 from .phantom.anatomy import phantom_body
 from .phantom.findings import check_side, phantom_image
+from .phantom.release import drawn_once
 from .splits import check_split
 
 # %% ../../nbs/api/data/10_indiana.ipynb #9a9d282f
@@ -59,20 +60,14 @@ def _term_keys(term):
     heading, *qualifiers = [' '.join(o.lower().split()) for o in term.split('/')]
     return [(h, q) for h in (heading, '*') for q in ('', *qualifiers)]
 
-def _term_classes(terms, rules):
-    "By term: its classes"
-    known = rules.groupby([rules.heading.str.lower(), 'qualifier'])['class'].agg(list).to_dict()
-    classes = {}
-    for term in terms:
-        fitting = [known.get(key, []) for key in _term_keys(term)]
-        classes[term] = list(set(chain.from_iterable(fitting)))
-    return classes
+
 
 def _report_classes(mesh, rules):
     "0/1 table of reports, (N, 35)"
     terms = mesh.fillna('').str.split(';').explode().str.strip()
     terms = terms[terms.ne('')]
-    on = terms.map(_term_classes(terms.unique(), rules)).explode().dropna()
+    known = rules.groupby([rules.heading.str.lower(), 'qualifier'])['class'].agg(list).to_dict()
+    on = terms.map(_term_keys).explode().map(known.get).explode().dropna()
     y = pd.get_dummies(on).groupby(level=0).any().reindex(index=mesh.index, columns=INDIANA, fill_value=False)
     indexed = mesh.index.isin(terms.index)
     for name in rules['class'][rules.heading.eq(NOTHING_ELSE)]: y[name] |= indexed & ~y.any(axis=1)
@@ -223,7 +218,7 @@ def _phantom_rows(n, seed, least):
         if number % 5: rows.append((f'{number}_lateral.dcm.png', number, 'Lateral'))
     return pd.DataFrame(rows, columns=['image', 'report', 'view']).set_index('image'), reports
 
-def _has_note(path, text): return (path/_NOTE).is_file() and (path/_NOTE).read_text() == text
+
 
 def indiana_phantom(
     path, # Folder to write; made if absent
@@ -235,19 +230,13 @@ def indiana_phantom(
     "Drawn images with 35 classes in the layout of Kaggle's CSV files. Raises `CxrError` if the folder holds others"
     if not 12 <= n_reports <= 3851: raise CxrError(f'{n_reports} reports cannot be drawn; ask for 12 to 3851')
     check_side(size)
-    path = Path(path)
-    note = f'{{"indiana": 1, "n_reports": {n_reports}, "size": {size}, "seed": {seed}, "least": {least}}}\n'
-    if _has_note(path, note): return path
-    with one_at_a_time(path, 'these drawn images'):
-        if _has_note(path, note): return path # another process has made them meanwhile
-        if (path/_NOTE).is_file(): refuse_foreign(path, [_NOTE, 'images', REPORTS, PROJECTIONS], 'these drawn images')
-        else: refuse_foreign(path, [], 'an Indiana phantom')
-        with made_whole(path) as part:
-            images, reports = _phantom_rows(n_reports, seed, least)
-            _write_images(part, indiana_labels(images, reports), size, seed)
-            _write_csvs(part, images, reports)
-            (part/_NOTE).write_text(note)
-    return path
+    note = dict(indiana=1, n_reports=n_reports, size=size, seed=seed, least=least)
+    def draw(part):
+        images, reports = _phantom_rows(n_reports, seed, least)
+        _write_images(part, indiana_labels(images, reports), size, seed)
+        _write_csvs(part, images, reports)
+        (part/_NOTE).write_text(json.dumps(note) + '\n')
+    return drawn_once(path, note, [_NOTE, 'images', REPORTS, PROJECTIONS], draw)
 
 # %% ../../nbs/api/data/10_indiana.ipynb #f048f237
 HOW = (f'fetch the images from Kaggle ({DOWNLOADS["indiana"].handle}) or Open-i '
@@ -257,11 +246,7 @@ def indiana_folder(
     root # A folder
 )->Path: # It, or the folder nearest below it with the CSV files; None if there is none
     "Where Kaggle's CSV files lie"
-    root = Path(root).expanduser()
-    if not root.is_dir(): return None
-    for above in ('', '*/', '*/*/', '*/*/*/'):
-        for file in sorted(root.glob(above + REPORTS)):
-            if (file.parent/PROJECTIONS).is_file(): return file.parent
+    return folder_with(Path(root).expanduser(), [REPORTS])
 
 def _root(root, download, kaggle):
     "The folder that was named, mounted or downloaded; None where the phantom must stand in"

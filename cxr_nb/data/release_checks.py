@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/release_checks.html.md"""
 
 # %% auto #0
 __all__ = ['nih_table_2017', 'is_phantom', 'of_release', 'label_fingerprint', 'check_labels', 'check_release', 'check_names',
-           'list_parts', 'leaks', 'check_lists', 'check_boxes', 'check_boxed', 'boxed_verdict']
+           'list_parts', 'check_lists', 'check_boxes', 'check_boxed', 'boxed_verdict']
 
 # %% ../../nbs/api/data/13_release_checks.ipynb #09de610b
 from importlib.resources import files
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from .sources import PHANTOM_CAVEAT, ChestData
-from .splits import fingerprint
+from .splits import fingerprint, leaks
 from .verdicts import first_names, found, verdict_row
 from .box_files import BOX_FRAME, nih_boxes
 from ..labels import FINDINGS, META, findings_of, multi_hot, nih_table
@@ -153,13 +153,7 @@ def list_parts(
     parts = pd.DataFrame(listed, columns=['image', 'part'], dtype=object).drop_duplicates('image', keep=False)
     return parts.set_index('image').part.reindex(data.table.index).dropna()
 
-def leaks(
-    table:pd.DataFrame, # Image table
-    split:pd.Series, # Part of each image
-)->list: # Such as `patient 13`
-    "Patients with images in more than one part"
-    parts = split.groupby(table.patient.reindex(split.index)).nunique()
-    return [f'patient {o}' for o in parts.index[parts > 1]]
+
 
 # %% ../../nbs/api/data/13_release_checks.ipynb #f9d68329
 _LISTS_AGAIN = 'download train_val_list.txt and test_list.txt again'

@@ -15,15 +15,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from statistics import median
+from unicodedata import normalize
 
 import pandas as pd
 from PIL import Image
 from ..core import CxrError, cache_home
-from .downloads import DOWNLOADS, check_layout, fetch, kept, mount_root, mounted, source_fingerprint
-from .downloads import source_of, source_text
-from .image_files import SUFFIXES, is_image_file
+from .downloads import DOWNLOADS, check_layout, fetch, folder_with, kept, mount_root, mounted
+from .downloads import source_fingerprint, source_of, source_text
+
+from .image_files import is_image_file
 from .box_files import BOX_FRAME, nih_boxes, read_boxes
-from ..labels import FINDINGS, find_column, findings_of, from_release, read_csv
+from ..labels import FINDINGS, find_column, findings_of, flag_columns, from_release, read_csv
 from ..labels import USUAL_COLUMNS, read_list, read_nih, read_table
 from .phantom.release import make_phantom
 
@@ -106,14 +108,9 @@ def kaggle_mount(
     base = Path(base or mount_root())
     if not base.is_dir(): return None
     known = {name: mounted(name, base) for name in DOWNLOADS}
-    places = [known['release'], known['224'], known['sample'], _labelled_folder(base), known['indiana']]
+    # how deep sets lie has changed over the years
+    places = [known['release'], known['224'], known['sample'], folder_with(base, LABEL_FILES), known['indiana']]
     return next(filter(None, places), None)
-
-def _labelled_folder(base):
-    "The first folder with a label file; how deep sets lie has changed over the years"
-    for below in ('*', '*/*', '*/*/*', '*/*/*/*'):
-        for folder in sorted(base.glob(below)):
-            if folder.is_dir() and label_file(folder): return folder
 
 # %% ../../nbs/api/data/02_sources.ipynb #3520c408
 def find_root(
@@ -147,6 +144,7 @@ def index_images(
         dirs.sort()
         for name in sorted(names):
             path = Path(folder)/name
+            name = normalize('NFC', name) # some systems write an umlaut as two characters
             if not is_image_file(path): continue
             if name not in found: found[name] = path
             elif _undoubled(path) != _undoubled(found[name]) and not path.samefile(found[name]):
@@ -294,9 +292,8 @@ def _check_call(data, columns):
         raise DataError(f'data is a {type(data).__name__}; give a folder. own_data(table, folder) takes a table')
     kinds = [*USUAL_COLUMNS, 'sep']
     for kind in columns:
-        if kind not in kinds:
-            known = ', '.join(kinds)
-            raise DataError(f'columns: unknown kind {kind!r}; give {{kind: column of your file}}, of {known}')
+        if kind in kinds: continue
+        raise DataError(f'columns: unknown kind {kind!r}; give {{kind: column of your file}}, of {", ".join(kinds)}')
 
 def _from_folder(root, findings, source):
     "A folder in the NIH layout, or of the Indiana collection, whose module comes after this one"
@@ -306,18 +303,17 @@ def _from_folder(root, findings, source):
 UNNAMED_PATIENTS = ('Patients are not named in the table, so every image counts as a patient of its own, '
                     'and a patient may be in several parts.')
 
-def _read_labels(csv_path, findings, columns):
+def _read_labels(csv_path, rows, findings, columns):
     "The image table of a label file, whether it is the release's or anybody's"
-    rows = read_csv(csv_path)
     nih = {'Image Index', 'Finding Labels', 'Patient ID'} <= set(rows)
     if nih and not columns and from_release(rows['Image Index']): return read_nih(csv_path, findings or FINDINGS)
     return read_table(csv_path, findings=findings, **columns)
 
 def _nearly_findings(rows):
     "A sentence on each column that would be a finding but for a few rows"
-    share = rows.apply(lambda column: pd.to_numeric(column, errors='coerce').isin([0, 1]).mean())
+    nearly = flag_columns(rows, flag_columns(rows), least=.8)
     return [f'Column {name!r} holds 0 and 1 in most rows, so it is no finding: fill in the others, or drop them.'
-            for name in share.index[share.between(.8, 1, inclusive='left')]]
+            for name in nearly]
 
 def _from_parts(csv_path, img_root, findings, columns):
     "Data whose label file and images are given apart"
@@ -326,11 +322,11 @@ def _from_parts(csv_path, img_root, findings, columns):
         raise DataError(f'{img_root}: no such folder (--img-root); give the folder with the images')
     csv_path = Path(csv_path) if csv_path else label_file(img_root)
     if csv_path is None: raise DataError(f'{img_root}: holds no label file; give one as --csv-path')
-    table = _read_labels(csv_path, findings, columns)
-    folder = csv_path.parent
-    data = own_data(table, index_images(img_root), img_root, _boxes(folder), _lists(folder))
-    caveats = [data.caveat]
     rows = read_csv(csv_path)
+    table = _read_labels(csv_path, rows, findings, columns)
+    folder = csv_path.parent
+    data = own_data(table, img_root, boxes=_boxes(folder), lists=_lists(folder))
+    caveats = [data.caveat]
     if not find_column(rows, 'patient', columns.get('patient')): caveats.append(UNNAMED_PATIENTS)
     if not (findings or columns.get('labels') or find_column(rows, 'labels')): caveats += _nearly_findings(rows)
     return replace(data, csv=csv_path, columns=columns, caveat=' '.join(filter(None, caveats)))
@@ -350,7 +346,7 @@ def own_data(
         root = root or files
         files = index_images(files)
     root = root or _common_folder(files)
-    table = _with_suffix(table, files)
+    table = _called_as(table, files)
     if not any(image in files for image in table.index):
         raise DataError(f'{root}: none of the {len(table):,} images of the table lies below it '
                         f'(the first is {table.index[0]}); check the folder and the names')
@@ -364,7 +360,15 @@ def _common_folder(files):
     try: return Path(os.path.commonpath(folders))
     except ValueError: return Path() # no folders, or those of two drives
 
-def _with_suffix(table, files):
-    "A table whose image names lack their suffix gets that of the files"
-    if any(image in files or Path(str(image)).suffix.lower() in SUFFIXES for image in table.index): return table
-    return table.rename({Path(name).stem: name for name in files}).rename_axis('image')
+def _called_as(table, files):
+    "A table whose images are called as their files, where a suffix is missing or in other capitals"
+    alike = {}
+    for name in files:
+        stem, suffix = os.path.splitext(name)
+        for key in {stem, stem + suffix.lower()}: alike.setdefault(key, []).append(name)
+    def called(image):
+        stem, suffix = os.path.splitext(str(image))
+        names = alike.get(stem + suffix.lower(), [])
+        return names[0] if image not in files and len(names) == 1 else image
+    names = table.index.map(called)
+    return table if names.has_duplicates else table.set_axis(names).rename_axis('image')

@@ -36,12 +36,8 @@ def phantom_body(
     return a
 
 # %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #b31d6f8d
-def _pose(
-    a:SimpleNamespace, # from `phantom_body`
-    view:str, # 'PA' or 'AP'
-    seed:int, # the image
-)->SimpleNamespace: # how this one image was taken
-    "Position, breath and exposure of one image"
+def _pose(a, view, seed):
+    "Position, breath and exposure of one image of the body `a`"
     ap = view == 'AP'
     drawn = draw_numbers(seeded(a.seed, seed, 102), AP_POSE if ap else PA_POSE)
     p = SimpleNamespace(view=view, ap=ap, seed=seed, body=a.seed, **drawn)

@@ -19,22 +19,14 @@ def seeded(
     return np.random.default_rng([int(k) for k in key])
 
 @lru_cache(maxsize=None)
-def _spline(
-    k:int, # control points
-    n:int, # samples between two of them
-    closed:bool, # does the curve close?
-)->np.ndarray: # (samples, k) weights
-    "Matrix of the Catmull-Rom curve through `k` points"
+def _spline(k, n, closed):
+    "Matrix (samples, k) of the Catmull-Rom curve through `k` points, with `n` samples between two of them"
     t = np.linspace(0, 1, n, endpoint=False)[:,None]
     w = np.hstack([-t + 2*t**2 - t**3, 2 - 5*t**2 + 3*t**3, t + 4*t**2 - 3*t**3, t**3 - t**2])/2
-    pieces = k if closed else k-1
-    m = np.zeros((pieces*n + (not closed), k))
-    for i in range(pieces):
-        for j in range(4):
-            point = (i + j - 1)%k if closed else min(max(i + j - 1, 0), k-1)
-            m[i*n:(i+1)*n, point] += w[:,j]
-    if not closed: m[-1,-1] = 1
-    return m
+    at = np.arange(-1, k + 2)
+    points = np.eye(k)[at % k if closed else at.clip(0, k-1)]
+    pieces = [w @ points[i:i+4] for i in range(k if closed else k-1)]
+    return np.vstack(pieces if closed else [*pieces, points[-1:]])
 
 def curve(
     pts, # control points (k, 2)
