@@ -63,10 +63,7 @@ RUN_FILES = {
     'resume': 'the state to go on from, while a run is unfinished',
 }
 
-def _own_files(path):
-    "What lies in the folder and has a name that a run gives, half-written files included"
-    patterns = [name + end for name in RUN_FILES for end in ('', '.part', '.*.part')]
-    return [file for pattern in patterns for file in Path(path).glob(pattern)]
+
 
 def holds_run(
     path # A folder
@@ -86,17 +83,22 @@ def can_resume(
 )->bool: # Is it a run of stages, whose configuration can be read?
     "Can the run in a folder be gone on with?"
     config = _config(path)
+    return _stages(config) is not None and 'fusion' not in config and 'vit' not in config
+
+def _stages(config):
+    "The stages of a run's recipe; None if it has none"
     stages = (config.get('recipe') or {}).get('stages')
-    return isinstance(stages, list) and 'fusion' not in config and 'vit' not in config
+    return stages if isinstance(stages, list) else None
 
 def clear_run(
     path # A run folder
 ):
     "Remove what a run leaves, its folders whole; other files stay, and so does a folder that holds no run"
     if not holds_run(path): return
-    for file in reversed(_own_files(path)): # the bundle last: until then it is seen that the folder holds a run
-        if file.is_dir() and not file.is_symlink(): shutil.rmtree(file)
-        else: file.unlink()
+    for name in reversed(RUN_FILES): # the bundle last: until then it is seen that the folder holds a run
+        for file in (o for end in ('', '.part', '.*.part') for o in Path(path).glob(name + end)):
+            if file.is_dir() and not file.is_symlink(): shutil.rmtree(file)
+            else: file.unlink()
 
 # %% ../nbs/api/01_runs.ipynb #88b1a4a2
 class RunError(CxrError):
@@ -139,15 +141,14 @@ def stages_left(
 )->list: # Names of stages
     "The stages that a run has not been through; as long as there are any, its weights will change"
     done = config.get('stages_done') or []
-    stages = (config.get('recipe') or {}).get('stages')
-    return [o['name'] for o in stages if o['name'] not in done] if isinstance(stages, list) else []
+    return [o['name'] for o in _stages(config) or [] if o['name'] not in done]
 
 def unfinished(
     config:dict # What a run's config.json holds
 )->str: # Such as 'not finished (1 of 3 stages)', or '' for a finished one
     "What a run still lacks, in words"
-    stages = (config.get('recipe') or {}).get('stages')
-    if not isinstance(stages, list): return '' # a bundle of another kind, which is only written when it is done
+    stages = _stages(config)
+    if stages is None: return '' # a bundle of another kind, which is only written when it is done
     left = stages_left(config)
     if left: return f'not finished ({len(stages) - len(left)} of {len(stages)} stages)'
     part = 'test' if 'test' in (config.get('parts') or {}) else 'val'

@@ -27,10 +27,7 @@ RescaleSlope RescaleIntercept RescaleType ModalityLUTSequence
 VOILUTSequence WindowCenter WindowWidth VOILUTFunction LossyImageCompression
 '''.split()
 
-def _silence():
-    "pydicom's warnings quote what they are about; a patient's name is nobody's business"
-    warnings.filterwarnings('ignore', module=r'pydicom(\.|$)')
-    logging.getLogger('pydicom').setLevel(logging.CRITICAL + 1)
+
 
 def _words(ds, name):
     "The values of a tag in capitals; an empty list if there are none"
@@ -210,18 +207,14 @@ def _position_notes(ds):
     return _orientation_note(ends) + unknown
 
 # %% ../../nbs/api/data/042_dicom.ipynb #c69a95ab
-def _header(path, f):
-    "The tags in `_TAGS`, and the way its values are written"
+def _dataset(path, f):
+    "The tags in `_TAGS` and the pixels as they are stored, all of them checked"
     f.seek(128)
     preamble = f.read(4) == b'DICM'
     if preamble and read_file_meta_info(path).get('TransferSyntaxUID') == DeflatedExplicitVRLittleEndian:
         raise ImageError(path, 'syntax', 'a deflated DICOM file')
     f.seek(0)
-    return pydicom.dcmread(f, force=True, specific_tags=_TAGS, stop_before_pixels=True)
-
-def _dataset(path, f):
-    "The tags in `_TAGS` and the pixels as they are stored, all of them checked"
-    header = _header(path, f)
+    header = pydicom.dcmread(f, force=True, specific_tags=_TAGS, stop_before_pixels=True)
     _check_modality(path, header)
     _check_view(path, header)
     _check_picture(path, header, os.fstat(f.fileno()).st_size)
@@ -238,7 +231,9 @@ def read_dicom(
     f, # The same, opened for bytes, as by `open_file`
 )->tuple: # Pixels uint8, (H, W), or (H, W, 3) where they have colours; notes, as of `data.images.NOTES`
     "Read a DICOM file. Raises `ImageError` if it is broken, or by its header no frontal chest radiograph"
-    _silence()
+    # pydicom's warnings quote what they are about; a patient's name is nobody's business
+    warnings.filterwarnings('ignore', module=r'pydicom(\.|$)')
+    logging.getLogger('pydicom').setLevel(logging.CRITICAL + 1)
     try:
         ds = _dataset(path, f)
         pixels = ds.pixel_array

@@ -115,13 +115,7 @@ def _gb(n): return f'{n/1e9:.1f} GB'
 
 
 
-def _needs(download, size):
-    "Pairs of a folder and the bytes that will be written there: the download, and the cache of its images"
-    cache = cache_home(), download.images*size**2
-    if 'KAGGLE_KERNEL_RUN_TYPE' in os.environ: return [cache] # a Kaggle notebook mounts instead of downloading
-    folder = downloads_home()
-    begun = sum(o.stat().st_size for o in (folder/'datasets'/download.handle).glob('*.archive'))
-    return [(folder, 2e9*download.gigabytes - begun), cache]
+
 
 def check_room(
     name, # One of `DOWNLOADS`
@@ -130,8 +124,12 @@ def check_room(
     "Raise `DownloadError` if a disk has too little room for a download and for the cache of its images"
     download = the_download(name)
     size = size or min(256, download.side)
+    needs = {cache_home(): download.images*size**2}
+    if 'KAGGLE_KERNEL_RUN_TYPE' not in os.environ: # a Kaggle notebook mounts instead of downloading
+        begun = sum(o.stat().st_size for o in (downloads_home()/'datasets'/download.handle).glob('*.archive'))
+        needs = {downloads_home(): 2e9*download.gigabytes - begun} | needs
     disks = {}
-    for folder, n_bytes in _needs(download, size):
+    for folder, n_bytes in needs.items():
         near = nearest_folder(folder)
         disks.setdefault(near.stat().st_dev, []).append((near, n_bytes))
     for wanted in disks.values():
@@ -197,12 +195,9 @@ def fetch(
     "A data set by its name: mounted, fetched before, or fetched now. Raises `DownloadError` saying what to mend"
     download = the_download(name)
     folder = find_download(name)
-    if folder: say(f'download: {download.name} is already in {folder}; nothing is fetched')
-    else: folder = _fetch_new(name, download, say)
-    return check_layout(folder, name)
-
-def _fetch_new(name, download, say):
-    "Fetch a set that is not there, if there is room"
+    if folder:
+        say(f'download: {download.name} is already in {folder}; nothing is fetched')
+        return check_layout(folder, name)
     check_room(name)
     free = shutil.disk_usage(nearest_folder(downloads_home())).free
     say(f'download: {download.what}, {download.gigabytes:g} GB from {download.url} to {downloads_home()}, '
@@ -211,7 +206,7 @@ def _fetch_new(name, download, say):
     folder = _from_kaggle(download)
     version = version_of(folder)
     say(f'download: done{f", version {version}," if version else ""} in {folder}')
-    return folder
+    return check_layout(folder, name)
 
 def version_of(
     folder # A folder of a set

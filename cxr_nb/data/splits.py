@@ -9,8 +9,6 @@ __all__ = ['LeakError', 'leaks', 'check_split', 'patient_counts', 'pick_patients
            'random_split', 'split_table', 'subset', 'fingerprint', 'Page', 'eda_summary']
 
 # %% ../../nbs/api/data/03_splits.ipynb #ee63a913
-from itertools import combinations
-
 import numpy as np, pandas as pd
 from ..core import CxrError, text_sha256
 from ..labels import NO_FINDING, class_weights, findings_of, from_release, label_counts, label_summary, no_finding
@@ -181,8 +179,7 @@ def split_table(
     table['images per patient'] = table.images/table.patients
     table['AP'] = df['view'].eq('AP').groupby(split).mean()
     table[NO_FINDING] = no_finding(df).groupby(split).mean()
-    findings = findings_of(df)
-    table[findings] = parts[findings].mean()
+    table = table.join(parts[findings_of(df)].mean())
     usual = [part for part in _PARTS if part in table.index]
     return table.loc[[*usual, *table.index.difference(usual, sort=False)]]
 
@@ -215,123 +212,121 @@ def _counted(n, total):
     "A count, and its share of the whole"
     return f'{int(n):,} ({n/total:.1%})' if total else f'{int(n):,}'
 
-def _section(title, *lines):
-    "A heading and its bullets"
-    bullets = [f'- {line}' for line in lines]
-    return '\n'.join([f'**{title}**', '', *bullets, ''])
-
 # %% ../../nbs/api/data/03_splits.ipynb #c8a143f0
-def _overview(df, summary):
-    "Images, patients, what is empty"
+def _table_facts(df):
+    "What the page says of images and counts, by the names of its gaps"
     n = len(df)
-    a_patient = df.groupby('patient').size()
-    empty = {'age': df.age.isna(), 'sex': df.sex.eq(''), 'view': df['view'].eq('')}
-    empty = [f'{rows.sum()} {name}' for name, rows in empty.items()]
-    return _section('Dataset overview',
-        f'Images: {n:,} of {len(a_patient):,} patients, {a_patient.mean():.1f} a patient and up to {a_patient.max():,}',
-        f'Outputs: {len(findings_of(df))}, one sigmoid a finding',
-        f'Images with several findings: {_counted(summary["several findings"], n)}',
-        f'{NO_FINDING}: {_counted(summary["no finding"], n)}',
-        f'Rows without a value: {", ".join(empty)}')
-
-def _imbalance(df, summary):
-    "How unequal the counts are"
-    counts = label_counts(df)
-    rarest = counts.index[-1]
+    summary, counts, a_patient = label_summary(df), label_counts(df), df.groupby('patient').size()
+    shares = {name: _counted(summary[name], n) for name in ('one finding', 'several findings', 'no finding')}
+    commonest, rarest = counts.index[[0, -1]]
     ratio = f'{summary["imbalance ratio"]:.1f}:1' if counts[rarest] else f'none, {rarest} does not occur'
-    return _section('Class imbalance',
-        f'Commonest: {counts.index[0]}, {_counted(counts.iloc[0], len(df))}',
-        f'Rarest: {rarest}, {_counted(counts.iloc[-1], len(df))}',
-        f'Imbalance ratio: {ratio}',
-        f'Gini coefficient of the counts: {summary["gini"]:.4f} (0 if all were equal)')
+    times = ''
+    if counts.iloc[0]: times = f', {summary["no finding"]/counts.iloc[0]:.1f} times as common as {commonest}'
+    empty = {'age': df.age.isna(), 'sex': df.sex.eq(''), 'view': df['view'].eq('')}
+    empty = ', '.join(f'{rows.sum()} {name}' for name, rows in empty.items())
+    return summary.to_dict() | shares | dict(
+        images=n, patients=len(a_patient), mean=a_patient.mean(), most=a_patient.max(), outputs=len(counts),
+        commonest=f'{commonest}, {_counted(counts.iloc[0], n)}', rarest=f'{rarest}, {_counted(counts.iloc[-1], n)}',
+        ratio=ratio, times=times, empty=empty)
 
 # %% ../../nbs/api/data/03_splits.ipynb #7a401180
-def _pairs(df):
-    "Images with both of two findings, most first"
+def _together(df):
+    "A line on the findings that come together most often; nothing if there is only one"
     names = findings_of(df)
     y = df[names].to_numpy(dtype=np.int64)
-    both = y.T @ y
-    pairs = {}
-    for (i, a), (j, b) in combinations(enumerate(names), 2): pairs[f'{a} with {b}'] = both[i, j]
-    return pd.Series(pairs, dtype=np.int64).sort_values(ascending=False, kind='stable')
-
-def _several(df, summary):
-    "How many findings an image has, and which come together"
-    n = len(df)
-    lines = [f'Findings an image: {summary["findings per image"]:.2f}',
-             f'One finding: {_counted(summary["one finding"], n)}',
-             f'Several: {_counted(summary["several findings"], n)}',
-             f'None: {_counted(summary["no finding"], n)}']
-    pairs = [f'{names} {count:,}' for names, count in _pairs(df).head(3).items()]
-    if pairs: lines.append(f'Most often together: {", ".join(pairs)}')
-    return _section('Multi-label distribution', *lines)
+    first, second = np.triu_indices(len(names), 1)
+    if not len(first): return ''
+    pairs = [f'{names[i]} with {names[j]}' for i, j in zip(first, second)]
+    both = pd.Series((y.T @ y)[first, second], pairs).sort_values(ascending=False, kind='stable')
+    said = [f'{pair} {count:,}' for pair, count in both.head(3).items()]
+    return f'- Most often together: {", ".join(said)}\n'
 
 # %% ../../nbs/api/data/03_splits.ipynb #d7d5ce1b
-def _approach(df, summary):
-    "What the labels ask of a network"
-    counts = label_counts(df)
-    commonest = counts.iloc[0]
-    times = ''
-    if commonest: times = f', {summary["no finding"]/commonest:.1f} times as common as {counts.index[0]}'
-    return _section('Training approach',
-        f'{len(counts)} sigmoid outputs with binary cross-entropy (`BCEWithLogitsLoss`): '
-        'each finding is a question of its own, so an image can have several',
-        f'No further output for {NO_FINDING}{times}: it would outweigh the findings and could contradict them',
-        'A threshold for each finding, chosen on validation; '
-        f'where no output reaches its own, the answer is {NO_FINDING}',
-        'Train, validation and test by patient, stratified such that the mix of findings is kept')
-
-def _mitigation(df):
-    "What can be done about rare findings, and how it is judged"
+def _weights(df):
+    "The least three class weights and the greatest"
     weights = class_weights(df).dropna().sort_values()
     shown = [f'{name} {weight:.3f}' for name, weight in weights.items()]
     if len(shown) > 4: shown[3:-1] = ['...']
-    right = 1 - df[findings_of(df)].to_numpy().mean()
-    return _section('Mitigation',
-        f'Inverse-frequency class weights, images / (findings x count): {", ".join(shown)}; '
-        'a run computes its own on the training part',
-        'Weighted sampling: images with rare findings are drawn more often',
-        'Focal loss, which turns to the images that are still answered wrongly',
-        'Every finding is judged by itself (AUROC, average precision, F1, precision, recall), never by accuracy: '
-        f'always answering no is right in {right:.1%} of the answers')
+    return ', '.join(shown)
 
 # %% ../../nbs/api/data/03_splits.ipynb #b61b8573
 def _parts(df, split):
     "Who is in which part, and what differs most between the first and the last"
-    if split is None: return _section('Splits', 'None yet: `official_split` or `random_split` make one, by patient')
+    if split is None: return '- None yet: `official_split` or `random_split` make one, by patient'
     table = split_table(df, check_split(df, split))
-    lines = []
-    for part, row in table.iterrows():
-        lines.append(f'{part}: {row.images:,.0f} images of {row.patients:,.0f} patients, '
-                     f'{row["images per patient"]:.1f} a patient, {NO_FINDING} {row[NO_FINDING]:.1%}')
+    line = '- {}: {:,.0f} images of {:,.0f} patients, {:.1f} a patient, No Finding {:.1%}'
+    shown = table[['images', 'patients', 'images per patient', NO_FINDING]]
+    lines = [line.format(*row) for row in shown.itertuples()]
     first, last = table.index[[0, -1]]
     shares = table[findings_of(df)]
     ratio = (shares.loc[last]/shares.loc[first]).replace([0, np.inf], np.nan).dropna()
     if len(table) > 1 and len(ratio):
         most = np.log(ratio).abs().idxmax()
         before, after = shares[most][[first, last]]
-        lines.append('No patient is in two parts')
-        lines.append(f'Shifted most: {most}, {before:.1%} in {first} and {after:.1%} in {last}')
-    return _section('Splits', *lines)
+        lines.append('- No patient is in two parts')
+        lines.append(f'- Shifted most: {most}, {before:.1%} in {first} and {after:.1%} in {last}')
+    return '\n'.join(lines)
 
 # %% ../../nbs/api/data/03_splits.ipynb #b25b9446
-_NEXT = f'''
-Read every image once into the resized gray cache
-Batches with augmentation, by weighted sampling if rare findings are missed
-Train with binary cross-entropy: the head, then the whole network at 1e-5, then at 1e-6
-Watch AUROC of every finding on validation (a common goal: above 0.80)
-Choose thresholds on validation; derive {NO_FINDING} from them
-Judge once on test, with intervals over patients and beside what needs no image
-Look at heatmaps, and score them against the boxes
-'''.strip().splitlines()
+_PAGE = '''**Exploratory data analysis: {images:,} images, {outputs} findings**
+
+**Dataset overview**
+
+- Images: {images:,} of {patients:,} patients, {mean:.1f} a patient and up to {most:,}
+- Outputs: {outputs}, one sigmoid a finding
+- Images with several findings: {several findings}
+- No Finding: {no finding}
+- Rows without a value: {empty}
+
+**Class imbalance**
+
+- Commonest: {commonest}
+- Rarest: {rarest}
+- Imbalance ratio: {ratio}
+- Gini coefficient of the counts: {gini:.4f} (0 if all were equal)
+
+**Multi-label distribution**
+
+- Findings an image: {findings per image:.2f}
+- One finding: {one finding}
+- Several: {several findings}
+- None: {no finding}
+{together}
+**Training approach**
+
+- {outputs} sigmoid outputs with binary cross-entropy (`BCEWithLogitsLoss`): each finding is a question of its own, \
+so an image can have several
+- No further output for No Finding{times}: it would outweigh the findings and could contradict them
+- A threshold for each finding, chosen on validation; where no output reaches its own, the answer is No Finding
+- Train, validation and test by patient, stratified such that the mix of findings is kept
+
+**Mitigation**
+
+- Inverse-frequency class weights, images / (findings x count): {weights}; a run computes its own on the training part
+- Weighted sampling: images with rare findings are drawn more often
+- Focal loss, which turns to the images that are still answered wrongly
+- Every finding is judged by itself (AUROC, average precision, F1, precision, recall), never by accuracy: \
+always answering no is right in {right:.1%} of the answers
+
+**Splits**
+
+{splits}
+
+**Next steps**
+
+1. Read every image once into the resized gray cache
+2. Batches with augmentation, by weighted sampling if rare findings are missed
+3. Train with binary cross-entropy: the head, then the whole network at 1e-5, then at 1e-6
+4. Watch AUROC of every finding on validation (a common goal: above 0.80)
+5. Choose thresholds on validation; derive No Finding from them
+6. Judge once on test, with intervals over patients and beside what needs no image
+7. Look at heatmaps, and score them against the boxes'''
 
 def eda_summary(
     df:pd.DataFrame, # Image table
     split:pd.Series=None, # Part of each image; without it the page says that there is none yet
 )->str: # Markdown, a `Page`: overview, imbalance, multi-label distribution, training, mitigation, splits, next steps
     "The summary of a table on one page. Raises `LeakError` if a patient is in two parts of the split"
-    summary = label_summary(df)
-    title = f'**Exploratory data analysis: {len(df):,} images, {len(findings_of(df))} findings**\n'
-    sections = [section(df, summary) for section in (_overview, _imbalance, _several, _approach)]
-    steps = [f'{i}. {step}' for i, step in enumerate(_NEXT, 1)]
-    return Page('\n'.join([title, *sections, _mitigation(df), _parts(df, split), '**Next steps**', '', *steps]))
+    right = 1 - df[findings_of(df)].to_numpy().mean()
+    facts = dict(together=_together(df), weights=_weights(df), right=right, splits=_parts(df, split))
+    return Page(_PAGE.format_map(facts | _table_facts(df)))

@@ -342,13 +342,10 @@ def _expose(sc, r):
     img = (img - lo)/(hi - lo) + p.noise*blur(r.standard_normal((n, n), np.float32), .4)
     return _marks(np.clip(img*240 + 8, 0, 255).astype(np.uint8), p, r)
 
-def _box(
-    m:np.ndarray, # (S, S) size of the change
-    share:float=.3, # of the largest change that still counts as visible
-)->tuple|None: # x, y, w, h in the 1024 frame; None if nothing is left in the frame
-    "Smallest box around what is visible"
+def _box(m):
+    "Smallest box (x, y, w, h in the 1024 frame) around what is visible of a change; None if nothing is"
     m = np.abs(m)
-    x, y, w, h = cv2.boundingRect((m > max(share*m.max(), 1e-3)).astype(np.uint8))
+    x, y, w, h = cv2.boundingRect((m > max(.3*m.max(), 1e-3)).astype(np.uint8))
     k = 1024/len(m)
     return (x*k, y*k, w*k, h*k) if w else None
 
