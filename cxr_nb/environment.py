@@ -65,13 +65,12 @@ def graphics_card()->Answer: # Its name and memory, and whether this PyTorch can
     if torch.cuda.is_available():
         about = torch.cuda.get_device_properties(0)
         count = torch.cuda.device_count()
-        name = f'{about.name}, {about.total_memory/2**30:.0f} GB' + (f', and {count - 1} more' if count > 1 else '')
+        more = f', and {count - 1} more' if count > 1 else ''
+        name = f'{about.name}, {about.total_memory/2**30:.0f} GB{more}'
         if card_refused(): return Answer(f'{name}, which this PyTorch cannot use', CHOOSE_CARD.get(machine(), ''))
         return Answer(name, number=count)
     if torch.backends.mps.is_available(): return Answer('that of an Apple processor', number=1)
     return Answer('none', CHOOSE_CARD.get(machine(), ''))
-
-
 
 def _memory():
     "Memory of the machine"
@@ -87,13 +86,9 @@ def _disk():
 FETCH = "load_data(download='224') fetches real radiographs (2.3 GB)"
 FETCH_INDIANA = 'load_indiana(download=True) fetches the real ones (14 GB)'
 
-def _rows(csv):
-    "Lines of a CSV file below its head"
-    with open(csv, 'rb') as lines: return sum(1 for _ in lines) - 1
-
 def _counted(root, csv, mend):
     "The images of a folder, and what kind they are"
-    n = _rows(csv)
+    with open(csv, 'rb') as lines: n = sum(1 for _ in lines) - 1 # below its head
     source = source_of(root)
     where = f' in {DOWNLOADS[source["download"]].name}' if source else '' # other folders may bear somebody's name
     if (Path(root)/'phantom.json').is_file(): return Answer(f'{n:,} synthetic images{where}', mend, n)

@@ -275,8 +275,6 @@ def official_test_patients()->set: # 2,797 patient numbers
     "The patients of the official test list, so that the split is known without the list files"
     return set(map(int, (Path(__file__).parent/'nih_test_patients.txt').read_text().split()))
 
-
-
 def from_release(
     images # Names of images
 )->bool: # Are there any, and do all of them belong to the release?
@@ -376,8 +374,6 @@ def _check_spelling(names, said, where):
             raise LabelError(f'{where}: no row says {name!r}; is {spelt[alike]!r} meant?')
     if said and said.isdisjoint(names):
         raise LabelError(f'{where}: no row says {names[0]!r}; there are {_quoted(sorted(said))}')
-
-
 
 _YES_NO = dict(yes=1, no=0, true=1, false=0)
 

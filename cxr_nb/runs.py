@@ -18,23 +18,20 @@ from .core import CxrError, one_at_a_time, read_json
 from .data.sources import fast
 
 # %% ../nbs/api/01_runs.ipynb #ea66cc07
-def lasting_home(
-    home=None # A folder that was named, which goes before all else
-)->Path: # A folder, or None if none was named and no Drive is mounted
+def lasting_home()->Path: # A folder, or None if none was named and no Drive is mounted
     "Where runs outlive the session: a folder that was named (`CXR_RUNS`), or `cxr_nb/runs` on a mounted Drive"
-    named = home or os.environ.get('CXR_RUNS')
+    named = os.environ.get('CXR_RUNS')
     if named: return Path(named)
     return core.DRIVE/'cxr_nb'/'runs' if core.DRIVE.is_dir() and not fast() else None
 
 SAID = set() # Lines that this process has said
 
 def runs_home(
-    home=None, # A folder that was named, which goes before all else
-    say=print, # Takes the line that runs go to a Drive; once a session
+    say=print # Takes the line that runs go to a Drive; once a session
 )->Path: # A folder, which need not be there yet
     """Where the notebooks keep their runs: where `lasting_home` says; else a temporary folder in a quick run, `runs` at
     the top of a checkout, or `runs` in the current folder"""
-    lasting = lasting_home(home)
+    lasting = lasting_home()
     if lasting is None:
         if fast(): return Path(tempfile.mkdtemp())
         return Path('../runs' if Path('../pyproject.toml').is_file() else 'runs')
@@ -62,8 +59,6 @@ RUN_FILES = {
     'logs': 'what --log wrote there',
     'resume': 'the state to go on from, while a run is unfinished',
 }
-
-
 
 def holds_run(
     path # A folder

@@ -36,9 +36,7 @@ def nih_boxes()->pd.DataFrame: # 984 rows as of `read_boxes`
 def scale_boxes(
     boxes:pd.DataFrame, # As of `read_boxes`
     size:int, # Side of the square image that they shall fit, in pixels
-    frame:int=BOX_FRAME, # Side of the frame that they are in
 )->pd.DataFrame: # The same rows with x, y, w, h in pixels of that image
     "Boxes for an image of another size"
-    out = boxes.copy()
-    out[list('xywh')] = boxes[list('xywh')] * (size/frame)
-    return out
+    xywh = boxes[list('xywh')] * (size/BOX_FRAME)
+    return boxes.assign(**xywh)

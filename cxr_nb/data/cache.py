@@ -107,12 +107,6 @@ class _Pixels:
         os.fsync(self.file.fileno())
     def close(self): self.file.close()
 
-def _make_pixels(path, shape):
-    "A file for so many black images, which takes no room before they are put there"
-    with open(path, 'wb') as out:
-        write_array_header_1_0(out, dict(descr='|u1', fortran_order=False, shape=shape))
-        out.truncate(out.tell() + math.prod(shape))
-
 def _fill(images, names, files, start, pool):
     "Fill the rows of some names, from a start on, and return their lines of the index"
     read = pool.map(lambda name: _read_one(files.get(name), images.size), names)
@@ -152,7 +146,10 @@ def _start(path, meta, block):
     (path/'meta.json').unlink(missing_ok=True)
     log.unlink(missing_ok=True)
     write_json(plan, meta) # first, so that a folder which was left at any moment is known as a cache
-    _make_pixels(part, (meta['n'], meta['size'], meta['size']))
+    shape = meta['n'], meta['size'], meta['size']
+    with open(part, 'wb') as out: # of black images, which take no room before others are put there
+        write_array_header_1_0(out, dict(descr='|u1', fortran_order=False, shape=shape))
+        out.truncate(out.tell() + math.prod(shape))
     return _Pixels(part), 0
 
 # %% ../../nbs/api/data/05_cache.ipynb #814be342

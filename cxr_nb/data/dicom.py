@@ -27,8 +27,6 @@ RescaleSlope RescaleIntercept RescaleType ModalityLUTSequence
 VOILUTSequence WindowCenter WindowWidth VOILUTFunction LossyImageCompression
 '''.split()
 
-
-
 def _words(ds, name):
     "The values of a tag in capitals; an empty list if there are none"
     value = ds.get(name)
@@ -82,8 +80,6 @@ def _syntax(ds):
     implicit = ds.original_encoding[0]
     unsaid = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     return ds.file_meta.setdefault('TransferSyntaxUID', unsaid).value
-
-
 
 def _check_picture(path, ds, n_bytes):
     "Raise `ImageError` unless the header describes one picture that can be read, and fits into so many bytes"

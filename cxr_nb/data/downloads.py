@@ -113,10 +113,6 @@ def find_download(
 # %% ../../nbs/api/data/01_downloads.ipynb #8eb69d16
 def _gb(n): return f'{n/1e9:.1f} GB'
 
-
-
-
-
 def check_room(
     name, # One of `DOWNLOADS`
     size:int=None, # Side of the cached images in pixels; 256, or less where the set has less, if not given

@@ -52,16 +52,14 @@ MOST = 100_000 # Pairs after which the search stops: these images are not told a
 
 def near_pairs(
     hashes:np.ndarray, # uint64 (N, 4), of `image_hash`
-    bits:int=NEAR_BITS, # Greatest distance
-    block:int=64, # Images held against all that follow at a time
     most:int=MOST, # Stop when there are so many pairs
 )->np.ndarray: # int (P, 2): positions a < b
-    "All pairs of hashes that are near each other"
+    "All pairs of hashes that are near each other: at most `NEAR_BITS` apart"
     signs = bits_of(hashes)
     pairs = np.empty((0, 2), int)
-    for start in range(0, len(signs), block):
-        alike = signs[start:start + block] @ signs[start:].T
-        a, b = np.nonzero(alike >= 256 - 2*bits)
+    for start in range(0, len(signs), 64): # so many are held against all that follow at a time
+        alike = signs[start:start + 64] @ signs[start:].T
+        a, b = np.nonzero(alike >= 256 - 2*NEAR_BITS)
         some = np.stack([a, b], axis=1)[a < b] + start
         pairs = np.concatenate([pairs, some])
         if len(pairs) >= most: break
@@ -86,7 +84,6 @@ def likeness(
 def near_images(
     files:dict, # Image name to path
     scan:pd.DataFrame, # As of `scan_files`, decoded
-    alike:float=ALIKE, # Least likeness
     workers:int=None, # Threads
 )->pd.DataFrame: # Columns a, b, likeness
     "Pairs of images that look the same: near by hash, alike by pixels"
@@ -97,7 +94,7 @@ def near_images(
     with ThreadPoolExecutor(workers) as pool: small = dict(zip(names, pool.map(small_image, names)))
     out = pd.DataFrame(hashes.index.to_numpy()[pairs], columns=['a', 'b'])
     out['likeness'] = np.array([likeness(small[a], small[b]) for a, b in zip(out.a, out.b)], dtype=float)
-    out = out[out.likeness >= alike].reset_index(drop=True)
+    out = out[out.likeness >= ALIKE].reset_index(drop=True)
     out.attrs['stopped'] = len(pairs) >= MOST
     return out
 

@@ -60,8 +60,6 @@ def _term_keys(term):
     heading, *qualifiers = [' '.join(o.lower().split()) for o in term.split('/')]
     return [(h, q) for h in (heading, '*') for q in ('', *qualifiers)]
 
-
-
 def _report_classes(mesh, rules):
     "0/1 table of reports, (N, 35)"
     terms = mesh.fillna('').str.split(';').explode().str.strip()
@@ -196,13 +194,6 @@ def _write_csvs(path, images, reports):
     views = images.reset_index().set_axis(['filename', 'uid', 'projection'], axis=1)
     views[['uid', 'filename', 'projection']].to_csv(path/PROJECTIONS, index=False)
 
-def _write_images(path, table, size, seed):
-    "The images of a phantom"
-    dest = path/'images'/'images_normalized'
-    dest.mkdir(parents=True)
-    for name, row in table.iterrows():
-        (dest/name).write_bytes(cv2.imencode('.png', indiana_image(row, seed, size))[1])
-
 # %% ../../nbs/api/data/10_indiana.ipynb #cec7ed30
 _NOTE = 'phantom.json'
 
@@ -218,8 +209,6 @@ def _phantom_rows(n, seed, least):
         if number % 5: rows.append((f'{number}_lateral.dcm.png', number, 'Lateral'))
     return pd.DataFrame(rows, columns=['image', 'report', 'view']).set_index('image'), reports
 
-
-
 def indiana_phantom(
     path, # Folder to write; made if absent
     n_reports:int=300, # Reports, most with two images
@@ -233,7 +222,10 @@ def indiana_phantom(
     note = dict(indiana=1, n_reports=n_reports, size=size, seed=seed, least=least)
     def draw(part):
         images, reports = _phantom_rows(n_reports, seed, least)
-        _write_images(part, indiana_labels(images, reports), size, seed)
+        dest = part/'images'/'images_normalized'
+        dest.mkdir(parents=True)
+        for name, row in indiana_labels(images, reports).iterrows():
+            (dest/name).write_bytes(cv2.imencode('.png', indiana_image(row, seed, size))[1])
         _write_csvs(part, images, reports)
         (part/_NOTE).write_text(json.dumps(note) + '\n')
     return drawn_once(path, note, [_NOTE, 'images', REPORTS, PROJECTIONS], draw)
@@ -251,23 +243,19 @@ def indiana_folder(
 def _root(root, download, kaggle):
     "The folder that was named, mounted or downloaded; None where the phantom must stand in"
     root = root or os.environ.get('CXR_INDIANA')
-    mount = None if root else indiana_folder(kaggle or mount_root())
+    if root:
+        root = Path(root).expanduser()
+        if root.is_dir(): return root
+        raise DataError(f'{root}: no such folder; {HOW}')
+    mount = indiana_folder(kaggle or mount_root())
     if mount: return mount
-    if not root and download: return fetch('indiana')
-    if not root: return None if fast() else kept('indiana')
-    root = Path(root).expanduser()
-    if not root.is_dir(): raise DataError(f'{root}: no such folder; {HOW}')
-    return root
+    if download: return fetch('indiana')
+    return None if fast() else kept('indiana')
 
 # %% ../../nbs/api/data/10_indiana.ipynb #862df76a
 _PART = ('A part of the Indiana collection ({:,} of 7,470 images): a check of the machinery, '
          'not a result to publish.')
 UNNAMED = 'Patients are not named in this collection: parts share no report, but may share a patient.'
-
-def _indiana_caveat(root, n):
-    "What must be said beside a figure"
-    if (Path(root)/_NOTE).is_file(): return PHANTOM_CAVEAT
-    return f'{_PART.format(n)} {UNNAMED}' if n < .9*7470 else UNNAMED
 
 def _read_reports(root, csv):
     "Images and reports of a folder: Kaggle's, its own archive, or the packaged ones"
@@ -292,7 +280,9 @@ def load_indiana(
     if not n:
         raise DataError(f'{root}: none of the {len(table):,} images of the reports lies below it '
                         f'(the first is {table.index[0]}); {HOW}')
-    data = ChestData(root, root.resolve().name, table, files, no_boxes(), {}, _indiana_caveat(csv or root, n))
+    caveat = f'{_PART.format(n)} {UNNAMED}' if n < .9*7470 else UNNAMED
+    if ((csv or root)/_NOTE).is_file(): caveat = PHANTOM_CAVEAT
+    data = ChestData(root, root.resolve().name, table, files, no_boxes(), {}, caveat)
     return with_source(data, source_of(root) if source is None else source)
 
 def _cached_phantom(n_reports=None, size=None, seed=0, **kwargs):

@@ -21,13 +21,11 @@ from ..labels import FINDINGS, META, findings_of, multi_hot, nih_table
 from ..labels import official_test_patients, read_rows
 
 # %% ../../nbs/api/data/13_release_checks.ipynb #7dfbe343
-def nih_table_2017(
-    findings:list=FINDINGS # Which findings get a column
-)->pd.DataFrame: # Image table of 112,120 rows
+def nih_table_2017()->pd.DataFrame: # Image table of 112,120 rows
     "The real table with the labels as they were first published, in 2017; ages are those of 2020"
     old = pd.read_csv(files('cxr_nb')/'nih_labels_2017.csv', index_col='image').labels
-    table = nih_table(findings)
-    table.loc[old.index, list(findings)] = multi_hot(old, findings, known=FINDINGS)
+    table = nih_table()
+    table.loc[old.index, FINDINGS] = multi_hot(old)
     return table
 
 # %% ../../nbs/api/data/13_release_checks.ipynb #24150862
@@ -152,8 +150,6 @@ def list_parts(
     listed = [(image, part) for part, names in data.lists.items() for image in set(names)]
     parts = pd.DataFrame(listed, columns=['image', 'part'], dtype=object).drop_duplicates('image', keep=False)
     return parts.set_index('image').part.reindex(data.table.index).dropna()
-
-
 
 # %% ../../nbs/api/data/13_release_checks.ipynb #f9d68329
 _LISTS_AGAIN = 'download train_val_list.txt and test_list.txt again'

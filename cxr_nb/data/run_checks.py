@@ -127,19 +127,14 @@ def _check_run_lists(split, data, random):
     other = listed.index[listed.eq('test') != split[listed.index].eq('test')]
     return found(check, other, f'{len(listed):,} images', mend='split anew by the official lists, and train again')
 
-def _predicted_images(file):
-    "The images of a file of predictions; None if it cannot be read"
-    try: return set(pd.read_csv(file, usecols=['image'], dtype=str).image)
-    except ValueError: return None
-
 def _check_predicted(run, split):
     "Were the parts predicted that the split names?"
     rows = []
     for part in ('val', 'test'):
         file = run/f'predictions_{part}.csv'
         if not file.is_file(): continue
-        images = _predicted_images(file)
-        beyond = ['the file cannot be read'] if images is None else sorted(images - {*split.index[split == part]})
+        try: beyond = sorted({*pd.read_csv(file, usecols=['image'], dtype=str).image} - {*split.index[split == part]})
+        except ValueError: beyond = ['the file cannot be read']
         rows.append(found(f'run: {file.name}', beyond, f'images beyond the part {part}',
                           mend='judge again with cxr-eval --run'))
     return rows

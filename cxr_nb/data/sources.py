@@ -33,6 +33,17 @@ from .phantom.release import make_phantom
 class DataError(CxrError):
     "Data that cannot be found or used"
 
+_ABOUT = '''**{name}**
+
+| | |
+|---|---|
+| images in the table | {images:,} |
+| images on disk | {there:,} |
+| patients | {patients:,} |
+| findings | {findings:,} |
+| boxes | {boxes:,} |
+| official lists | {lists} |'''
+
 @dataclass
 class ChestData:
     "A label table with its image files"
@@ -61,19 +72,11 @@ class ChestData:
         return f'ChestData({self.name}: {len(self.table):,} images of {self.table.patient.nunique():,} patients)'
 
     def _repr_markdown_(self):
-        counts = {
-            'images in the table': len(self.table),
-            'images on disk': len(self.table) - len(self.missing),
-            'patients': self.table.patient.nunique(),
-            'findings': len(findings_of(self.table)),
-            'boxes': int(self.boxes.image.isin(self.table.index).sum()),
-        }
-        lines = [f'**{self.name}**', '', '| | |', '|---|---|']
-        lines += [f'| {name} | {n:,} |' for name, n in counts.items()]
-        lines.append(f'| official lists | {"yes" if self.lists else "no"} |')
-        for text in (self.caveat, source_text(self.source)):
-            if text: lines += ['', f'*{text}*']
-        return '\n'.join(lines)
+        said = [f'\n\n*{text}*' for text in (self.caveat, source_text(self.source)) if text]
+        return _ABOUT.format(
+            name=self.name, images=len(self.table), there=len(self.table) - len(self.missing),
+            patients=self.table.patient.nunique(), findings=len(findings_of(self.table)),
+            boxes=self.boxes.image.isin(self.table.index).sum(), lists='yes' if self.lists else 'no') + ''.join(said)
 
 def _longer_side(path):
     "Longer side of an image in pixels, by its header; None if that is no picture's"
@@ -81,11 +84,11 @@ def _longer_side(path):
         with Image.open(path) as im: return max(im.size)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): return None
 
-def _median_side(files, n=9):
+def _median_side(files):
     "The median of some files that lie far apart"
     paths = [*files.values()]
-    known = [_longer_side(path) for path in paths[::max(1, len(paths)//n)]]
-    known = [side for side in known if side]
+    known = [_longer_side(path) for path in paths[::max(1, len(paths)//9)]]
+    known = list(filter(None, known))
     return int(median(known)) if known else None
 
 # %% ../../nbs/api/data/02_sources.ipynb #7691cc8a
@@ -114,8 +117,7 @@ def kaggle_mount(
 
 # %% ../../nbs/api/data/02_sources.ipynb #3520c408
 def find_root(
-    data=None, # A folder given by the user
-    kaggle=None, # Where Kaggle mounts data sets; `mount_root()` if not given
+    data=None # A folder given by the user
 )->Path: # The folder, or None where the phantom must stand in
     "Argument, `CXR_DATA`, Kaggle's mount, or an earlier download. Raises `DataError` if a named folder is not one"
     for said, path in (('--data', data), ('CXR_DATA', os.environ.get('CXR_DATA'))):
@@ -126,7 +128,7 @@ def find_root(
         if not label_file(path):
             raise DataError(f'{path}: holds no label file ({said}); one of {", ".join(LABEL_FILES)} must lie there')
         return path
-    return kaggle_mount(kaggle) or _downloaded()
+    return kaggle_mount() or _downloaded()
 
 def _downloaded():
     "What of ChestX-ray14 was downloaded before; None in a quick run"
@@ -279,9 +281,12 @@ def load_data(
     if columns:
         raise DataError('columns are named for a label file of your own; give it as --csv-path, with --img-root')
     root = fetch(download) if download else find_root(data)
-    if root: return _from_folder(root, findings, source_of(root, download))
-    if say: say(DRAWN_INSTEAD)
-    return phantom_data(findings=findings or FINDINGS, **phantom)
+    if not root:
+        if say: say(DRAWN_INSTEAD)
+        return phantom_data(findings=findings or FINDINGS, **phantom)
+    source = source_of(root, download)
+    if source.get('download') != 'indiana': return load_nih(root, findings or FINDINGS, source)
+    return resolve_name('cxr_nb.data.indiana:load_indiana')(root, source=source) # its module comes after this one
 
 DRAWN_INSTEAD = ('note: no data are named or found, so synthetic images stand in; give a folder as --data '
                  '(cxr-prepare --download 224 fetches one)')
@@ -294,11 +299,6 @@ def _check_call(data, columns):
     for kind in columns:
         if kind in kinds: continue
         raise DataError(f'columns: unknown kind {kind!r}; give {{kind: column of your file}}, of {", ".join(kinds)}')
-
-def _from_folder(root, findings, source):
-    "A folder in the NIH layout, or of the Indiana collection, whose module comes after this one"
-    if source.get('download') != 'indiana': return load_nih(root, findings or FINDINGS, source)
-    return resolve_name('cxr_nb.data.indiana:load_indiana')(root, source=source)
 
 UNNAMED_PATIENTS = ('Patients are not named in the table, so every image counts as a patient of its own, '
                     'and a patient may be in several parts.')

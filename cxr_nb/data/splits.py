@@ -54,9 +54,9 @@ def _distance(sums, target):
     errors = (sums - target)/np.maximum(target, 1)
     return (errors**2).sum(-1)
 
-def _some(rng, numbers, most=2000):
-    "At most so many of the numbers, drawn at random"
-    return rng.choice(numbers, min(most, len(numbers)), replace=False)
+def _some(rng, numbers):
+    "At most 2,000 of the numbers, drawn at random"
+    return rng.choice(numbers, min(2000, len(numbers)), replace=False)
 
 def _exchange(counts, chosen, target, rng):
     "Exchange a chosen for an unchosen patient, in place; True if that brought the sums nearer to their target"
@@ -78,7 +78,6 @@ def pick_patients(
     df:pd.DataFrame, # Image table
     n, # How many patients (int), or what share of them (float below 1)
     seed:int=0, # Which pick
-    patience:int=40, # Fruitless exchanges before it stops
 )->np.ndarray: # Sorted patient numbers
     "A random pick of patients whose images mirror the whole table: number, every finding, No Finding, AP view"
     table = patient_counts(df)
@@ -91,7 +90,7 @@ def pick_patients(
     chosen = np.zeros(total, dtype=bool)
     chosen[rng.choice(total, n, replace=False)] = True
     fruitless = 0
-    while fruitless < patience:
+    while fruitless < 40:
         nearer = _exchange(counts, chosen, target, rng)
         fruitless = 0 if nearer else fruitless + 1
     return np.sort(table.index[chosen].to_numpy())

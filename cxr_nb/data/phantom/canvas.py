@@ -66,10 +66,9 @@ def lobulated(
     r:float, # mean radius
     rng:np.random.Generator, # where the numbers come from
     rough:float=.08, # depth of the lobes
-    n:int=40, # points
-)->np.ndarray: # (n, 2)
+)->np.ndarray: # (40, 2)
     "Lobulated outline"
-    th = np.linspace(0, 2*np.pi, n, endpoint=False)
+    th = np.linspace(0, 2*np.pi, 40, endpoint=False)
     k = np.arange(2, 6)[:,None]
     w = 1 + rough*(rng.normal(0, 1, (4,1))/k**.5*np.cos(k*th + rng.uniform(0, 6.3, (4,1)))).sum(0)
     return np.asarray(at) + (r*w)[:,None]*np.stack([np.cos(th), np.sin(th)], 1)

@@ -135,12 +135,12 @@ def _write_images(jobs, size, workers, progress):
 # %% ../../../nbs/api/data/phantom/04_release.ipynb #8c041fe7
 def _write_lines(file, lines): file.write_text('\n'.join(lines) + '\n')
 
-def _write_lists(dest, df, rng, share=.22):
+def _write_lists(dest, df, rng):
     "`train_val_list.txt` and `test_list.txt`, by patient; none for one patient alone, who cannot be in both"
     n = df.groupby('patient').size()
     if len(n) < 2: return
     order = rng.permutation(n.index.to_numpy())
-    k = int(np.abs(n[order].cumsum().to_numpy() - share*len(df)).argmin()) + 1
+    k = int(np.abs(n[order].cumsum().to_numpy() - .22*len(df)).argmin()) + 1
     test = df.patient.isin(order[:k])
     _write_lines(dest/'train_val_list.txt', df.index[~test])
     _write_lines(dest/'test_list.txt', df.index[test])
@@ -221,16 +221,13 @@ def make_phantom(
     params = dict(version=VERSION, size=size, **drawn)
     def draw(part):
         df = phantom_table(**drawn)
-        _write_all(part, df, seed, _write_images(_jobs(part, df, seed), size, workers, progress))
+        boxes = _write_images(_jobs(part, df, seed), size, workers, progress)
+        _write_lists(part, df, seeded(seed, 302))
+        _write_entries(part, df, seeded(seed, 303))
+        _write_boxes(part, df.index, boxes)
+        (part/'README.txt').write_text(_README)
         write_json(part/'phantom.json', {**params, 'images': len(df), 'complete': True})
     return drawn_once(dest, params, PHANTOM_FILES, draw)
-
-def _write_all(dest, df, seed, boxes):
-    "Label files, lists and boxes"
-    _write_lists(dest, df, seeded(seed, 302))
-    _write_entries(dest, df, seeded(seed, 303))
-    _write_boxes(dest, df.index, boxes)
-    (dest/'README.txt').write_text(_README)
 
 def _jobs(dest, df, seed):
     "One job an image (file, body, image, sex, age, view, findings), images spread over 3 to 12 folders"
