@@ -165,10 +165,9 @@ def augment(
     size:int=None, # Side of the result; that of the input if not given
 )->torch.Tensor: # float32 (B, 1, size, size), normalised
     "Gray bytes to network input, changed as drawn"
-    size = size or x.shape[-1]
     if drawn is None:
-        still = np.tile(STILL, (len(x), 1, 1))
-        return normalise(x if size == x.shape[-1] else warp(x, still, size))
+        if size in (None, x.shape[-1]): return normalise(x)
+        return normalise(warp(x, np.tile(STILL, (len(x), 1, 1)), size))
     if x.device.type != 'cpu': drawn = torch.from_numpy(drawn).to(x.device, non_blocking=True)
     matrices = drawn[:, :6].reshape(-1, 2, 3)
     out = normalise(warp(x, matrices, size))

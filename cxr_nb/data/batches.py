@@ -12,6 +12,7 @@ __all__ = ['BATCH_LOCK', 'free_memory', 'to_device', 'rank_world', 'gathered', '
 import ctypes, math, threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch, store_attr
@@ -80,8 +81,9 @@ class Batches:
         self.images = getattr(images, 'images', images)
         here = self.images.device if torch.is_tensor(self.images) else 'cpu' # labels lie where the images lie
         self.rows = torch.tensor(np.asarray(rows), device=here) if torch.is_tensor(self.images) else np.asarray(rows)
-        self.y = torch.tensor(np.asarray(y), dtype=torch.float32, device=here)
-        self.tab = None if tab is None else torch.tensor(np.asarray(tab), dtype=torch.float32, device=here)
+        numbers = partial(torch.tensor, dtype=torch.float32, device=here)
+        self.y = numbers(np.asarray(y))
+        self.tab = None if tab is None else numbers(np.asarray(tab))
         self.hide = hide if train else 0.
         self.n_inp = 1 if tab is None else 2
         self.weights = None if weights is None else np.asarray(weights, float)/np.sum(weights)

@@ -155,7 +155,7 @@ def _windowed(ds, values):
 def _brightness(ds, stored):
     "Brightness 0 to 1 of stored values; and the note 'window' if the file's own can't be used"
     values = np.asarray(decoding.apply_modality_lut(stored, ds), np.float64)
-    full = (values - values.min())/max(values.max() - values.min(), 1e-9)
+    full = (values - values.min())/max(np.ptp(values), 1e-9)
     if not ds.get('VOILUTSequence') and ds.get('WindowCenter') is None: return full, []
     try: shown = np.clip(np.asarray(_windowed(ds, values), np.float64), 0, 1)
     except Exception: return full, ['window']

@@ -18,8 +18,8 @@ from pathlib import Path
 import cv2, numpy as np, pandas as pd
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
 from .indiana_reports import PROJECTIONS, REPORTS, read_indiana_csv, read_indiana_xml
-from .downloads import DOWNLOADS, fetch, folder_with, kept, mount_root, source_of
-from .sources import PHANTOM_CAVEAT, ChestData, DataError, fast, index_images, no_boxes, with_source
+from .downloads import DOWNLOADS, fetch, folder_with, kept, mount_root
+from .sources import PHANTOM_CAVEAT, ChestData, DataError, count_there, fast, index_images, no_boxes, with_source
 from ..core import CxrError, cache_home
 from ..labels import LabelError, findings_of
 from .phantom.anatomy import phantom_body
@@ -276,14 +276,11 @@ def load_indiana(
     csv = indiana_folder(root)
     table = indiana_labels(*_read_reports(root, csv), rules)
     files = index_images(root)
-    n = sum(image in files for image in table.index)
-    if not n:
-        raise DataError(f'{root}: none of the {len(table):,} images of the reports lies below it '
-                        f'(the first is {table.index[0]}); {HOW}')
+    n = count_there(table, files, root, HOW)
     caveat = f'{_PART.format(n)} {UNNAMED}' if n < .9*7470 else UNNAMED
     if ((csv or root)/_NOTE).is_file(): caveat = PHANTOM_CAVEAT
     data = ChestData(root, root.resolve().name, table, files, no_boxes(), {}, caveat)
-    return with_source(data, source_of(root) if source is None else source)
+    return with_source(data, source)
 
 def _cached_phantom(n_reports=None, size=None, seed=0, **kwargs):
     "A phantom in the cache folder, smaller in a quick run"

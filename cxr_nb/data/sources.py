@@ -6,8 +6,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/sources.html.md"""
 
 # %% auto #0
 __all__ = ['LABEL_FILES', 'BOX_FILES', 'PHANTOM_CAVEAT', 'NIH_IMAGES', 'DRAWN_INSTEAD', 'UNNAMED_PATIENTS', 'DataError',
-           'ChestData', 'label_file', 'kaggle_mount', 'find_root', 'index_images', 'no_boxes', 'load_nih',
-           'with_source', 'fast', 'calm_tests', 'phantom_data', 'load_data', 'own_data']
+           'ChestData', 'label_file', 'kaggle_mount', 'find_root', 'index_images', 'count_there', 'no_boxes',
+           'load_nih', 'with_source', 'fast', 'calm_tests', 'phantom_data', 'load_data', 'own_data']
 
 # %% ../../nbs/api/data/02_sources.ipynb #03dc09b9
 import os
@@ -161,6 +161,18 @@ def _undoubled(path):
 # %% ../../nbs/api/data/02_sources.ipynb #ebaa8308
 BOX_FILES = ['BBox_List_2017.csv', 'BBox_List_2017_Official_NIH.csv']
 
+def count_there(
+    table:pd.DataFrame, # Image table
+    files:dict, # File name to path, of the images that are there
+    root, # Their folder, for the error
+    mend:str, # What to do, for the error
+)->int: # At least 1
+    "How many images of a table have a file. Raises `DataError` if none has"
+    n = table.index.isin(list(files)).sum()
+    if n: return int(n)
+    raise DataError(f'{root}: none of the {len(table):,} images of the table lies below it '
+                    f'(the first is {table.index[0]}); {mend}')
+
 def no_boxes()->pd.DataFrame: # Columns as of `read_boxes`, without a row
     "What stands for the boxes where there are none"
     return pd.DataFrame(columns=['image', 'finding', *'xywh'])
@@ -208,19 +220,17 @@ def load_nih(
     if csv is None: raise DataError(f'{root}: holds no label file; one of {", ".join(LABEL_FILES)} must lie there')
     table = read_nih(csv, findings)
     files = index_images(root)
-    n = sum(image in files for image in table.index)
-    if not n:
-        raise DataError(f'{root}: none of the {len(table):,} images of {csv.name} lies below it; '
-                        'unpack the image archives there')
+    n = count_there(table, files, root, 'unpack the image archives there')
     boxes, caveat = _boxes(root, table.index), _nih_caveat(root, n, files)
     data = ChestData(root, root.resolve().name, table, files, boxes, _lists(root), caveat, csv)
-    return with_source(data, source_of(root) if source is None else source)
+    return with_source(data, source)
 
 def with_source(
     data:ChestData, # Any data
-    source:dict, # Which download it is, as of `source_of`; may be empty
+    source:dict=None, # Which download it is, as of `source_of`, or empty; told by where it lies if not given
 )->ChestData: # Under the name of the download, with its fingerprint
     "Data that know where they came from. Raises `DataError` if over one image in a hundred is missing from a download"
+    if source is None: source = source_of(data.root)
     if not source: return data
     lost = len(data.missing)
     if lost > .01*len(data.table):
@@ -347,9 +357,7 @@ def own_data(
         files = index_images(files)
     root = root or _common_folder(files)
     table = _called_as(table, files)
-    if not any(image in files for image in table.index):
-        raise DataError(f'{root}: none of the {len(table):,} images of the table lies below it '
-                        f'(the first is {table.index[0]}); check the folder and the names')
+    count_there(table, files, root, 'check the folder and the names')
     caveat = _caveat(root, len(table)) if lists else ''
     if boxes is None: boxes = no_boxes()
     return ChestData(Path(root), Path(root).resolve().name, table, files, boxes, lists or {}, caveat)
