@@ -22,7 +22,6 @@ from PIL import Image
 from ..core import CxrError, cache_home
 from .downloads import DOWNLOADS, check_layout, fetch, folder_with, kept, mount_root, mounted
 from .downloads import source_fingerprint, source_of, source_text
-
 from .image_files import is_image_file
 from .box_files import BOX_FRAME, nih_boxes, read_boxes
 from ..labels import FINDINGS, find_column, findings_of, flag_columns, from_release, read_csv
