@@ -6,12 +6,12 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/core.html.md"""
 
 # %% auto #0
 __all__ = ['SPINNING', 'DRIVE', 'CxrError', 'calm_threads', 'quiet_fastai', 'show_figures', 'file_sha256', 'text_sha256',
-           'cache_home', 'on_drive', 'lock_path', 'one_at_a_time', 'refuse_foreign', 'made_whole', 'whole_file',
-           'clear_halves', 'write_whole', 'write_csv', 'disk_full', 'disk_room', 'as_json', 'write_json', 'need_file',
-           'read_json', 'markdown_text', 'markdown_table', 'check_fields', 'record_from']
+           'cache_home', 'nearest_folder', 'on_drive', 'lock_path', 'one_at_a_time', 'refuse_foreign', 'made_whole',
+           'whole_file', 'clear_halves', 'write_whole', 'write_csv', 'disk_full', 'disk_room', 'as_json', 'write_json',
+           'need_file', 'read_json', 'markdown_text', 'markdown_table', 'check_fields', 'record_from']
 
 # %% ../nbs/api/00_core.ipynb #6263ad40
-import errno, hashlib, html, io, json, math, os, re, shutil, sys, tempfile, warnings
+import errno, hashlib, html, io, json, math, os, shutil, sys, warnings
 from contextlib import contextmanager
 from dataclasses import fields
 from fnmatch import fnmatch
@@ -81,6 +81,13 @@ def cache_home()->Path: # A folder, which need not be there yet
     "Where phantoms, image caches and other files of this package are kept: `CXR_CACHE`, else the user's cache folder"
     return Path(os.environ.get('CXR_CACHE') or xdg_cache_home()/'cxr_nb')
 
+def nearest_folder(
+    path # A file or folder, which need not be there
+)->Path: # It, if it is a folder, or the nearest one above it that is there
+    "Where something lies that is still to be made"
+    path = Path(path).absolute()
+    return next(o for o in (path, *path.parents) if o.is_dir())
+
 DRIVE = Path('/content/drive/MyDrive') # Where Colab mounts a Google Drive
 
 def on_drive(
@@ -95,8 +102,8 @@ def lock_path(
     """Where the lock of a file or folder lies: beside it, or in the user's cache folder if its own is on a Drive
     or cannot be written to"""
     path = Path(path).resolve()
-    near = next(o for o in path.parents if o.is_dir())
-    if os.access(near, os.W_OK) and not on_drive(path): return path.with_name(f'.{path.name}.lock')
+    here = os.access(nearest_folder(path.parent), os.W_OK) and not on_drive(path)
+    if here: return path.with_name(f'.{path.name}.lock')
     return cache_home()/'locks'/f'{path.name}-{text_sha256(str(path))[:16]}.lock'
 
 @contextmanager
@@ -136,35 +143,16 @@ def made_whole(
 ):
     "An empty folder to fill, which becomes `path` if nothing fails. Use it within `one_at_a_time`"
     path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_leftovers(path)
-    part = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', suffix='.part', dir=path.parent))
-    part.chmod(0o777 & ~_umask()) # mkdtemp leaves it to its owner alone
+    part = path.with_name(f'.{path.name}.new.part')
+    old = path.with_name(f'.{path.name}.old.part')
+    for left in (part, old): shutil.rmtree(left, ignore_errors=True) # by a process that was killed
+    part.mkdir(parents=True)
     try:
         yield part
-        _replace_folder(part, path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-
-def _clear_leftovers(path):
-    "Remove half-made folders of this name, as `mkdtemp` calls them, and not those of a longer name"
-    pattern = re.compile(rf'\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.part(-old\.part)?')
-    for left in path.parent.iterdir():
-        if pattern.fullmatch(left.name): shutil.rmtree(left, ignore_errors=True)
-
-def _replace_folder(new, path):
-    "Give a folder its name; an older one of that name goes"
-    old = new.with_name(new.name + '-old.part')
-    if path.exists(): os.replace(path, old)
-    os.replace(new, path)
-    shutil.rmtree(old, ignore_errors=True)
-
-def _umask():
-    "The rights that new files lack, which can only be read by setting them"
-    was = os.umask(0o022)
-    os.umask(was)
-    return was
+        if path.exists(): os.replace(path, old)
+        os.replace(part, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally: shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/api/00_core.ipynb #58793e04
 @contextmanager

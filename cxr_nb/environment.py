@@ -6,8 +6,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/environment.html.md"""
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'CHOOSE_CARD', 'FETCH', 'FETCH_INDIANA', 'IMAGES', 'NO_WEIGHTS', 'MOUNT', 'READ', 'TRAINED', 'TRAIN_SHARE',
-           'PACKAGES', 'Answer', 'within', 'machine', 'graphics_card', 'cores', 'nih_images', 'indiana_images',
-           'pretrained', 'minutes', 'in_words', 'environment', 'environment_text']
+           'PACKAGES', 'Answer', 'within', 'machine', 'graphics_card', 'nih_images', 'indiana_images', 'pretrained',
+           'minutes', 'in_words', 'environment', 'environment_text']
 
 # %% ../nbs/api/03_environment.ipynb #a9c05bde
 import os, platform, shutil, threading
@@ -17,7 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pandas as pd
-from .core import CxrError, cache_home, on_drive
+from joblib import cpu_count
+from .core import CxrError, cache_home, nearest_folder, on_drive
 from .data.downloads import DOWNLOADS, mount_root, source_of
 from .data.indiana import PROJECTIONS, indiana_folder
 from .data.sources import fast, find_root, label_file
@@ -64,16 +65,12 @@ def graphics_card()->Answer: # Its name and memory, and whether this PyTorch can
     if torch.cuda.is_available():
         about = torch.cuda.get_device_properties(0)
         count = torch.cuda.device_count()
-        name = f'{about.name}, {about.total_memory/2**30:.0f} GB' + (f', and {count - 1} more' if count > 1 else '')
+        more = f', and {count - 1} more' if count > 1 else ''
+        name = f'{about.name}, {about.total_memory/2**30:.0f} GB{more}'
         if card_refused(): return Answer(f'{name}, which this PyTorch cannot use', CHOOSE_CARD.get(machine(), ''))
         return Answer(name, number=count)
     if torch.backends.mps.is_available(): return Answer('that of an Apple processor', number=1)
     return Answer('none', CHOOSE_CARD.get(machine(), ''))
-
-def cores()->int: # At least 1
-    "Processor cores that this process may use"
-    try: return len(os.sched_getaffinity(0))
-    except AttributeError: return os.cpu_count() or 1 # macOS and Windows do not tell
 
 def _memory():
     "Memory of the machine"
@@ -83,20 +80,15 @@ def _memory():
 
 def _disk():
     "Room for the cache of images"
-    there = next(o for o in (cache_home(), *cache_home().parents) if o.is_dir())
-    return Answer(f'{shutil.disk_usage(there).free/2**30:.0f} GB free')
+    return Answer(f'{shutil.disk_usage(nearest_folder(cache_home())).free/2**30:.0f} GB free')
 
 # %% ../nbs/api/03_environment.ipynb #ff0ad46a
 FETCH = "load_data(download='224') fetches real radiographs (2.3 GB)"
 FETCH_INDIANA = 'load_indiana(download=True) fetches the real ones (14 GB)'
 
-def _rows(csv):
-    "Lines of a CSV file below its head"
-    with open(csv, 'rb') as lines: return sum(1 for _ in lines) - 1
-
 def _counted(root, csv, mend):
     "The images of a folder, and what kind they are"
-    n = _rows(csv)
+    with open(csv, 'rb') as lines: n = sum(1 for _ in lines) - 1 # below its head
     source = source_of(root)
     where = f' in {DOWNLOADS[source["download"]].name}' if source else '' # other folders may bear somebody's name
     if (Path(root)/'phantom.json').is_file(): return Answer(f'{n:,} synthetic images{where}', mend, n)
@@ -195,7 +187,7 @@ def _durations(images, card, epochs, arch, sample, on_processor):
     if images.number is None: return {'time': Answer(UNKNOWN)}
     ask = dict(images=images.number, epochs=epochs, arch=arch, sample=sample)
     on_t4 = f'{in_words(minutes(card=True, **ask))} (estimated)'
-    here = f'{in_words(on_processor or minutes(cores=cores(), **ask))} (estimated)'
+    here = f'{in_words(on_processor or minutes(cores=cpu_count(), **ask))} (estimated)'
     if card.number: here = f'{on_t4[:-1]} as for a T4)'
     return {'reading and training': Answer(here), 'the same on a T4': Answer(on_t4)}
 
@@ -211,7 +203,7 @@ def environment(
     card = within(2, graphics_card)
     images = within(1, IMAGES[collection]) if collection else Answer('none are needed')
     rows = {'machine': Answer(f'{machine()}, Python {platform.python_version()}, PyTorch {version("torch")}'),
-            'graphics card': card, 'processor': Answer(f'{cores()} cores'), 'memory': within(1, _memory),
+            'graphics card': card, 'processor': Answer(f'{cpu_count()} cores'), 'memory': within(1, _memory),
             'disk': within(1, _disk), 'images': images}
     if epochs:
         rows['weights to begin with'] = within(1.5, pretrained, arch)

@@ -8,15 +8,16 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/labels.html.md"""
 __all__ = ['FINDINGS', 'FINDINGS13', 'NO_FINDING', 'META', 'ADJUDICATED', 'USUAL_COLUMNS', 'same_name', 'says_none', 'LabelError',
            'parse_age', 'multi_hot', 'read_rows', 'read_csv', 'image_names', 'patient_ids', 'read_nih', 'xrv_data',
            'nih_table', 'findings_of', 'none_name', 'no_finding', 'label_counts', 'gini', 'class_weights',
-           'label_summary', 'read_list', 'official_test_patients', 'nih_images', 'from_release', 'adjudicated',
-           'find_column', 'read_table', 'flag_columns']
+           'label_summary', 'read_list', 'official_test_patients', 'from_release', 'adjudicated', 'find_column',
+           'read_table', 'flag_columns']
 
 # %% ../nbs/api/02_labels.ipynb #f6b49414
-import gzip, re, warnings, zipfile, zlib
+import re, warnings, zipfile, zlib
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np, pandas as pd
 from .core import CxrError, need_file
@@ -53,23 +54,24 @@ _AGE = re.compile(r'^\s*(\d+(?:\.\d+)?)\s*([YMDW]?)\s*$', re.I)
 _YEARS = {'': 1, 'Y': 1, 'M': 1/12, 'W': 7/365.25, 'D': 1/365.25}
 
 def parse_age(
-    s, # An age as either release writes it: `58`, `'058Y'`, `'012M'`, `'030D'`
-    oldest:float=120, # Years; above it an age is a typing error
-)->float: # Years, or NaN where there is no believable age
+    s # An age as either release writes it: `58`, `'058Y'`, `'012M'`, `'030D'`
+)->float: # Years, or NaN where there is no believable age, which is at most 120
     "Age in years from any of the published spellings"
     m = _AGE.match(str(s))
     if not m: return np.nan
     age = float(m[1]) * _YEARS[m[2].upper()]
-    return age if age <= oldest else np.nan
+    return age if age <= 120 else np.nan
 
 # %% ../nbs/api/02_labels.ipynb #bbcbeda2
+def _said(text, sep):
+    "The names in a label text"
+    return {o.strip() for o in text.split(sep)} - {''}
+
 def _occurring(s, sep):
     "What is said in a column of label text"
-    return {o.strip() for t in s.dropna().astype(str).unique() for o in t.split(sep)} - {''}
+    return set().union(*(_said(o, sep) for o in s.dropna().astype(str).unique()))
 
-def _names(s, sep):
-    "The label names that occur in a column of label text"
-    return sorted(o for o in _occurring(s, sep) if not says_none(o))
+def _names(said): return sorted(o for o in said if not says_none(o))
 
 def multi_hot(
     labels, # N strings such as `'Mass|Nodule'`; empty, or what `says_none`, for none
@@ -80,11 +82,11 @@ def multi_hot(
 )->np.ndarray: # uint8, (N, len(findings))
     "0/1 matrix of labels. Raises `LabelError` on a name that is in neither list"
     code, uniq = pd.factorize(pd.Series(labels).fillna('').astype(str))
-    sets = [{o.strip() for o in u.split(sep)} - {''} for u in uniq]
-    unknown = set().union(*sets) - set(findings) - set(known)
-    if odd := sorted(o for o in unknown if not says_none(o)):
-        raise LabelError(f'{where}: unknown label {odd[0]!r}' + (f' (and {len(odd)-1} more)' if len(odd) > 1 else '')
-                         + f'; mend the spelling, or name it in `findings`. Known: {", ".join(findings)}')
+    sets = [_said(o, sep) for o in uniq]
+    unknown = _names(set().union(*sets).difference(findings, known))
+    if unknown:
+        raise LabelError(f'{where}: unknown label {unknown[0]!r}; mend the spelling, or name it in `findings`. '
+                         f'Known: {", ".join(findings)}')
     rows = np.array([[f in s for f in findings] for s in sets], dtype=np.uint8).reshape(-1, len(findings))
     return rows[code]
 
@@ -101,8 +103,8 @@ def read_rows(
         try: df = pd.read_csv(path, low_memory=False, index_col=False, dtype=as_text)
         except pd.errors.ParserWarning:
             raise ValueError('a row has more cells than the header; is a comma in a text, or at its end?') from None
-    if len(head) == 1 and (sep := next((o for o in ';\t' if o in str(head[0])), '')):
-        raise ValueError(f'its columns are separated by {sep!r}')
+    for sep in ';\t':
+        if len(head) == 1 and sep in str(head[0]): raise ValueError(f'its columns are separated by {sep!r}')
     return df
 
 def _quoted(names, most=12): return ', '.join(map(repr, list(names)[:most]))
@@ -115,12 +117,13 @@ def read_csv(
     "The rows of a CSV. Raises `LabelError` if it is missing, not a table, empty or short of a column"
     path = need_file(path, 'give the path of the CSV', LabelError)
     try: df = read_rows(path, text)
-    except (ValueError, UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile) as e:
+    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as e:
         why = str(e).splitlines()[0]
         raise LabelError(f'{path}: cannot be read as a CSV ({why}); save it as comma-separated UTF-8') from None
     df.columns = [str(o).strip() for o in df.columns]
-    if miss := [o for o in needed if o not in df.columns]:
-        raise LabelError(f'{path}: column {miss[0]!r} is missing; needed are {_quoted(needed, None)}, '
+    for o in needed:
+        if o in df: continue
+        raise LabelError(f'{path}: column {o!r} is missing; needed are {_quoted(needed, None)}, '
                          f'there are {_quoted(df.columns)}')
     if df.empty: raise LabelError(f'{path}: has no rows; is the download complete?')
     return df
@@ -130,29 +133,36 @@ def image_names(
     paths # File names, or paths of either kind
 )->pd.Index: # As many, named `image`
     "Names without their folders; the whole paths where only folders tell images apart, as in CheXpert"
-    whole = pd.Index([str(o).strip() for o in paths], name='image')
+    whole = pd.Index([normalize('NFC', str(o).strip()) for o in paths], name='image')
     name = pd.Index([re.split(r'[\\/]', o)[-1] for o in whole], name='image')
     return whole if name.has_duplicates and whole.is_unique else name
 
-def _table(image, patient, y, findings, age=np.nan, sex='', view='', follow_up=0, where='the table'):
-    "The image table of DESIGN.md from its columns"
-    df = pd.DataFrame(dict(patient=np.asarray(patient), age=age, sex=sex, view=view, follow_up=follow_up),
-                      index=image_names(image))
-    if nameless := [i for i, o in enumerate(image, 1) if pd.isna(o) or not str(o).strip()]:
-        raise LabelError(f'{where}: row {nameless[0]} names no image; fill it in or delete the row')
-    if (dup := df.index[df.index.duplicated()]).size:
-        times = df.index.value_counts()[dup[0]]
-        raise LabelError(f'{where}: {dup[0]} stands there {times} times; keep one row an image')
-    for c in ('sex', 'view'): df[c] = df[c].fillna('').astype(str).str.strip().str.upper()
-    df['sex'] = df.sex.replace({'FEMALE': 'F', 'MALE': 'M'})
-    return pd.concat([df, pd.DataFrame(y, index=df.index, columns=findings)], axis=1)
+def _capitals(s): return s.fillna('').astype(str).str.strip().str.upper()
+
+def _table(df, columns, y, findings, where):
+    "The image table of DESIGN.md from rows, and from kind of column to what it is called"
+    image = df[columns['image']]
+    nameless = np.flatnonzero(_capitals(image) == '')
+    if len(nameless): raise LabelError(f'{where}: row {nameless[0] + 1} names no image; fill it in or delete the row')
+    def column(kind): return df.get(columns.get(kind), pd.Series('', df.index))
+    who = patient_ids(column('patient'), where) if columns['patient'] else np.arange(len(df))
+    follow_up = pd.to_numeric(column('follow_up'), errors='coerce').fillna(0).astype(int)
+    known = dict(patient=who, age=column('age').map(parse_age),
+                 sex=_capitals(column('sex')).replace({'FEMALE': 'F', 'MALE': 'M'}),
+                 view=_capitals(column('view')), follow_up=follow_up)
+    table = pd.concat([pd.DataFrame(known), pd.DataFrame(y, df.index, findings)], axis=1).set_index(image_names(image))
+    twice = table.index[table.index.duplicated()]
+    if len(twice):
+        times = (table.index == twice[0]).sum()
+        raise LabelError(f'{where}: {twice[0]} stands there {times} times; keep one row an image')
+    return table
 
 def patient_ids(
     s:pd.Series, # A column as it was read
     where, # The file, for the error
 )->np.ndarray: # As many, int64 or object
     "Whole numbers where all are written as such, else names as they stand, `007` too. Raises `LabelError` for a gap"
-    gaps = int(s.isna().sum())
+    gaps = s.isna().sum()
     if gaps: raise LabelError(f'{where}: {gaps} rows have no patient; fill them in, or the split could leak')
     if pd.api.types.is_float_dtype(s) and (s % 1 == 0).all(): s = s.astype(int) # a column that once had a gap
     names = s.astype(str).str.strip()
@@ -160,6 +170,9 @@ def patient_ids(
     return names.to_numpy(dtype=object)
 
 # %% ../nbs/api/02_labels.ipynb #80e607e6
+_NIH_COLUMNS = dict(image='Image Index', patient='Patient ID', age='Patient Age', sex='Patient Gender',
+                    view='View Position', follow_up='Follow-up #')
+
 def read_nih(
     path, # `Data_Entry_2017.csv` or `Data_Entry_2017_v2020.csv`, of either format, plain or gzipped
     findings:list=FINDINGS, # Which findings get a column
@@ -167,15 +180,10 @@ def read_nih(
     "The image table of a NIH label file. Raises `LabelError` naming the file and the mend"
     if isinstance(findings, str): findings = [findings]
     df = read_csv(path, ['Image Index', 'Finding Labels', 'Patient ID'])
-    odd = set(findings).difference(FINDINGS, _names(df['Finding Labels'], '|'))
+    odd = set(findings).difference(FINDINGS, _names(_occurring(df['Finding Labels'], '|')))
     if odd: raise LabelError(f'{path}: {min(odd)!r} is neither a finding of ChestX-ray14 nor in this file')
-    y = multi_hot(df['Finding Labels'], findings, known=FINDINGS, where=str(path))
-    get = lambda c, default: df[c] if c in df else pd.Series(default, index=df.index)
-    age = get('Patient Age', np.nan).map(parse_age)
-    follow_up = pd.to_numeric(get('Follow-up #', 0), errors='coerce').fillna(0).astype(int)
-    patient = patient_ids(df['Patient ID'], path)
-    sex, view = (get(column, '').to_numpy() for column in ('Patient Gender', 'View Position'))
-    return _table(df['Image Index'], patient, y, findings, age.to_numpy(), sex, view, follow_up.to_numpy(), where=path)
+    y = multi_hot(df['Finding Labels'], findings, known=FINDINGS, where=path)
+    return _table(df, _NIH_COLUMNS, y, findings, path)
 
 # %% ../nbs/api/02_labels.ipynb #eb6ce2bb
 def xrv_data(
@@ -188,7 +196,7 @@ def xrv_data(
                          'run `pip install torchxrayvision`')
     return Path(spec.origin).parent/'data'/name
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _nih_table(): return read_nih(xrv_data('Data_Entry_2017_v2020.csv.gz'))
 
 def nih_table(
@@ -256,7 +264,7 @@ def read_list(
 )->list: # File names
     "The image names of a list file, one a line"
     path = need_file(path, 'it comes with the release, beside the label file', LabelError)
-    try: lines = path.read_text(encoding='utf-8-sig').splitlines()
+    try: lines = normalize('NFC', path.read_text(encoding='utf-8-sig')).splitlines()
     except UnicodeDecodeError: raise LabelError(f'{path}: is no UTF-8 text; save it as UTF-8') from None
     names = [o.strip() for o in lines if o.strip()]
     if not names: raise LabelError(f'{path}: is empty; is the download complete?')
@@ -267,18 +275,13 @@ def official_test_patients()->set: # 2,797 patient numbers
     "The patients of the official test list, so that the split is known without the list files"
     return set(map(int, (Path(__file__).parent/'nih_test_patients.txt').read_text().split()))
 
-@lru_cache(maxsize=1)
-def nih_images()->frozenset: # 112,120 names
-    "The names of all images of the release"
-    return frozenset(_nih_table().index)
-
 def from_release(
     images # Names of images
 )->bool: # Are there any, and do all of them belong to the release?
     "Are these images of ChestX-ray14, by their names? Names that look otherwise are told without reading the table"
     images = list(images)
-    if not images or not all(re.fullmatch(r'\d{8}_\d{3}\.png', str(o)) for o in images): return False
-    return nih_images().issuperset(images)
+    alike = all(re.fullmatch(r'\d{8}_\d{3}\.png', str(o)) for o in images)
+    return bool(images and alike and _nih_table().index.isin(images).sum() == len(set(images)))
 
 # %% ../nbs/api/02_labels.ipynb #17b3798c
 ADJUDICATED = ['Pneumothorax', 'Nodule or mass', 'Airspace opacity', 'Fracture']
@@ -286,8 +289,8 @@ ADJUDICATED = ['Pneumothorax', 'Nodule or mass', 'Airspace opacity', 'Fracture']
 def adjudicated()->pd.DataFrame: # Index `image`; `set` ('test' or 'val' of that paper); uint8 for each of `ADJUDICATED`
     "The adjudicated labels of 4,376 ChestX-ray14 images"
     df = read_csv(xrv_data('google2019_nih-chest-xray-labels.csv.gz'), ['Image Index', 'Set Id', *ADJUDICATED])
-    df = df.set_index(df['Image Index'].rename('image'))
-    return df[['Set Id']].rename(columns={'Set Id': 'set'}).join(df[ADJUDICATED].eq('YES').astype(np.uint8))
+    df = df.rename(columns={'Image Index': 'image', 'Set Id': 'set'}).set_index('image')
+    return df[['set']].join(df[ADJUDICATED].eq('YES').astype(np.uint8))
 
 # %% ../nbs/api/02_labels.ipynb #0bf19462
 USUAL_COLUMNS = dict(
@@ -331,25 +334,21 @@ def read_table(
         raise LabelError(f"{path}: no column is called 'image' or alike; say which one has the file names, "
                          f'by --image-col (image=...). There are {_quoted(head)}')
     df = read_csv(path, text={cols['image'], cols['patient']} - {None})
-    y, findings = _label_matrix(df, labels, findings, sep, [o for o in cols.values() if o], path)
-    get = lambda kind, none: df[cols[kind]].to_numpy() if cols[kind] else none
-    who = patient_ids(df[cols['patient']], path) if cols['patient'] else np.arange(len(df))
-    age = df[cols['age']].map(parse_age).to_numpy() if cols['age'] else np.nan
-    return _table(df[cols['image']], who, y, findings, age, get('sex', ''), get('view', ''), where=path)
+    y, findings = _label_matrix(df, labels, findings, sep, set(cols.values()), path)
+    return _table(df, cols, y, findings, path)
 
 def _label_matrix(df, labels, findings, sep, taken, where):
     "0/1 matrix and names of findings, from label text or from a column a finding"
     if labels is None and findings and all(o in df for o in findings): labels = list(findings)
     text = find_column(df.columns, 'labels', labels, where) if labels is None or isinstance(labels, str) else None
-    said = df[text].dropna() if text else []
-    if len(said) and _numbers(said).isin([0, 1]).all(): labels, text = [text], None # one finding, as a flag column
+    if text and _flag_share(df[text].dropna()) == 1: labels, text = [text], None # one finding, as a flag column
     if text:
-        sep = sep or _separator(df[text])
-        known = _names(df[text], sep)
-        names = findings or known
+        sep = sep or next((o for o in '|;,' if df[text].astype(str).str.contains(o, regex=False).any()), '|')
+        occurring = _occurring(df[text], sep)
+        names = findings or _names(occurring)
         if not names: raise LabelError(f'{where}: column {text!r} names no finding; is it the label column?')
-        _check_spelling(names, _occurring(df[text], sep), where)
-        return multi_hot(df[text], names, known=known, sep=sep, where=str(where)), list(names)
+        _check_spelling(names, occurring, where)
+        return multi_hot(df[text], names, occurring, sep), list(names)
     names = list(labels or findings or flag_columns(df, taken))
     if not names:
         aside = [o for o in df if says_none(o)]
@@ -358,25 +357,23 @@ def _label_matrix(df, labels, findings, sep, taken, where):
                          f'or give a 0/1 column for each finding{why}')
     names = [find_column(df.columns, 'labels', o, where) for o in names]
     _check_spelling(names, set(names), where)
-    return _zero_one(df[names], where), names
+    bad = [o for o in names if _flag_share(df[o]) < 1]
+    if bad:
+        raise LabelError(f'{where}: column {bad[0]!r} holds something other than 0 and 1; fill in or drop those rows')
+    return df[names].apply(_numbers).to_numpy(dtype=np.uint8), names
 
 def _check_spelling(names, said, where):
     "Raise `LabelError` where a finding is spelt in two ways, or asked for in a way that no row has"
     spelt = {}
     for o in sorted(said):
-        if (other := spelt.setdefault(same_name(o), o)) != o:
-            raise LabelError(f'{where}: says both {other!r} and {o!r}; spell a finding in one way')
-    absent = [o for o in names if o not in said]
-    for name in absent:
-        alike = get_close_matches(same_name(name), [k for k, o in spelt.items() if o not in names], 1, .8)
-        if alike: raise LabelError(f'{where}: no row says {name!r}; is {spelt[alike[0]]!r} meant?')
-    if said and len(absent) == len(names):
+        other = spelt.setdefault(same_name(o), o)
+        if other != o: raise LabelError(f'{where}: says both {other!r} and {o!r}; spell a finding in one way')
+    others = [k for k, o in spelt.items() if o not in names]
+    for name in (o for o in names if o not in said):
+        for alike in get_close_matches(same_name(name), others, 1, .8):
+            raise LabelError(f'{where}: no row says {name!r}; is {spelt[alike]!r} meant?')
+    if said and said.isdisjoint(names):
         raise LabelError(f'{where}: no row says {names[0]!r}; there are {_quoted(sorted(said))}')
-
-def _separator(s):
-    "What separates two names in label text"
-    text = ' '.join(s.dropna().astype(str).unique())
-    return next((o for o in '|;,' if o in text), '|')
 
 _YES_NO = dict(yes=1, no=0, true=1, false=0)
 
@@ -388,13 +385,11 @@ def _numbers(s):
 def flag_columns(
     df:pd.DataFrame, # Any table
     taken=(), # Columns that are known to be something else
-)->list: # Names of columns in which there are only 0 and 1, or yes and no, but for those that `says_none`
+    least:float=1., # Share of the rows that must hold 0 or 1, or yes or no
+)->list: # Names of columns, but for those that `says_none`
     "The columns that may be findings"
-    return [o for o in df if o not in taken and not says_none(o) and _numbers(df[o]).isin([0, 1]).all()]
+    return [o for o in df if o not in taken and not says_none(o) and _flag_share(df[o]) >= least]
 
-def _zero_one(df, where):
-    "uint8 matrix of columns of 0 and 1, or of yes and no; anything else is refused"
-    y = df.apply(_numbers)
-    if bad := [c for c in y if not y[c].isin([0, 1]).all()]:
-        raise LabelError(f'{where}: column {bad[0]!r} holds something other than 0 and 1; fill in or drop those rows')
-    return y.to_numpy(dtype=np.uint8)
+def _flag_share(s):
+    "In which share of the rows of a column there is 0 or 1"
+    return _numbers(s).isin([0, 1]).mean()

@@ -18,23 +18,20 @@ from .core import CxrError, one_at_a_time, read_json
 from .data.sources import fast
 
 # %% ../nbs/api/01_runs.ipynb #ea66cc07
-def lasting_home(
-    home=None # A folder that was named, which goes before all else
-)->Path: # A folder, or None if none was named and no Drive is mounted
+def lasting_home()->Path: # A folder, or None if none was named and no Drive is mounted
     "Where runs outlive the session: a folder that was named (`CXR_RUNS`), or `cxr_nb/runs` on a mounted Drive"
-    named = home or os.environ.get('CXR_RUNS')
+    named = os.environ.get('CXR_RUNS')
     if named: return Path(named)
     return core.DRIVE/'cxr_nb'/'runs' if core.DRIVE.is_dir() and not fast() else None
 
 SAID = set() # Lines that this process has said
 
 def runs_home(
-    home=None, # A folder that was named, which goes before all else
-    say=print, # Takes the line that runs go to a Drive; once a session
+    say=print # Takes the line that runs go to a Drive; once a session
 )->Path: # A folder, which need not be there yet
     """Where the notebooks keep their runs: where `lasting_home` says; else a temporary folder in a quick run, `runs` at
     the top of a checkout, or `runs` in the current folder"""
-    lasting = lasting_home(home)
+    lasting = lasting_home()
     if lasting is None:
         if fast(): return Path(tempfile.mkdtemp())
         return Path('../runs' if Path('../pyproject.toml').is_file() else 'runs')
@@ -63,11 +60,6 @@ RUN_FILES = {
     'resume': 'the state to go on from, while a run is unfinished',
 }
 
-def _own_files(path):
-    "What lies in the folder and has a name that a run gives, half-written files included"
-    patterns = [name + end for name in RUN_FILES for end in ('', '.part', '.*.part')]
-    return [file for pattern in patterns for file in Path(path).glob(pattern)]
-
 def holds_run(
     path # A folder
 )->bool: # Was a run begun there?
@@ -86,17 +78,22 @@ def can_resume(
 )->bool: # Is it a run of stages, whose configuration can be read?
     "Can the run in a folder be gone on with?"
     config = _config(path)
+    return _stages(config) is not None and 'fusion' not in config and 'vit' not in config
+
+def _stages(config):
+    "The stages of a run's recipe; None if it has none"
     stages = (config.get('recipe') or {}).get('stages')
-    return isinstance(stages, list) and 'fusion' not in config and 'vit' not in config
+    return stages if isinstance(stages, list) else None
 
 def clear_run(
     path # A run folder
 ):
     "Remove what a run leaves, its folders whole; other files stay, and so does a folder that holds no run"
     if not holds_run(path): return
-    for file in reversed(_own_files(path)): # the bundle last: until then it is seen that the folder holds a run
-        if file.is_dir() and not file.is_symlink(): shutil.rmtree(file)
-        else: file.unlink()
+    for name in reversed(RUN_FILES): # the bundle last: until then it is seen that the folder holds a run
+        for file in (o for end in ('', '.part', '.*.part') for o in Path(path).glob(name + end)):
+            if file.is_dir() and not file.is_symlink(): shutil.rmtree(file)
+            else: file.unlink()
 
 # %% ../nbs/api/01_runs.ipynb #88b1a4a2
 class RunError(CxrError):
@@ -139,15 +136,14 @@ def stages_left(
 )->list: # Names of stages
     "The stages that a run has not been through; as long as there are any, its weights will change"
     done = config.get('stages_done') or []
-    stages = (config.get('recipe') or {}).get('stages')
-    return [o['name'] for o in stages if o['name'] not in done] if isinstance(stages, list) else []
+    return [o['name'] for o in _stages(config) or [] if o['name'] not in done]
 
 def unfinished(
     config:dict # What a run's config.json holds
 )->str: # Such as 'not finished (1 of 3 stages)', or '' for a finished one
     "What a run still lacks, in words"
-    stages = (config.get('recipe') or {}).get('stages')
-    if not isinstance(stages, list): return '' # a bundle of another kind, which is only written when it is done
+    stages = _stages(config)
+    if stages is None: return '' # a bundle of another kind, which is only written when it is done
     left = stages_left(config)
     if left: return f'not finished ({len(stages) - len(left)} of {len(stages)} stages)'
     part = 'test' if 'test' in (config.get('parts') or {}) else 'val'

@@ -65,3 +65,13 @@ def test_thresholds_that_somebody_changed_are_told(run, trained, phantom, tmp_pa
     said = run('cxr-check', '--run', made, '--data', phantom, '--quick')
     assert said.returncode == 0 and '1 warning' in said.stdout, said.stdout + said.stderr
     assert 'predictions take those of config.json' in ' '.join(said.stdout.split())
+
+def test_a_run_that_is_being_trained_is_not_called_damaged(run, trained, phantom, tmp_path):
+    made = shutil.copytree(trained, tmp_path/'run')
+    config = json.loads((made/'config.json').read_text())
+    config['stages_done'].pop()
+    (made/'config.json').write_text(json.dumps(config))
+    for name in ('metrics.json', 'thresholds.json', 'history.csv'): (made/name).unlink()
+    said = run('cxr-check', '--run', made, '--data', phantom, '--quick')
+    assert said.returncode == 0 and 'the run is not finished' in said.stdout, said.stdout + said.stderr
+    assert 'restore' not in said.stdout and 'wait until it is trained' in ' '.join(said.stdout.split())

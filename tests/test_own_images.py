@@ -51,6 +51,28 @@ def test_own_columns_findings_and_patients_come_out_as_they_went_in(own):
     assert p.patient.str.fullmatch(r'P-\d{3}').all() and p.image.str.fullmatch(r'scan_\d{3}\.png').all()
     assert 'split: at random, by patient' in said.stdout and config['split_kind'] == 'random'
 
+def test_umlauts_and_suffixes_of_another_system_are_the_same_names(tmp_path):
+    "macOS writes an umlaut as two characters; .PNG in the table is .png on the disk"
+    from unicodedata import normalize
+    from cxr_nb.data.sources import load_data
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+    (tmp_path/'films').mkdir()
+    for name in (normalize('NFD', 'M\u00fcller.png'), 'b.png', 'c.PNG', 'd.png'):
+        (tmp_path/'films'/name).write_bytes(cv2.imencode('.png', pixels)[1])
+    mine = pd.DataFrame({'image': ['M\u00fcller.png', 'b.PNG', 'c.png', 'd'], 'labels': ['Mass', '', 'Mass', '']})
+    mine.to_csv(tmp_path/'mine.csv', index=False)
+    data = load_data(csv_path=tmp_path/'mine.csv', img_root=tmp_path/'films')
+    assert not data.missing and list(data.table.index) == ['M\u00fcller.png', 'b.png', 'c.PNG', 'd.png']
+
+def test_a_column_of_yes_and_no_with_a_gap_is_told(clinic, tmp_path):
+    from cxr_nb.data.sources import load_data
+    table = pd.read_csv(clinic/'mine.csv')[['scan']].rename(columns={'scan': 'image'})
+    table['Mass'] = ['yes', 'no']*30
+    table['Edema'] = ['yes', 'no']*29 + ['no', None]
+    table.to_csv(tmp_path/'gap.csv', index=False)
+    data = load_data(csv_path=tmp_path/'gap.csv', img_root=clinic/'films')
+    assert "Column 'Edema' holds 0 and 1 in most rows" in data.caveat and 'Edema' not in data.table
+
 def test_the_official_split_is_not_applied_to_other_peoples_patients(phantom, tmp_path):
     "By bare patient number a fifth of these would be test patients of the release"
     from cxr_nb.data.sources import load_nih, own_data

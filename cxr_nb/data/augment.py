@@ -165,16 +165,11 @@ def augment(
     size:int=None, # Side of the result; that of the input if not given
 )->torch.Tensor: # float32 (B, 1, size, size), normalised
     "Gray bytes to network input, changed as drawn"
-    size = size or x.shape[-1]
-    if drawn is not None: return _changed(x, aug, drawn, size)
-    if size == x.shape[-1]: return normalise(x)
-    still = np.tile(STILL, (len(x), 1, 1))
-    return normalise(warp(x, still, size))
-
-def _changed(x, aug, drawn, size):
-    "The same with changes"
+    if drawn is None:
+        if size in (None, x.shape[-1]): return normalise(x)
+        return normalise(warp(x, np.tile(STILL, (len(x), 1, 1)), size))
     if x.device.type != 'cpu': drawn = torch.from_numpy(drawn).to(x.device, non_blocking=True)
-    matrices, levels, edges = drawn[:, :6].reshape(-1, 2, 3), drawn[:, 6:8].T, drawn[:, 8]
+    matrices = drawn[:, :6].reshape(-1, 2, 3)
     out = normalise(warp(x, matrices, size))
-    if aug.blur: out = blur(out, edges)
-    return jitter(out, aug, levels)
+    if aug.blur: out = blur(out, drawn[:, 8])
+    return jitter(out, aug, drawn[:, 6:8].T)

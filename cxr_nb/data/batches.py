@@ -6,12 +6,13 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/batches.html.md"""
 
 # %% auto #0
 __all__ = ['BATCH_LOCK', 'free_memory', 'to_device', 'rank_world', 'gathered', 'Batches', 'prefetch', 'FeatureBatches',
-           'keep_memory', 'sample_weights', 'part', 'make_loaders']
+           'keep_memory', 'sample_weights', 'part']
 
 # %% ../../nbs/api/data/07_batches.ipynb #4e4c46a0
 import ctypes, math, threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch, store_attr
@@ -80,8 +81,9 @@ class Batches:
         self.images = getattr(images, 'images', images)
         here = self.images.device if torch.is_tensor(self.images) else 'cpu' # labels lie where the images lie
         self.rows = torch.tensor(np.asarray(rows), device=here) if torch.is_tensor(self.images) else np.asarray(rows)
-        self.y = torch.tensor(np.asarray(y), dtype=torch.float32, device=here)
-        self.tab = None if tab is None else torch.tensor(np.asarray(tab), dtype=torch.float32, device=here)
+        numbers = partial(torch.tensor, dtype=torch.float32, device=here)
+        self.y = numbers(np.asarray(y))
+        self.tab = None if tab is None else numbers(np.asarray(tab))
         self.hide = hide if train else 0.
         self.n_inp = 1 if tab is None else 2
         self.weights = None if weights is None else np.asarray(weights, float)/np.sum(weights)
@@ -236,24 +238,3 @@ def part(
     if not len(names) and name not in ('train', 'val', 'test'):
         raise CxrError(f'{name!r} is no part of a split; its parts are train, val and test')
     return table.loc[names[names.isin(cache.usable)]]
-
-def make_loaders(
-    table, # Image table
-    cache:Cache, # Cache with its images
-    split, # Part of each image; 'train' and 'val' are used
-    findings:list, # Columns of the labels
-    bs:int=32, # Batch size in training
-    aug:Augment=None, # Augmentation in training
-    weighted:bool=False, # Draw rare findings more often?
-    images=None, # Where they are if not in the cache, as of `to_device`
-    **kwargs # For `Batches`: size, device, seed
-)->object: # fastai's `DataLoaders`, with `.train` and `.valid`
-    "Training and validation batches of a split"
-    from fastai.data.core import DataLoaders # here: who only predicts need not load it
-    if images is None: images = cache
-    train, valid = (part(table, cache, split, o) for o in ('train', 'val'))
-    y = train[findings].to_numpy()
-    weights = sample_weights(y) if weighted else None
-    train = Batches(images, cache.rows(train.index), y, bs, train=True, aug=aug, weights=weights, **kwargs)
-    valid = Batches(images, cache.rows(valid.index), valid[findings].to_numpy(), 2*bs, **kwargs)
-    return DataLoaders(train, valid, device=train.device)

@@ -24,9 +24,9 @@ def read_boxes(
     xywh = df.iloc[:, at:at+4].apply(pd.to_numeric, errors='coerce')
     if xywh.shape[1] < 4 or xywh.isna().any(axis=None):
         raise LabelError(f'{path}: the four columns after `Finding Label` must be the numbers x, y, w, h')
-    xywh.columns = list('xywh')
+    image = df['Image Index'].astype(str).str.normalize('NFC')
     finding = df['Finding Label'].replace({'Infiltrate': 'Infiltration'})
-    return pd.concat([df['Image Index'].rename('image'), finding.rename('finding'), xywh.astype(float)], axis=1)
+    return pd.concat([image, finding, xywh.astype(float)], axis=1).set_axis(['image', 'finding', *'xywh'], axis=1)
 
 def nih_boxes()->pd.DataFrame: # 984 rows as of `read_boxes`
     "The real boxes of ChestX-ray14"
@@ -36,9 +36,7 @@ def nih_boxes()->pd.DataFrame: # 984 rows as of `read_boxes`
 def scale_boxes(
     boxes:pd.DataFrame, # As of `read_boxes`
     size:int, # Side of the square image that they shall fit, in pixels
-    frame:int=BOX_FRAME, # Side of the frame that they are in
 )->pd.DataFrame: # The same rows with x, y, w, h in pixels of that image
     "Boxes for an image of another size"
-    out = boxes.copy()
-    out[list('xywh')] = boxes[list('xywh')] * (size/frame)
-    return out
+    xywh = boxes[list('xywh')] * (size/BOX_FRAME)
+    return boxes.assign(**xywh)

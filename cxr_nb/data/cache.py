@@ -87,9 +87,7 @@ def _read_one(path, size):
     "One image for the cache: pixels or None, and its line of the index"
     if path is None: return None, (0, 0, 0, 'missing', 'missing')
     try: a = read_gray(path)
-    except ImageError as e:
-        status = 'missing' if e.code == 'missing' else 'bad'
-        return None, (0, 0, 0, status, e.reason)
+    except ImageError as e: return None, (0, 0, 0, e.status, e.reason)
     height, width = a.shape
     n_bytes = Path(path).stat().st_size
     return to_square(a, size), (width, height, n_bytes, 'ok', '')
@@ -109,12 +107,6 @@ class _Pixels:
         os.fsync(self.file.fileno())
     def close(self): self.file.close()
 
-def _make_pixels(path, shape):
-    "A file for so many black images, which takes no room before they are put there"
-    with open(path, 'wb') as out:
-        write_array_header_1_0(out, dict(descr='|u1', fortran_order=False, shape=shape))
-        out.truncate(out.tell() + math.prod(shape))
-
 def _fill(images, names, files, start, pool):
     "Fill the rows of some names, from a start on, and return their lines of the index"
     read = pool.map(lambda name: _read_one(files.get(name), images.size), names)
@@ -128,7 +120,6 @@ def _fill(images, names, files, start, pool):
 # %% ../../nbs/api/data/05_cache.ipynb #904a40ef
 def _lines_done(log, block):
     "How many images are in whole blocks of a log; what was cut off is taken out of it, to be read again"
-    if not log.is_file(): return 0
     lines = log.read_text().splitlines(keepends=True)
     if lines and not lines[-1].endswith('\n'): lines.pop()
     done = max(len(lines) - 1, 0)//block*block
@@ -155,7 +146,10 @@ def _start(path, meta, block):
     (path/'meta.json').unlink(missing_ok=True)
     log.unlink(missing_ok=True)
     write_json(plan, meta) # first, so that a folder which was left at any moment is known as a cache
-    _make_pixels(part, (meta['n'], meta['size'], meta['size']))
+    shape = meta['n'], meta['size'], meta['size']
+    with open(part, 'wb') as out: # of black images, which take no room before others are put there
+        write_array_header_1_0(out, dict(descr='|u1', fortran_order=False, shape=shape))
+        out.truncate(out.tell() + math.prod(shape))
     return _Pixels(part), 0
 
 # %% ../../nbs/api/data/05_cache.ipynb #814be342
@@ -173,16 +167,12 @@ def build_cache(
     source = text_sha256('\n'.join(files))[:16]
     meta = {'version': CACHE_VERSION, 'size': size, 'filter': 'area', 'n': len(files), 'source': source}
     with disk_room(path, 'free some and run it again, it goes on where it stopped'):
-        return _whole_cache(path, files, meta, origin, workers, progress, block)
-
-def _whole_cache(path, files, meta, origin, *how):
-    "A cache that is built if need be, by the first that asks for it"
-    if _says(path/'meta.json', meta): return _refresh(path, files)
-    with one_at_a_time(path, 'this image cache'):
-        clear_halves(path, ('index.csv', 'log.csv', 'plan.json', 'meta.json'))
-        if not _says(path/'meta.json', meta): _build(path, files, meta, *how)
-        if origin: write_json(path/'meta.json', meta | dict(origin=origin))
-        return _refresh(path, files)
+        if _says(path/'meta.json', meta): return _refresh(path, files)
+        with one_at_a_time(path, 'this image cache'):
+            clear_halves(path, ('index.csv', 'log.csv', 'plan.json', 'meta.json'))
+            if not _says(path/'meta.json', meta): _build(path, files, meta, workers, progress, block)
+            if origin: write_json(path/'meta.json', meta | dict(origin=origin))
+            return _refresh(path, files)
 
 def _build(path, files, meta, workers, progress, block):
     "Read what is not yet read. The images get their name when all are there; what lets others open them comes last"

@@ -27,11 +27,6 @@ RescaleSlope RescaleIntercept RescaleType ModalityLUTSequence
 VOILUTSequence WindowCenter WindowWidth VOILUTFunction LossyImageCompression
 '''.split()
 
-def _silence():
-    "pydicom's warnings quote what they are about; a patient's name is nobody's business"
-    warnings.filterwarnings('ignore', module=r'pydicom(\.|$)')
-    logging.getLogger('pydicom').setLevel(logging.CRITICAL + 1)
-
 def _words(ds, name):
     "The values of a tag in capitals; an empty list if there are none"
     value = ds.get(name)
@@ -86,19 +81,15 @@ def _syntax(ds):
     unsaid = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     return ds.file_meta.setdefault('TransferSyntaxUID', unsaid).value
 
-def _check_shape(path, frames, width, height):
-    "Raise `ImageError` unless there is one picture of a possible size"
-    if frames > 1: raise ImageError(path, 'frames', f'{frames} frames')
-    if not width or not height: raise ImageError(path, 'no_image', 'a DICOM file without an image')
-    check_size(path, width, height)
-
 def _check_picture(path, ds, n_bytes):
     "Raise `ImageError` unless the header describes one picture that can be read, and fits into so many bytes"
     frames, width, height = (_int(ds, name) for name in ('NumberOfFrames', 'Columns', 'Rows'))
     samples = _int(ds, 'SamplesPerPixel')
     bits = _int(ds, 'BitsAllocated')
     colours = _text(ds, 'PhotometricInterpretation')
-    _check_shape(path, frames, width, height)
+    if frames > 1: raise ImageError(path, 'frames', f'{frames} frames')
+    if not width or not height: raise ImageError(path, 'no_image', 'a DICOM file without an image')
+    check_size(path, width, height)
     if bits not in (8, 16) or not 1 <= _int(ds, 'BitsStored', bits) <= bits:
         raise ImageError(path, 'bits', f'{bits} bits a pixel, not 8 or 16')
     if (samples, colours[:3]) not in _COLOURS: raise ImageError(path, 'photometric', 'neither gray nor RGB')
@@ -164,7 +155,7 @@ def _windowed(ds, values):
 def _brightness(ds, stored):
     "Brightness 0 to 1 of stored values; and the note 'window' if the file's own can't be used"
     values = np.asarray(decoding.apply_modality_lut(stored, ds), np.float64)
-    full = (values - values.min())/max(values.max() - values.min(), 1e-9)
+    full = (values - values.min())/max(np.ptp(values), 1e-9)
     if not ds.get('VOILUTSequence') and ds.get('WindowCenter') is None: return full, []
     try: shown = np.clip(np.asarray(_windowed(ds, values), np.float64), 0, 1)
     except Exception: return full, ['window']
@@ -212,18 +203,14 @@ def _position_notes(ds):
     return _orientation_note(ends) + unknown
 
 # %% ../../nbs/api/data/042_dicom.ipynb #c69a95ab
-def _header(path, f):
-    "The tags in `_TAGS`, and the way its values are written"
+def _dataset(path, f):
+    "The tags in `_TAGS` and the pixels as they are stored, all of them checked"
     f.seek(128)
     preamble = f.read(4) == b'DICM'
     if preamble and read_file_meta_info(path).get('TransferSyntaxUID') == DeflatedExplicitVRLittleEndian:
         raise ImageError(path, 'syntax', 'a deflated DICOM file')
     f.seek(0)
-    return pydicom.dcmread(f, force=True, specific_tags=_TAGS, stop_before_pixels=True)
-
-def _dataset(path, f):
-    "The tags in `_TAGS` and the pixels as they are stored, all of them checked"
-    header = _header(path, f)
+    header = pydicom.dcmread(f, force=True, specific_tags=_TAGS, stop_before_pixels=True)
     _check_modality(path, header)
     _check_view(path, header)
     _check_picture(path, header, os.fstat(f.fileno()).st_size)
@@ -240,7 +227,9 @@ def read_dicom(
     f, # The same, opened for bytes, as by `open_file`
 )->tuple: # Pixels uint8, (H, W), or (H, W, 3) where they have colours; notes, as of `data.images.NOTES`
     "Read a DICOM file. Raises `ImageError` if it is broken, or by its header no frontal chest radiograph"
-    _silence()
+    # pydicom's warnings quote what they are about; a patient's name is nobody's business
+    warnings.filterwarnings('ignore', module=r'pydicom(\.|$)')
+    logging.getLogger('pydicom').setLevel(logging.CRITICAL + 1)
     try:
         ds = _dataset(path, f)
         pixels = ds.pixel_array

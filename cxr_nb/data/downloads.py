@@ -6,15 +6,15 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/downloads.html.md"""
 
 # %% auto #0
 __all__ = ['NIH_CREDIT', 'OPENI_CREDIT', 'DOWNLOADS', 'DownloadError', 'Download', 'the_download', 'mount_root', 'downloads_home',
-           'mounted', 'kept', 'find_download', 'check_room', 'check_layout', 'fetch', 'version_of', 'source_of',
-           'source_fingerprint', 'source_text']
+           'folder_with', 'mounted', 'kept', 'find_download', 'check_room', 'check_layout', 'fetch', 'version_of',
+           'source_of', 'source_fingerprint', 'source_text']
 
 # %% ../../nbs/api/data/01_downloads.ipynb #a09aae31
 import os, re, shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core import CxrError, cache_home, disk_full, file_sha256, one_at_a_time, text_sha256
+from ..core import CxrError, cache_home, disk_full, file_sha256, nearest_folder, one_at_a_time, text_sha256
 
 # %% ../../nbs/api/data/01_downloads.ipynb #ab6386c7
 class DownloadError(CxrError):
@@ -78,10 +78,14 @@ def _mounts(download, base):
     base = Path(base or mount_root())
     return [base/'datasets'/download.handle, base/download.handle.split('/')[1]]
 
-def _home(folder, download):
-    "The folder with the tables: this one, or the nearest below it; None if there is none"
-    for above in ('', '*/', '*/*/'):
-        for file in sorted(Path(folder).glob(above + download.files[0])): return file.parent
+def folder_with(
+    root, # A folder
+    names, # Of files, any of which will do
+)->Path: # None if there is none, or no such folder
+    "The folder in which a file lies: this one, or the nearest below it"
+    for depth in range(5):
+        found = [file.parent for name in names for file in Path(root).glob('*/'*depth + name)]
+        if found: return min(found)
 
 def mounted(
     name, # One of `DOWNLOADS`
@@ -89,7 +93,7 @@ def mounted(
 )->Path: # The folder with its tables, or None
     "Where a set is mounted"
     download = the_download(name)
-    homes = [_home(folder, download) for folder in _mounts(download, base)]
+    homes = [folder_with(folder, download.files[:1]) for folder in _mounts(download, base)]
     return next(filter(None, homes), None)
 
 def kept(
@@ -109,19 +113,6 @@ def find_download(
 # %% ../../nbs/api/data/01_downloads.ipynb #8eb69d16
 def _gb(n): return f'{n/1e9:.1f} GB'
 
-def _nearest(folder):
-    "The folder, or the nearest above it that is there"
-    folder = Path(folder).absolute()
-    return next(o for o in (folder, *folder.parents) if o.is_dir())
-
-def _needs(download, size):
-    "Pairs of a folder and the bytes that will be written there: the download, and the cache of its images"
-    cache = cache_home(), download.images*size**2
-    if 'KAGGLE_KERNEL_RUN_TYPE' in os.environ: return [cache] # a Kaggle notebook mounts instead of downloading
-    folder = downloads_home()
-    begun = sum(o.stat().st_size for o in (folder/'datasets'/download.handle).glob('*.archive'))
-    return [(folder, 2e9*download.gigabytes - begun), cache]
-
 def check_room(
     name, # One of `DOWNLOADS`
     size:int=None, # Side of the cached images in pixels; 256, or less where the set has less, if not given
@@ -129,9 +120,13 @@ def check_room(
     "Raise `DownloadError` if a disk has too little room for a download and for the cache of its images"
     download = the_download(name)
     size = size or min(256, download.side)
+    needs = {cache_home(): download.images*size**2}
+    if 'KAGGLE_KERNEL_RUN_TYPE' not in os.environ: # a Kaggle notebook mounts instead of downloading
+        begun = sum(o.stat().st_size for o in (downloads_home()/'datasets'/download.handle).glob('*.archive'))
+        needs = {downloads_home(): 2e9*download.gigabytes - begun} | needs
     disks = {}
-    for folder, n_bytes in _needs(download, size):
-        near = _nearest(folder)
+    for folder, n_bytes in needs.items():
+        near = nearest_folder(folder)
         disks.setdefault(near.stat().st_dev, []).append((near, n_bytes))
     for wanted in disks.values():
         near, total = wanted[0][0], sum(n for _, n in wanted)
@@ -180,7 +175,7 @@ def check_layout(
 )->Path: # The folder with its tables: it, or the nearest below it
     "Raise `DownloadError` naming what was expected, unless tables and images are there"
     download = the_download(name)
-    home = _home(folder, download) or Path(folder)
+    home = folder_with(folder, download.files[:1]) or Path(folder)
     *tables, images = download.files
     missing = [o for o in tables if not (home/o).is_file()]
     if next(Path(folder).rglob('*.png'), None) is None: missing.append(images)
@@ -196,21 +191,18 @@ def fetch(
     "A data set by its name: mounted, fetched before, or fetched now. Raises `DownloadError` saying what to mend"
     download = the_download(name)
     folder = find_download(name)
-    if folder: say(f'download: {download.name} is already in {folder}; nothing is fetched')
-    else: folder = _fetch_new(name, download, say)
-    return check_layout(folder, name)
-
-def _fetch_new(name, download, say):
-    "Fetch a set that is not there, if there is room"
+    if folder:
+        say(f'download: {download.name} is already in {folder}; nothing is fetched')
+        return check_layout(folder, name)
     check_room(name)
-    free = shutil.disk_usage(_nearest(downloads_home())).free
+    free = shutil.disk_usage(nearest_folder(downloads_home())).free
     say(f'download: {download.what}, {download.gigabytes:g} GB from {download.url} to {downloads_home()}, '
         f'where {_gb(free)} are free')
     say(f'provided by {download.credit}')
     folder = _from_kaggle(download)
     version = version_of(folder)
     say(f'download: done{f", version {version}," if version else ""} in {folder}')
-    return folder
+    return check_layout(folder, name)
 
 def version_of(
     folder # A folder of a set

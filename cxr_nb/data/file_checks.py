@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2, numpy as np, pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
-from .image_files import ImageError, check_size
+from .image_files import ImageError, check_size, open_file
 from .images import read_gray, to_square
 from .sources import ChestData
 from .verdicts import found, listing, verdict_row
@@ -41,21 +41,15 @@ def file_tail(
         f.seek(max(0, f.seek(0, 2) - n))
         return f.read()
 
-def _header(path):
-    "Width and height of a file, and the bytes that it must end with. Raises `ImageError`"
-    try:
-        with Image.open(path, formats=list(_ENDS)) as image: return image.size, _ENDS.get(image.format, b'')
-    except FileNotFoundError: raise ImageError(path, 'missing', 'missing') from None
-    except Exception:
-        if not Path(path).stat().st_size: raise ImageError(path, 'empty', 'empty file') from None
-        raise ImageError(path, 'not_image', 'not an image') from None
-
 def _quick_size(path):
     "Width and height of a file from its header, after a look at its end. Raises `ImageError`"
-    (width, height), end = _header(path)
-    check_size(path, width, height)
+    with open_file(path) as f:
+        try: image = Image.open(f, formats=list(_ENDS))
+        except Exception: raise ImageError(path, 'not_image', 'not an image') from None
+        check_size(path, *image.size)
+    end = _ENDS.get(image.format, b'')
     if end not in file_tail(path, 1024): raise ImageError(path, 'truncated', 'broken file (its end is missing)')
-    return width, height
+    return image.size
 
 _BY_HEADER = {'.png', '.jpg', '.jpeg'} # What a quick look need not decode
 
@@ -65,9 +59,7 @@ def _look(path, quick):
     try:
         if quick and Path(path).suffix.lower() in _BY_HEADER: return *_quick_size(path), 'ok', '', None
         a = read_gray(path)
-    except ImageError as e:
-        status = 'missing' if e.code == 'missing' else 'bad'
-        return 0, 0, status, e.reason, None
+    except ImageError as e: return 0, 0, e.status, e.reason, None
     height, width = a.shape
     return width, height, 'ok', '', None if quick else image_hash(a)
 

@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.fft import dctn
 from scipy.special import softmax
 from scipy.stats import rankdata
-from tqdm.auto import tqdm
+from tqdm.auto import trange
 from ..core import CxrError
 from .image_files import ImageError
 from .images import NOTES, colour_share, read_radiograph
@@ -46,6 +46,10 @@ class Verdict:
         return 'warning' if self.reasons else 'ok'
     @property
     def codes(self): return [o.code for o in self.reasons]
+    @property
+    def confidence(self):
+        "That of the strongest reason, 0 without one"
+        return max((o.confidence for o in self.reasons), default=0.)
     @property
     def text(self): return '. '.join(o.text for o in self.reasons)
 
@@ -206,7 +210,6 @@ def _gray(a):
 def check_pixels(
     a:np.ndarray, # uint8 (H, W), or (H, W, 3) with colours
     colour:float=None, # Share of coloured pixels, if known
-    judge:Judge=None, # `load_gate()` if not given
 )->Verdict: # What can be told without the file
     "Judge pixels. Raises `CxrError` if they are no picture of at least 32 x 32"
     a = np.asarray(a)
@@ -215,7 +218,7 @@ def check_pixels(
         raise CxrError(f'{a.dtype} {a.shape}: not pixels of an image; give uint8 (H, W) or (H, W, 3), at least 32 x 32')
     if a.ndim == 3 and colour is None: colour = colour_share(a)
     a = _gray(a)
-    return _verdict(a, colour or 0., (judge or load_gate()).scores([a])[0])
+    return _verdict(a, colour or 0., load_gate().scores([a])[0])
 
 # %% ../../nbs/api/data/08_gate.ipynb #ec7bce19
 @dataclass
@@ -226,8 +229,7 @@ class JudgedFile:
     kind: str = '' # 'png', 'jpeg' or 'dicom'; '' if it could not be read
 
 def judge_file(
-    path, # A file
-    judge:Judge=None, # `load_gate()` if not given
+    path # A file
 )->JudgedFile: # With a verdict on file and pixels
     "Read and judge an image. Never raises because of what the file holds"
     try: image = read_radiograph(path)
@@ -235,7 +237,7 @@ def judge_file(
         reason = Reason(e.code, f'{e.reason}; {e.mend}')
         return JudgedFile(None, Verdict([reason]))
     notes = [Reason(note, NOTES[note], refuse=False) for note in image.notes]
-    seen = check_pixels(image.pixels, image.colour, judge)
+    seen = check_pixels(image.pixels, image.colour)
     return JudgedFile(image.pixels, Verdict(notes + seen.reasons), image.kind)
 
 def admitted(
@@ -266,27 +268,17 @@ def _unpadded(a, width, height):
     left = (side - width)//2
     return a[top:top + height, left:left + width]
 
-def _summary(verdict):
-    "Status, codes and the confidence of the strongest reason, 0 without one"
-    strongest = max((reason.confidence for reason in verdict.reasons), default=0.)
-    return verdict.status, ' '.join(verdict.codes), strongest
-
 def judge_cache(
     cache, # A `Cache`
-    judge:Judge=None, # `load_gate()` if not given
-    block:int=256, # Images at a time
     progress:bool=False, # Show a progress bar?
 )->pd.DataFrame: # By image: status, codes, confidence (of the strongest reason, 0 without one); usable images only
     "Judge all usable images of a cache, and change nothing"
-    judge = judge or load_gate()
     index = cache.index.loc[cache.usable]
     rows = []
-    with tqdm(total=len(index), desc='gate', unit='img', disable=not progress) as bar:
-        for start in range(0, len(index), block):
-            lines = index.iloc[start:start + block].itertuples()
-            images = [_unpadded(np.asarray(cache.images[o.row]), o.width, o.height) for o in lines]
-            for a, scores in zip(images, judge.scores(images)):
-                verdict = _verdict(a, 0., scores)
-                rows.append(_summary(verdict))
-            bar.update(len(images))
+    for start in trange(0, len(index), 256, desc='gate', unit='block', disable=not progress):
+        lines = index.iloc[start:start + 256].itertuples()
+        images = [_unpadded(np.asarray(cache.images[o.row]), o.width, o.height) for o in lines]
+        for a, scores in zip(images, load_gate().scores(images)):
+            verdict = _verdict(a, 0., scores)
+            rows.append((verdict.status, ' '.join(verdict.codes), verdict.confidence))
     return pd.DataFrame(rows, columns=['status', 'codes', 'confidence'], index=index.index)

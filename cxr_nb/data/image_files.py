@@ -45,6 +45,7 @@ class ImageError(CxrError):
         self.code = code
         self.reason = reason
         self.mend = MENDS[code]
+        self.status = 'missing' if code == 'missing' else 'bad'
         super().__init__(f'{path}: {reason}; {self.mend}')
 
 # %% ../../nbs/api/data/00_image_files.ipynb #7d7ed3c0
@@ -71,17 +72,14 @@ def open_file(
 )->object: # The file, opened for reading bytes
     "Open an image file. Raises `ImageError` if it is missing, no plain file, empty or of an impossible size"
     try:
-        _check_plain(path, os.stat(path))
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode): raise ImageError(path, 'unreadable', 'no plain file')
+        if not info.st_size: raise ImageError(path, 'empty', 'empty file')
+        if info.st_size > MAX_BYTES: raise ImageError(path, 'too_large', f'more than {MAX_BYTES//10**6} MB')
         return open(path, 'rb')
     except ImageError: raise
     except (FileNotFoundError, NotADirectoryError, ValueError): raise ImageError(path, 'missing', 'missing') from None
     except OSError: raise ImageError(path, 'unreadable', 'cannot be opened') from None
-
-def _check_plain(path, info):
-    "Raise `ImageError` unless this is a plain file of a possible size"
-    if not stat.S_ISREG(info.st_mode): raise ImageError(path, 'unreadable', 'no plain file')
-    if not info.st_size: raise ImageError(path, 'empty', 'empty file')
-    if info.st_size > MAX_BYTES: raise ImageError(path, 'too_large', f'more than {MAX_BYTES//10**6} MB')
 
 # %% ../../nbs/api/data/00_image_files.ipynb #96f2077f
 _MARKS = {

@@ -46,12 +46,6 @@ def _gray(im):
     im = im.convert('RGBA')
     return np.asarray(ImageChops.multiply(im.convert('L'), im.getchannel('A')))
 
-def _is_whole(data):
-    "Are all parts of a PNG file there, with the checksums that they should have?"
-    try: Image.open(io.BytesIO(data), formats=['PNG']).verify()
-    except Exception: return False
-    return True
-
 def _gray_by_opencv(im, f):
     "uint8 (H, W) of a sound PNG file in gray, decoded by OpenCV; None of any other file"
     if im.format != 'PNG' or im.mode != 'L' or {'exif', 'icc_profile'} & set(im.info): return None
@@ -59,18 +53,18 @@ def _gray_by_opencv(im, f):
     f.seek(0)
     data = f.read()
     f.seek(at) # Pillow goes on from here
-    if not _is_whole(data): return None # OpenCV would complain on the screen
+    try: Image.open(io.BytesIO(data), formats=['PNG']).verify() # that all parts are there, by their checksums
+    except Exception: return None # OpenCV would complain on the screen
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
 
 # %% ../../nbs/api/data/04_images.ipynb #f3126673
 def colour_share(
-    a:np.ndarray, # uint8 (H, W, 3 or 4)
-    least:int=40, # Strongest less weakest channel from which on a pixel counts as coloured
+    a:np.ndarray # uint8 (H, W, 3 or 4)
 )->float: # 0 to 1
-    "Share of pixels that are coloured, looked at on a grid of about 256 x 256"
+    "Share of pixels whose channels differ by 40 or more, looked at on a grid of about 256 x 256"
     step = max(1, min(a.shape[:2])//256)
     some = a[::step, ::step, :3].astype(np.int16)
-    return float((some.max(2) - some.min(2) >= least).mean())
+    return float((some.max(2) - some.min(2) >= 40).mean())
 
 def _colour_of(im):
     "Colour share of an opened image"

@@ -9,21 +9,22 @@ __all__ = ['INDIANA', 'NOTHING_ELSE', 'DRAWN', 'HOW', 'UNNAMED', 'indiana_rules'
            'indiana_split', 'rare_classes', 'indiana_image', 'indiana_phantom', 'indiana_folder', 'load_indiana']
 
 # %% ../../nbs/api/data/10_indiana.ipynb #3f702d60
-import os
+import json, os
 from functools import lru_cache
 from importlib.resources import files
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 
 import cv2, numpy as np, pandas as pd
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
 from .indiana_reports import PROJECTIONS, REPORTS, read_indiana_csv, read_indiana_xml
-from .downloads import DOWNLOADS, fetch, kept, mount_root, source_of
-from .sources import PHANTOM_CAVEAT, ChestData, DataError, fast, index_images, no_boxes, with_source
-from ..core import CxrError, cache_home, made_whole, one_at_a_time, refuse_foreign
+from .downloads import DOWNLOADS, fetch, folder_with, kept, mount_root
+from .sources import PHANTOM_CAVEAT, ChestData, DataError, count_there, fast, index_images, no_boxes, with_source
+from ..core import CxrError, cache_home
 from ..labels import LabelError, findings_of
 from .phantom.anatomy import phantom_body
 from .phantom.findings import check_side, phantom_image
+from .phantom.release import drawn_once
 from .splits import check_split
 
 # %% ../../nbs/api/data/10_indiana.ipynb #9a9d282f
@@ -59,20 +60,12 @@ def _term_keys(term):
     heading, *qualifiers = [' '.join(o.lower().split()) for o in term.split('/')]
     return [(h, q) for h in (heading, '*') for q in ('', *qualifiers)]
 
-def _term_classes(terms, rules):
-    "By term: its classes"
-    known = rules.groupby([rules.heading.str.lower(), 'qualifier'])['class'].agg(list).to_dict()
-    classes = {}
-    for term in terms:
-        fitting = [known.get(key, []) for key in _term_keys(term)]
-        classes[term] = list(set(chain.from_iterable(fitting)))
-    return classes
-
 def _report_classes(mesh, rules):
     "0/1 table of reports, (N, 35)"
     terms = mesh.fillna('').str.split(';').explode().str.strip()
     terms = terms[terms.ne('')]
-    on = terms.map(_term_classes(terms.unique(), rules)).explode().dropna()
+    known = rules.groupby([rules.heading.str.lower(), 'qualifier'])['class'].agg(list).to_dict()
+    on = terms.map(_term_keys).explode().map(known.get).explode().dropna()
     y = pd.get_dummies(on).groupby(level=0).any().reindex(index=mesh.index, columns=INDIANA, fill_value=False)
     indexed = mesh.index.isin(terms.index)
     for name in rules['class'][rules.heading.eq(NOTHING_ELSE)]: y[name] |= indexed & ~y.any(axis=1)
@@ -201,13 +194,6 @@ def _write_csvs(path, images, reports):
     views = images.reset_index().set_axis(['filename', 'uid', 'projection'], axis=1)
     views[['uid', 'filename', 'projection']].to_csv(path/PROJECTIONS, index=False)
 
-def _write_images(path, table, size, seed):
-    "The images of a phantom"
-    dest = path/'images'/'images_normalized'
-    dest.mkdir(parents=True)
-    for name, row in table.iterrows():
-        (dest/name).write_bytes(cv2.imencode('.png', indiana_image(row, seed, size))[1])
-
 # %% ../../nbs/api/data/10_indiana.ipynb #cec7ed30
 _NOTE = 'phantom.json'
 
@@ -223,8 +209,6 @@ def _phantom_rows(n, seed, least):
         if number % 5: rows.append((f'{number}_lateral.dcm.png', number, 'Lateral'))
     return pd.DataFrame(rows, columns=['image', 'report', 'view']).set_index('image'), reports
 
-def _has_note(path, text): return (path/_NOTE).is_file() and (path/_NOTE).read_text() == text
-
 def indiana_phantom(
     path, # Folder to write; made if absent
     n_reports:int=300, # Reports, most with two images
@@ -235,19 +219,16 @@ def indiana_phantom(
     "Drawn images with 35 classes in the layout of Kaggle's CSV files. Raises `CxrError` if the folder holds others"
     if not 12 <= n_reports <= 3851: raise CxrError(f'{n_reports} reports cannot be drawn; ask for 12 to 3851')
     check_side(size)
-    path = Path(path)
-    note = f'{{"indiana": 1, "n_reports": {n_reports}, "size": {size}, "seed": {seed}, "least": {least}}}\n'
-    if _has_note(path, note): return path
-    with one_at_a_time(path, 'these drawn images'):
-        if _has_note(path, note): return path # another process has made them meanwhile
-        if (path/_NOTE).is_file(): refuse_foreign(path, [_NOTE, 'images', REPORTS, PROJECTIONS], 'these drawn images')
-        else: refuse_foreign(path, [], 'an Indiana phantom')
-        with made_whole(path) as part:
-            images, reports = _phantom_rows(n_reports, seed, least)
-            _write_images(part, indiana_labels(images, reports), size, seed)
-            _write_csvs(part, images, reports)
-            (part/_NOTE).write_text(note)
-    return path
+    note = dict(indiana=1, n_reports=n_reports, size=size, seed=seed, least=least)
+    def draw(part):
+        images, reports = _phantom_rows(n_reports, seed, least)
+        dest = part/'images'/'images_normalized'
+        dest.mkdir(parents=True)
+        for name, row in indiana_labels(images, reports).iterrows():
+            (dest/name).write_bytes(cv2.imencode('.png', indiana_image(row, seed, size))[1])
+        _write_csvs(part, images, reports)
+        (part/_NOTE).write_text(json.dumps(note) + '\n')
+    return drawn_once(path, note, [_NOTE, 'images', REPORTS, PROJECTIONS], draw)
 
 # %% ../../nbs/api/data/10_indiana.ipynb #f048f237
 HOW = (f'fetch the images from Kaggle ({DOWNLOADS["indiana"].handle}) or Open-i '
@@ -257,32 +238,24 @@ def indiana_folder(
     root # A folder
 )->Path: # It, or the folder nearest below it with the CSV files; None if there is none
     "Where Kaggle's CSV files lie"
-    root = Path(root).expanduser()
-    if not root.is_dir(): return None
-    for above in ('', '*/', '*/*/', '*/*/*/'):
-        for file in sorted(root.glob(above + REPORTS)):
-            if (file.parent/PROJECTIONS).is_file(): return file.parent
+    return folder_with(Path(root).expanduser(), [REPORTS])
 
 def _root(root, download, kaggle):
     "The folder that was named, mounted or downloaded; None where the phantom must stand in"
     root = root or os.environ.get('CXR_INDIANA')
-    mount = None if root else indiana_folder(kaggle or mount_root())
+    if root:
+        root = Path(root).expanduser()
+        if root.is_dir(): return root
+        raise DataError(f'{root}: no such folder; {HOW}')
+    mount = indiana_folder(kaggle or mount_root())
     if mount: return mount
-    if not root and download: return fetch('indiana')
-    if not root: return None if fast() else kept('indiana')
-    root = Path(root).expanduser()
-    if not root.is_dir(): raise DataError(f'{root}: no such folder; {HOW}')
-    return root
+    if download: return fetch('indiana')
+    return None if fast() else kept('indiana')
 
 # %% ../../nbs/api/data/10_indiana.ipynb #862df76a
 _PART = ('A part of the Indiana collection ({:,} of 7,470 images): a check of the machinery, '
          'not a result to publish.')
 UNNAMED = 'Patients are not named in this collection: parts share no report, but may share a patient.'
-
-def _indiana_caveat(root, n):
-    "What must be said beside a figure"
-    if (Path(root)/_NOTE).is_file(): return PHANTOM_CAVEAT
-    return f'{_PART.format(n)} {UNNAMED}' if n < .9*7470 else UNNAMED
 
 def _read_reports(root, csv):
     "Images and reports of a folder: Kaggle's, its own archive, or the packaged ones"
@@ -303,12 +276,11 @@ def load_indiana(
     csv = indiana_folder(root)
     table = indiana_labels(*_read_reports(root, csv), rules)
     files = index_images(root)
-    n = sum(image in files for image in table.index)
-    if not n:
-        raise DataError(f'{root}: none of the {len(table):,} images of the reports lies below it '
-                        f'(the first is {table.index[0]}); {HOW}')
-    data = ChestData(root, root.resolve().name, table, files, no_boxes(), {}, _indiana_caveat(csv or root, n))
-    return with_source(data, source_of(root) if source is None else source)
+    n = count_there(table, files, root, HOW)
+    caveat = f'{_PART.format(n)} {UNNAMED}' if n < .9*7470 else UNNAMED
+    if ((csv or root)/_NOTE).is_file(): caveat = PHANTOM_CAVEAT
+    data = ChestData(root, root.resolve().name, table, files, no_boxes(), {}, caveat)
+    return with_source(data, source)
 
 def _cached_phantom(n_reports=None, size=None, seed=0, **kwargs):
     "A phantom in the cache folder, smaller in a quick run"

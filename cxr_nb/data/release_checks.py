@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/release_checks.html.md"""
 
 # %% auto #0
 __all__ = ['nih_table_2017', 'is_phantom', 'of_release', 'label_fingerprint', 'check_labels', 'check_release', 'check_names',
-           'list_parts', 'leaks', 'check_lists', 'check_boxes', 'check_boxed', 'boxed_verdict']
+           'list_parts', 'check_lists', 'check_boxes', 'check_boxed', 'boxed_verdict']
 
 # %% ../../nbs/api/data/13_release_checks.ipynb #09de610b
 from importlib.resources import files
@@ -14,20 +14,18 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from .sources import PHANTOM_CAVEAT, ChestData
-from .splits import fingerprint
+from .splits import fingerprint, leaks
 from .verdicts import first_names, found, verdict_row
 from .box_files import BOX_FRAME, nih_boxes
 from ..labels import FINDINGS, META, findings_of, multi_hot, nih_table
 from ..labels import official_test_patients, read_rows
 
 # %% ../../nbs/api/data/13_release_checks.ipynb #7dfbe343
-def nih_table_2017(
-    findings:list=FINDINGS # Which findings get a column
-)->pd.DataFrame: # Image table of 112,120 rows
+def nih_table_2017()->pd.DataFrame: # Image table of 112,120 rows
     "The real table with the labels as they were first published, in 2017; ages are those of 2020"
     old = pd.read_csv(files('cxr_nb')/'nih_labels_2017.csv', index_col='image').labels
-    table = nih_table(findings)
-    table.loc[old.index, list(findings)] = multi_hot(old, findings, known=FINDINGS)
+    table = nih_table()
+    table.loc[old.index, FINDINGS] = multi_hot(old)
     return table
 
 # %% ../../nbs/api/data/13_release_checks.ipynb #24150862
@@ -152,14 +150,6 @@ def list_parts(
     listed = [(image, part) for part, names in data.lists.items() for image in set(names)]
     parts = pd.DataFrame(listed, columns=['image', 'part'], dtype=object).drop_duplicates('image', keep=False)
     return parts.set_index('image').part.reindex(data.table.index).dropna()
-
-def leaks(
-    table:pd.DataFrame, # Image table
-    split:pd.Series, # Part of each image
-)->list: # Such as `patient 13`
-    "Patients with images in more than one part"
-    parts = split.groupby(table.patient.reindex(split.index)).nunique()
-    return [f'patient {o}' for o in parts.index[parts > 1]]
 
 # %% ../../nbs/api/data/13_release_checks.ipynb #f9d68329
 _LISTS_AGAIN = 'download train_val_list.txt and test_list.txt again'

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 from ..core import CxrError, file_sha256, read_json
-from .release_checks import boxed_verdict, check_boxed, label_fingerprint, leaks, list_parts
+from ..runs import unfinished
+from .release_checks import boxed_verdict, check_boxed, label_fingerprint, list_parts
 from .sources import ChestData
-from .splits import fingerprint
+from .splits import fingerprint, leaks
 from .verdicts import found, verdict_row
 
 # %% ../../nbs/api/data/16_run_checks.ipynb #8e203b50
@@ -48,6 +49,10 @@ def check_run_files(
 )->list: # Rows
     "Are the files of a run there, whole, and those that its config.json names?"
     run = Path(run)
+    lack = unfinished(config)
+    if lack:
+        return [verdict_row('run: files', 'warning', f'the run is {lack}', 'a finished run',
+                            'wait until it is trained and judged, or go on with it by cxr-train --resume')]
     weights = run/'model.safetensors'
     needed = [name for name in NEEDED if name != 'history.csv' or 'members' not in config] # an ensemble has no history
     bad = [name for name in needed if not (run/name).is_file()]
@@ -58,24 +63,16 @@ def check_run_files(
         want = str(config.get('weights_sha256') or '')
         rows.append(_same_mark('run: weights as in config.json', file_sha256(weights)[:16], want[:16], 'one file',
                                'restore weights and config.json: they do not belong together'))
-    return [*rows, *_check_thresholds(run, config.get('thresholds')),
-            _check_judged(run, config.get('prediction_files') or {})]
+    if config.get('thresholds') and (run/'thresholds.json').is_file():
+        rows.append(_check_thresholds(run/'thresholds.json', config['thresholds']))
+    return [*rows, _check_judged(run, config.get('prediction_files') or {})]
 
-def _check_thresholds(run, used):
+def _check_thresholds(file, used):
     "Does `thresholds.json` say what predictions are held against?"
-    file = run/'thresholds.json'
-    if not used or not file.is_file(): return []
-    shown = _shown_thresholds(file)
-    other = [name for name in used if shown.get(name) != used[name]]
-    return [found('run: thresholds as in config.json', other, f'{len(used)} findings', verdict='warning',
-                  mend='predictions take those of config.json; cxr-eval --run writes both anew')]
-
-def _shown_thresholds(file):
-    "What `thresholds.json` says, by finding; nothing if it cannot be read"
-    try: shown = read_json(file)
-    except CxrError: return {}
-    shown = shown.get('findings') if isinstance(shown, dict) else None
-    return shown if isinstance(shown, dict) else {}
+    try: same = read_json(file).get('findings') == used
+    except CxrError: same = False
+    return found('run: thresholds as in config.json', [] if same else [file.name], f'{len(used)} findings',
+                 verdict='warning', mend='predictions take those of config.json; cxr-eval --run writes both anew')
 
 def _check_judged(run, judged):
     "Are the predictions those that were judged?"
@@ -130,19 +127,14 @@ def _check_run_lists(split, data, random):
     other = listed.index[listed.eq('test') != split[listed.index].eq('test')]
     return found(check, other, f'{len(listed):,} images', mend='split anew by the official lists, and train again')
 
-def _predicted_images(file):
-    "The images of a file of predictions; None if it cannot be read"
-    try: return set(pd.read_csv(file, usecols=['image'], dtype=str).image)
-    except ValueError: return None
-
 def _check_predicted(run, split):
     "Were the parts predicted that the split names?"
     rows = []
     for part in ('val', 'test'):
         file = run/f'predictions_{part}.csv'
         if not file.is_file(): continue
-        images = _predicted_images(file)
-        beyond = ['the file cannot be read'] if images is None else sorted(images - {*split.index[split == part]})
+        try: beyond = sorted({*pd.read_csv(file, usecols=['image'], dtype=str).image} - {*split.index[split == part]})
+        except ValueError: beyond = ['the file cannot be read']
         rows.append(found(f'run: {file.name}', beyond, f'images beyond the part {part}',
                           mend='judge again with cxr-eval --run'))
     return rows

@@ -6,8 +6,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/sources.html.md"""
 
 # %% auto #0
 __all__ = ['LABEL_FILES', 'BOX_FILES', 'PHANTOM_CAVEAT', 'NIH_IMAGES', 'DRAWN_INSTEAD', 'UNNAMED_PATIENTS', 'DataError',
-           'ChestData', 'label_file', 'kaggle_mount', 'find_root', 'index_images', 'no_boxes', 'load_nih',
-           'with_source', 'fast', 'calm_tests', 'phantom_data', 'load_data', 'own_data']
+           'ChestData', 'label_file', 'kaggle_mount', 'find_root', 'index_images', 'count_there', 'no_boxes',
+           'load_nih', 'with_source', 'fast', 'calm_tests', 'phantom_data', 'load_data', 'own_data']
 
 # %% ../../nbs/api/data/02_sources.ipynb #03dc09b9
 import os
@@ -15,21 +15,33 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from statistics import median
+from unicodedata import normalize
 
 import pandas as pd
 from PIL import Image
 from ..core import CxrError, cache_home
-from .downloads import DOWNLOADS, check_layout, fetch, kept, mount_root, mounted, source_fingerprint
-from .downloads import source_of, source_text
-from .image_files import SUFFIXES, is_image_file
+from .downloads import DOWNLOADS, check_layout, fetch, folder_with, kept, mount_root, mounted
+from .downloads import source_fingerprint, source_of, source_text
+from .image_files import is_image_file
 from .box_files import BOX_FRAME, nih_boxes, read_boxes
-from ..labels import FINDINGS, find_column, findings_of, from_release, read_csv
+from ..labels import FINDINGS, find_column, findings_of, flag_columns, from_release, read_csv
 from ..labels import USUAL_COLUMNS, read_list, read_nih, read_table
 from .phantom.release import make_phantom
 
 # %% ../../nbs/api/data/02_sources.ipynb #e5ee2722
 class DataError(CxrError):
     "Data that cannot be found or used"
+
+_ABOUT = '''**{name}**
+
+| | |
+|---|---|
+| images in the table | {images:,} |
+| images on disk | {there:,} |
+| patients | {patients:,} |
+| findings | {findings:,} |
+| boxes | {boxes:,} |
+| official lists | {lists} |'''
 
 @dataclass
 class ChestData:
@@ -59,19 +71,11 @@ class ChestData:
         return f'ChestData({self.name}: {len(self.table):,} images of {self.table.patient.nunique():,} patients)'
 
     def _repr_markdown_(self):
-        counts = {
-            'images in the table': len(self.table),
-            'images on disk': len(self.table) - len(self.missing),
-            'patients': self.table.patient.nunique(),
-            'findings': len(findings_of(self.table)),
-            'boxes': int(self.boxes.image.isin(self.table.index).sum()),
-        }
-        lines = [f'**{self.name}**', '', '| | |', '|---|---|']
-        lines += [f'| {name} | {n:,} |' for name, n in counts.items()]
-        lines.append(f'| official lists | {"yes" if self.lists else "no"} |')
-        for text in (self.caveat, source_text(self.source)):
-            if text: lines += ['', f'*{text}*']
-        return '\n'.join(lines)
+        said = [f'\n\n*{text}*' for text in (self.caveat, source_text(self.source)) if text]
+        return _ABOUT.format(
+            name=self.name, images=len(self.table), there=len(self.table) - len(self.missing),
+            patients=self.table.patient.nunique(), findings=len(findings_of(self.table)),
+            boxes=self.boxes.image.isin(self.table.index).sum(), lists='yes' if self.lists else 'no') + ''.join(said)
 
 def _longer_side(path):
     "Longer side of an image in pixels, by its header; None if that is no picture's"
@@ -79,11 +83,11 @@ def _longer_side(path):
         with Image.open(path) as im: return max(im.size)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): return None
 
-def _median_side(files, n=9):
+def _median_side(files):
     "The median of some files that lie far apart"
     paths = [*files.values()]
-    known = [_longer_side(path) for path in paths[::max(1, len(paths)//n)]]
-    known = [side for side in known if side]
+    known = [_longer_side(path) for path in paths[::max(1, len(paths)//9)]]
+    known = list(filter(None, known))
     return int(median(known)) if known else None
 
 # %% ../../nbs/api/data/02_sources.ipynb #7691cc8a
@@ -106,19 +110,13 @@ def kaggle_mount(
     base = Path(base or mount_root())
     if not base.is_dir(): return None
     known = {name: mounted(name, base) for name in DOWNLOADS}
-    places = [known['release'], known['224'], known['sample'], _labelled_folder(base), known['indiana']]
+    # how deep sets lie has changed over the years
+    places = [known['release'], known['224'], known['sample'], folder_with(base, LABEL_FILES), known['indiana']]
     return next(filter(None, places), None)
-
-def _labelled_folder(base):
-    "The first folder with a label file; how deep sets lie has changed over the years"
-    for below in ('*', '*/*', '*/*/*', '*/*/*/*'):
-        for folder in sorted(base.glob(below)):
-            if folder.is_dir() and label_file(folder): return folder
 
 # %% ../../nbs/api/data/02_sources.ipynb #3520c408
 def find_root(
-    data=None, # A folder given by the user
-    kaggle=None, # Where Kaggle mounts data sets; `mount_root()` if not given
+    data=None # A folder given by the user
 )->Path: # The folder, or None where the phantom must stand in
     "Argument, `CXR_DATA`, Kaggle's mount, or an earlier download. Raises `DataError` if a named folder is not one"
     for said, path in (('--data', data), ('CXR_DATA', os.environ.get('CXR_DATA'))):
@@ -129,7 +127,7 @@ def find_root(
         if not label_file(path):
             raise DataError(f'{path}: holds no label file ({said}); one of {", ".join(LABEL_FILES)} must lie there')
         return path
-    return kaggle_mount(kaggle) or _downloaded()
+    return kaggle_mount() or _downloaded()
 
 def _downloaded():
     "What of ChestX-ray14 was downloaded before; None in a quick run"
@@ -147,6 +145,7 @@ def index_images(
         dirs.sort()
         for name in sorted(names):
             path = Path(folder)/name
+            name = normalize('NFC', name) # some systems write an umlaut as two characters
             if not is_image_file(path): continue
             if name not in found: found[name] = path
             elif _undoubled(path) != _undoubled(found[name]) and not path.samefile(found[name]):
@@ -160,6 +159,18 @@ def _undoubled(path):
 
 # %% ../../nbs/api/data/02_sources.ipynb #ebaa8308
 BOX_FILES = ['BBox_List_2017.csv', 'BBox_List_2017_Official_NIH.csv']
+
+def count_there(
+    table:pd.DataFrame, # Image table
+    files:dict, # File name to path, of the images that are there
+    root, # Their folder, for the error
+    mend:str, # What to do, for the error
+)->int: # At least 1
+    "How many images of a table have a file. Raises `DataError` if none has"
+    n = table.index.isin(list(files)).sum()
+    if n: return int(n)
+    raise DataError(f'{root}: none of the {len(table):,} images of the table lies below it '
+                    f'(the first is {table.index[0]}); {mend}')
 
 def no_boxes()->pd.DataFrame: # Columns as of `read_boxes`, without a row
     "What stands for the boxes where there are none"
@@ -208,19 +219,17 @@ def load_nih(
     if csv is None: raise DataError(f'{root}: holds no label file; one of {", ".join(LABEL_FILES)} must lie there')
     table = read_nih(csv, findings)
     files = index_images(root)
-    n = sum(image in files for image in table.index)
-    if not n:
-        raise DataError(f'{root}: none of the {len(table):,} images of {csv.name} lies below it; '
-                        'unpack the image archives there')
+    n = count_there(table, files, root, 'unpack the image archives there')
     boxes, caveat = _boxes(root, table.index), _nih_caveat(root, n, files)
     data = ChestData(root, root.resolve().name, table, files, boxes, _lists(root), caveat, csv)
-    return with_source(data, source_of(root) if source is None else source)
+    return with_source(data, source)
 
 def with_source(
     data:ChestData, # Any data
-    source:dict, # Which download it is, as of `source_of`; may be empty
+    source:dict=None, # Which download it is, as of `source_of`, or empty; told by where it lies if not given
 )->ChestData: # Under the name of the download, with its fingerprint
     "Data that know where they came from. Raises `DataError` if over one image in a hundred is missing from a download"
+    if source is None: source = source_of(data.root)
     if not source: return data
     lost = len(data.missing)
     if lost > .01*len(data.table):
@@ -281,9 +290,12 @@ def load_data(
     if columns:
         raise DataError('columns are named for a label file of your own; give it as --csv-path, with --img-root')
     root = fetch(download) if download else find_root(data)
-    if root: return _from_folder(root, findings, source_of(root, download))
-    if say: say(DRAWN_INSTEAD)
-    return phantom_data(findings=findings or FINDINGS, **phantom)
+    if not root:
+        if say: say(DRAWN_INSTEAD)
+        return phantom_data(findings=findings or FINDINGS, **phantom)
+    source = source_of(root, download)
+    if source.get('download') != 'indiana': return load_nih(root, findings or FINDINGS, source)
+    return resolve_name('cxr_nb.data.indiana:load_indiana')(root, source=source) # its module comes after this one
 
 DRAWN_INSTEAD = ('note: no data are named or found, so synthetic images stand in; give a folder as --data '
                  '(cxr-prepare --download 224 fetches one)')
@@ -294,30 +306,23 @@ def _check_call(data, columns):
         raise DataError(f'data is a {type(data).__name__}; give a folder. own_data(table, folder) takes a table')
     kinds = [*USUAL_COLUMNS, 'sep']
     for kind in columns:
-        if kind not in kinds:
-            known = ', '.join(kinds)
-            raise DataError(f'columns: unknown kind {kind!r}; give {{kind: column of your file}}, of {known}')
-
-def _from_folder(root, findings, source):
-    "A folder in the NIH layout, or of the Indiana collection, whose module comes after this one"
-    if source.get('download') != 'indiana': return load_nih(root, findings or FINDINGS, source)
-    return resolve_name('cxr_nb.data.indiana:load_indiana')(root, source=source)
+        if kind in kinds: continue
+        raise DataError(f'columns: unknown kind {kind!r}; give {{kind: column of your file}}, of {", ".join(kinds)}')
 
 UNNAMED_PATIENTS = ('Patients are not named in the table, so every image counts as a patient of its own, '
                     'and a patient may be in several parts.')
 
-def _read_labels(csv_path, findings, columns):
+def _read_labels(csv_path, rows, findings, columns):
     "The image table of a label file, whether it is the release's or anybody's"
-    rows = read_csv(csv_path)
     nih = {'Image Index', 'Finding Labels', 'Patient ID'} <= set(rows)
     if nih and not columns and from_release(rows['Image Index']): return read_nih(csv_path, findings or FINDINGS)
     return read_table(csv_path, findings=findings, **columns)
 
 def _nearly_findings(rows):
     "A sentence on each column that would be a finding but for a few rows"
-    share = rows.apply(lambda column: pd.to_numeric(column, errors='coerce').isin([0, 1]).mean())
+    nearly = flag_columns(rows, flag_columns(rows), least=.8)
     return [f'Column {name!r} holds 0 and 1 in most rows, so it is no finding: fill in the others, or drop them.'
-            for name in share.index[share.between(.8, 1, inclusive='left')]]
+            for name in nearly]
 
 def _from_parts(csv_path, img_root, findings, columns):
     "Data whose label file and images are given apart"
@@ -326,11 +331,11 @@ def _from_parts(csv_path, img_root, findings, columns):
         raise DataError(f'{img_root}: no such folder (--img-root); give the folder with the images')
     csv_path = Path(csv_path) if csv_path else label_file(img_root)
     if csv_path is None: raise DataError(f'{img_root}: holds no label file; give one as --csv-path')
-    table = _read_labels(csv_path, findings, columns)
-    folder = csv_path.parent
-    data = own_data(table, index_images(img_root), img_root, _boxes(folder), _lists(folder))
-    caveats = [data.caveat]
     rows = read_csv(csv_path)
+    table = _read_labels(csv_path, rows, findings, columns)
+    folder = csv_path.parent
+    data = own_data(table, img_root, boxes=_boxes(folder), lists=_lists(folder))
+    caveats = [data.caveat]
     if not find_column(rows, 'patient', columns.get('patient')): caveats.append(UNNAMED_PATIENTS)
     if not (findings or columns.get('labels') or find_column(rows, 'labels')): caveats += _nearly_findings(rows)
     return replace(data, csv=csv_path, columns=columns, caveat=' '.join(filter(None, caveats)))
@@ -350,10 +355,8 @@ def own_data(
         root = root or files
         files = index_images(files)
     root = root or _common_folder(files)
-    table = _with_suffix(table, files)
-    if not any(image in files for image in table.index):
-        raise DataError(f'{root}: none of the {len(table):,} images of the table lies below it '
-                        f'(the first is {table.index[0]}); check the folder and the names')
+    table = _called_as(table, files)
+    count_there(table, files, root, 'check the folder and the names')
     caveat = _caveat(root, len(table)) if lists else ''
     if boxes is None: boxes = no_boxes()
     return ChestData(Path(root), Path(root).resolve().name, table, files, boxes, lists or {}, caveat)
@@ -364,7 +367,15 @@ def _common_folder(files):
     try: return Path(os.path.commonpath(folders))
     except ValueError: return Path() # no folders, or those of two drives
 
-def _with_suffix(table, files):
-    "A table whose image names lack their suffix gets that of the files"
-    if any(image in files or Path(str(image)).suffix.lower() in SUFFIXES for image in table.index): return table
-    return table.rename({Path(name).stem: name for name in files}).rename_axis('image')
+def _called_as(table, files):
+    "A table whose images are called as their files, where a suffix is missing or in other capitals"
+    alike = {}
+    for name in files:
+        stem, suffix = os.path.splitext(name)
+        for key in {stem, stem + suffix.lower()}: alike.setdefault(key, []).append(name)
+    def called(image):
+        stem, suffix = os.path.splitext(str(image))
+        names = alike.get(stem + suffix.lower(), [])
+        return names[0] if image not in files and len(names) == 1 else image
+    names = table.index.map(called)
+    return table if names.has_duplicates else table.set_axis(names).rename_axis('image')

@@ -31,13 +31,12 @@ def verdict_row(
 
 # %% ../../nbs/api/data/12_verdicts.ipynb #87a3da16
 def first_names(
-    names, # Anything in a sequence
-    n:int=3, # How many
+    names # Anything in a sequence
 )->str: # Such as `a, b, c ...`
-    "The first few names"
-    names = [str(o) for o in names]
-    more = ' ...' if len(names) > n else ''
-    return ', '.join(names[:n]) + more
+    "The first three names"
+    shown = [str(o) for o in names[:3]]
+    more = ' ...' if len(names) > 3 else ''
+    return ', '.join(shown) + more
 
 def found(
     check:str, # What was asked

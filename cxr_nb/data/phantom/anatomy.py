@@ -36,12 +36,8 @@ def phantom_body(
     return a
 
 # %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #b31d6f8d
-def _pose(
-    a:SimpleNamespace, # from `phantom_body`
-    view:str, # 'PA' or 'AP'
-    seed:int, # the image
-)->SimpleNamespace: # how this one image was taken
-    "Position, breath and exposure of one image"
+def _pose(a, view, seed):
+    "Position, breath and exposure of one image of the body `a`"
     ap = view == 'AP'
     drawn = draw_numbers(seeded(a.seed, seed, 102), AP_POSE if ap else PA_POSE)
     p = SimpleNamespace(view=view, ap=ap, seed=seed, body=a.seed, **drawn)
@@ -162,15 +158,10 @@ def _spine(c, g):
     return .06*body + .05*knots + .05*c.stroke([mid[:,0]], .075, .008)
 
 # %% ../../../nbs/api/data/phantom/02_anatomy.ipynb #b7d70e2b
-def _walk(root, angle, length, s):
-    "Curves from `root` along the angles (branches, points), each `length` long: (branches, points, 2)"
-    step = length[:,None]/angle.shape[1]
-    way = np.stack([s*np.cumsum(np.cos(angle)*step, 1), np.cumsum(np.sin(angle)*step, 1)], -1)
-    return root[:,None] + way
-
-def _branches(g, s, n=13):
+def _branches(g, s):
     "Pulmonary vessels of one lung: main branches fanned out from the hilum, side branches, twigs"
     r = seeded(g.seed, 103, s + 1)
+    n = 13
     a0 = np.linspace(-1.35, 1.45, n) + r.normal(0, .12, n)
     x = s*(.03 + .02*r.random(n) + .02*np.cos(a0)) + g.turn
     y = g.apex + (.47 if s < 0 else .435)*g.cage + .045*np.sin(a0)
@@ -181,7 +172,9 @@ def _branches(g, s, n=13):
         m = len(a0)
         winding = np.cumsum(r.normal(0, bend, (m, q)), 1)
         a = a0[:,None] + winding + r.normal(0, .05, m)[:,None]*np.arange(q)
-        out.append(_walk(root, a, length, s))
+        step = length[:,None]/q
+        way = np.stack([s*np.cumsum(np.cos(a)*step, 1), np.cumsum(np.sin(a)*step, 1)], -1)
+        out.append(root[:,None] + way)
         pick, at = np.repeat(np.arange(m), 2), r.integers(2, q-1, 2*m)
         a0 = a[pick, at] + np.tile([.6, -.6], m)
         root, length = out[-1][pick, at], length[pick]*.5

@@ -19,22 +19,14 @@ def seeded(
     return np.random.default_rng([int(k) for k in key])
 
 @lru_cache(maxsize=None)
-def _spline(
-    k:int, # control points
-    n:int, # samples between two of them
-    closed:bool, # does the curve close?
-)->np.ndarray: # (samples, k) weights
-    "Matrix of the Catmull-Rom curve through `k` points"
+def _spline(k, n, closed):
+    "Matrix (samples, k) of the Catmull-Rom curve through `k` points, with `n` samples between two of them"
     t = np.linspace(0, 1, n, endpoint=False)[:,None]
     w = np.hstack([-t + 2*t**2 - t**3, 2 - 5*t**2 + 3*t**3, t + 4*t**2 - 3*t**3, t**3 - t**2])/2
-    pieces = k if closed else k-1
-    m = np.zeros((pieces*n + (not closed), k))
-    for i in range(pieces):
-        for j in range(4):
-            point = (i + j - 1)%k if closed else min(max(i + j - 1, 0), k-1)
-            m[i*n:(i+1)*n, point] += w[:,j]
-    if not closed: m[-1,-1] = 1
-    return m
+    at = np.arange(-1, k + 2)
+    points = np.eye(k)[at % k if closed else at.clip(0, k-1)]
+    pieces = [w @ points[i:i+4] for i in range(k if closed else k-1)]
+    return np.vstack(pieces if closed else [*pieces, points[-1:]])
 
 def curve(
     pts, # control points (k, 2)
@@ -74,10 +66,9 @@ def lobulated(
     r:float, # mean radius
     rng:np.random.Generator, # where the numbers come from
     rough:float=.08, # depth of the lobes
-    n:int=40, # points
-)->np.ndarray: # (n, 2)
+)->np.ndarray: # (40, 2)
     "Lobulated outline"
-    th = np.linspace(0, 2*np.pi, n, endpoint=False)
+    th = np.linspace(0, 2*np.pi, 40, endpoint=False)
     k = np.arange(2, 6)[:,None]
     w = 1 + rough*(rng.normal(0, 1, (4,1))/k**.5*np.cos(k*th + rng.uniform(0, 6.3, (4,1)))).sum(0)
     return np.asarray(at) + (r*w)[:,None]*np.stack([np.cos(th), np.sin(th)], 1)

@@ -244,11 +244,8 @@ def _Cardiomegaly(sc, r, sev):
     return [sc.fill([sc.plan.heart], soft=.001)]
 
 # %% ../../../nbs/api/data/phantom/03_findings.ipynb #989d954a
-def _reshape(
-    rngs:dict, # finding -> generator of its place
-    sev:dict, # finding -> severity, 0 to 1
-)->tuple: # changes for `Plan`; side of lost volume and how far its diaphragm is raised
-    "What the findings do to the shape of heart and diaphragm"
+def _reshape(rngs, sev):
+    "Changes for `Plan` by findings; the side of lost volume, and how far its diaphragm is raised"
     change, lost, rise = {}, -1, 0.
     if 'Cardiomegaly' in sev: change['ctr'] = 1.05 + .33*sev['Cardiomegaly']
     if 'Emphysema' in sev: change['flat'] = .5*sev['Emphysema']
@@ -337,24 +334,18 @@ def _attenuation(sc, r):
     harmless = _devices(sc, r), _mimics(sc, seeded(sc.pose.body, 106), r)
     return chest + sc.extra + harmless[0] + harmless[1] + .02*clouds(r, n, 4)
 
-def _expose(
-    sc:Scene, # with its findings
-    r:np.random.Generator, # of this image
-)->np.ndarray: # (S, S) uint8
-    "Add up the layers and take the picture"
+def _expose(sc, r):
+    "Add up the layers and take the picture, (S, S) uint8"
     p, n = sc.pose, sc.size
     att = blur(_attenuation(sc, r), p.blur*n)
     lo, img, hi = (1/(1 + np.exp(p.gain*(p.level - a))) for a in (0, att, 1.28))
     img = (img - lo)/(hi - lo) + p.noise*blur(r.standard_normal((n, n), np.float32), .4)
     return _marks(np.clip(img*240 + 8, 0, 255).astype(np.uint8), p, r)
 
-def _box(
-    m:np.ndarray, # (S, S) size of the change
-    share:float=.3, # of the largest change that still counts as visible
-)->tuple|None: # x, y, w, h in the 1024 frame; None if nothing is left in the frame
-    "Smallest box around what is visible"
+def _box(m):
+    "Smallest box (x, y, w, h in the 1024 frame) around what is visible of a change; None if nothing is"
     m = np.abs(m)
-    x, y, w, h = cv2.boundingRect((m > max(share*m.max(), 1e-3)).astype(np.uint8))
+    x, y, w, h = cv2.boundingRect((m > max(.3*m.max(), 1e-3)).astype(np.uint8))
     k = 1024/len(m)
     return (x*k, y*k, w*k, h*k) if w else None
 
@@ -386,7 +377,7 @@ def phantom_image(
     _check(findings, view, size)
     rngs, sev, boxes = {}, {}, []
     for i, f in enumerate(FINDINGS):
-        if f not in set(findings): continue
+        if f not in findings: continue
         rngs[f] = seeded(body.seed, 0 if f in _CHRONIC else seed, 200 + i)
         sev[f] = float(np.clip(rngs[f].beta(1.3, 1.3), .02, 1)) if severity is None else severity
     change, lost, rise = _reshape(rngs, sev)
