@@ -137,6 +137,12 @@ def _is_indiana(recipe):
     "Is this the recipe for data of another layout?"
     return str(recipe) == 'indiana'
 
+def _drawn_and_gone(run):
+    "Are the images of a run synthetic, and no longer there? Then they are drawn again"
+    from cxr_nb.data.sources import PHANTOM_CAVEAT
+    drawn = PHANTOM_CAVEAT in (read_json(Path(run)/'config.json', default={}).get('caveat') or '')
+    return drawn and not Path(read_json(Path(run)/'data.json', default={}).get('root') or 'nowhere').is_dir()
+
 def _training_data(recipe, data, csv_path, img_root, findings, download, columns, old=None):
     "The data that options name, else those of an old run; the first process makes or fetches them"
     from cxr_nb.data.indiana import load_indiana
@@ -144,7 +150,7 @@ def _training_data(recipe, data, csv_path, img_root, findings, download, columns
     from cxr_nb.data.sources import load_data
     from cxr_nb.training.distributed import main_first
     def load():
-        if old: return run_data(old)
+        if old and not _drawn_and_gone(old): return run_data(old)
         if _is_indiana(recipe) and not (csv_path or img_root or download): return load_indiana(data)
         return load_data(data, csv_path, img_root, findings, download, columns, say)
     return say_data(main_first(load))
