@@ -88,6 +88,10 @@ def read_weights(
     if isinstance(tensors, nn.Module): tensors = tensors.state_dict() # only of classes that are allowed
     if not isinstance(tensors, dict) or not all(isinstance(o, torch.Tensor) for o in tensors.values()):
         raise ModelError(f'{path}: holds no state dict; save model.state_dict()')
+    for name, tensor in tensors.items():
+        if tensor.element_size() > 1 or tensor.dtype == torch.bool: continue
+        raise ModelError(f'{path}: {name} has a byte a number ({tensor.dtype}), so the weights are quantised; '
+                         'give those in float32, float16 or bfloat16')
     return tensors
 
 def _tensors(path, allow):

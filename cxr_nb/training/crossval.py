@@ -9,7 +9,7 @@ __all__ = ['SET_SCORES', 'check_folds', 'names_of_folds', 'train_fold', 'best_ep
            'epoch_search', 'best_budget', 'out_of_fold', 'set_scores', 'fold_table', 'cross_validate']
 
 # %% ../../nbs/api/training/12_crossval.ipynb #c451548c
-import json, shutil
+import filecmp, json, shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,22 +99,27 @@ def best_epochs(
 
 def fold_histories(
     path # Folder of a cross-validation
-)->dict: # Fold to its history, the epochs of the last stage
+)->dict: # Fold to its history, the epochs of the stage whose weights are kept
     "How each fold went"
     folders = sorted(o for o in Path(path).glob('fold*') if holds_run(o))
     if not folders: raise TrainError(f'{path}: holds no folds; run the cross-validation first')
-    return {folder.name: _last_stage(history_of(folder)) for folder in folders}
+    return {folder.name: _kept_epochs(folder, history_of(folder)) for folder in folders}
 
-def _last_stage(history):
-    "The epochs of the last stage"
+def _kept_epochs(folder, history):
+    "The epochs of the last stage, or of an earlier one that no later one has bettered: then both left the same weights"
     h = pd.DataFrame(history)
-    return h[h.stage == h.stage.iloc[-1]].reset_index(drop=True)
+    stages = list(h.stage.unique())
+    last = folder/'checkpoints'/f'{stages[-1]}.safetensors'
+    for kept in stages:
+        file = last.with_name(f'{kept}.safetensors')
+        if kept == stages[-1] or file.is_file() and last.is_file() and filecmp.cmp(file, last, shallow=False): break
+    return h[h.stage == kept].reset_index(drop=True)
 
 def budgets_of(
-    recipe:Recipe # Its budgets, or its last stage
+    recipe:Recipe # Its budgets, or its stages
 )->tuple: # Numbers of epochs
     "What is searched"
-    return recipe.budgets or (recipe.stages[-1].epochs,)
+    return recipe.budgets or (max(stage.epochs for stage in recipe.stages),)
 
 def epoch_search(
     path, # Folder of a cross-validation, all folds trained
@@ -147,7 +152,7 @@ def _load_budget(
     budget:int, # Number of epochs
 )->int: # The epoch
     "The network of a fold as it was best within a budget"
-    epoch = best_epochs(_last_stage(run.history), [budget], run.recipe.monitor)[budget]
+    epoch = best_epochs(_kept_epochs(run.path, run.history), [budget], run.recipe.monitor)[budget]
     file = run.path/'checkpoints'/f'epoch_{epoch:03d}.safetensors'
     if file.is_file(): run.model.load_state_dict(read_state(file)[0], strict=False)
     elif run.recipe.budgets: raise TrainError(f'{file}: that epoch was not kept; train the fold again')

@@ -101,11 +101,13 @@ def has_linear_head(
     return net.neck == 'pool' and not net.width and not net.hidden and not net.tabular
 
 def _train_heads(run, stage, file, state=None, cbs=(), loss=None):
-    "Train a head on kept features for every strength of L2; keep the one that ranks validation best; its history"
+    """Train a head on kept features for every strength of L2; its history. The one that ranks validation best is kept,
+    unless the head that an earlier stage has left ranks it as well"""
     train, valid, mean, std = kept_features(run, file)
     learn, keep = _heads_learner(run, stage, stage.l2, train, valid, loss, cbs)
     with learn.no_logging(), learn.no_bar(): learn.fit(stage.epochs, stage.lr)
     k = int(np.argmax(keep.best))
+    if run.history and score_now(run) >= keep.best[k]: return keep.rows[k] # the head of the stage before stays
     last = run.model.head[-1]
     for to, value in zip((last.weight, last.bias), keep.kept[k]): to.data.copy_(value)
     fold(last, mean, std)

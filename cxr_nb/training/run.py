@@ -351,20 +351,20 @@ def open_run(
     if data is None:
         home = read_json(path/'data.json', default={}).get('cache')
         data = run_data(path)
-        _refuse_other_labels(path, config, data.table, split)
+        data.table = _own_rows(path, config, data.table, split)
     cache = _cache(data, recipe, home, progress)
     model = model.to(device, memory_format=torch.channels_last)
     known = {k: config[k] for k in ('remarks', 'left_out', 'start_weights', 'chosen') if k in config}
     return Run(path, data, cache, split, recipe, model, history_of(path), device, progress,
                given_split=config.get('split_kind') == 'given', **known)
 
-def _refuse_other_labels(path, config, table, split):
-    "Raise `RunError` unless a table has the labels that a run learnt from"
+def _own_rows(path, config, table, split):
+    "The rows of a table that a run was given. Raises `RunError` unless they have the labels that it learnt from"
     findings, known = config['findings'], config.get('labels')
-    if not known: return
+    if not known: return table
     if all(o in table for o in findings):
-        tables = table, table[table.index.isin(split.index)] # the second for a run on some rows, and in version 0.1.0
-        if any(labels_fingerprint(o, findings) == known for o in tables): return
+        for rows in (table, table[table.index.isin(split.index)]):
+            if labels_fingerprint(rows, findings) == known: return rows
     raise RunError(f'{path}: its images have other labels now than it learnt from; restore the label file, '
                    'or give the data that are meant, as in open_run(path, data) or --data')
 
