@@ -266,7 +266,9 @@ def fill_backbone(
     net = model.net
     try:
         _fill(model, trunk, weights)
-        if net.neck == 'token' and net.width: _fill_projection(model.neck, projection or {})
+        if net.neck == 'token' and net.width:
+            model.neck.filled = bool(projection) # a random one must not be frozen
+            if projection: model.neck.proj.load_state_dict(projection)
     except ModelError: raise
     except Exception as e:
         said = str(e).splitlines()[-1].strip()[:100]
@@ -309,7 +311,3 @@ def _fill(model, trunk, weights):
                          f'({names}); is it of another architecture?')
     model.backbone.load_state_dict(found)
 
-def _fill_projection(neck, projection):
-    "Tensors into the projection; whether there were any is remembered, since a random one must not be frozen"
-    neck.filled = bool(projection)
-    if projection: neck.proj.load_state_dict(projection)
