@@ -9,11 +9,9 @@ __all__ = ['ABOUT', 'record_of', 'config_of', 'history_of', 'plain_recipe', 'sta
            'without', 'what_it_is_of', 'refuse_other_run', 'read_checkpoint', 'checkpoint_here', 'resume_position']
 
 # %% ../../nbs/api/training/062_folder.ipynb #54c954a1
-import json
+import csv, json
 from functools import lru_cache
 from pathlib import Path
-
-import pandas as pd
 
 # %% ../../nbs/api/training/062_folder.ipynb #e002ec91
 from ..core import file_sha256
@@ -40,14 +38,23 @@ def config_of(
 
 
 
+def _value(text):
+    "A number of a CSV file to the last bit, NaN where it has none, other text as it is"
+    if not text: return float('nan')
+    for kind in (int, float):
+        try: return kind(text)
+        except ValueError: continue
+    return text
+
 def history_of(
     path # A run folder
 )->list: # A dict an epoch; none if there is no history
     "The history that a run has left"
     file = Path(path)/'history.csv'
     if not file.is_file(): return []
-    exact = dict(float_precision='round_trip', dtype=dict(stage=str), keep_default_na=False, na_values=[''])
-    return pd.read_csv(file, **exact).to_dict('records')
+    with open(file, newline='') as lines:
+        rows = list(csv.DictReader(lines))
+    return [{name: text if name == 'stage' else _value(text) for name, text in row.items()} for row in rows]
 
 # %% ../../nbs/api/training/062_folder.ipynb #7fdc64a2
 def plain_recipe(

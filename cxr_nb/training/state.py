@@ -195,8 +195,9 @@ class StateFile:
         self.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
     def forget_rows(self):
-        "Leave no rows of an earlier pass behind"
-        for o in self.folder.glob('*.f32'): o.unlink(missing_ok=True)
+        "Leave no rows of an earlier pass behind, and nothing that was half written"
+        self.wait()
+        for o in [*self.folder.glob('*.f32'), *self.folder.glob('*.part')]: o.unlink(missing_ok=True)
 
 # %% ../../nbs/api/training/04_state.ipynb #7f8acae7
 class Pass:
