@@ -97,8 +97,8 @@ def net_of(
     net = Net.from_dict(cfg['net'])
     same = (net.arch, net.size, net.findings) == (plain.arch, plain.size, plain.findings)
     if not same or 'model_kwargs' in cfg and net.kwargs != plain.kwargs:
-        raise ModelError("'net' has another architecture, size, options, findings or order of them than the rest "
-                         'of the file')
+        raise ModelError("'net' has another architecture, size, options or findings, or another order of them, than "
+                         'the rest of the file')
     return net
 
 def _joint_of(cfg):
