@@ -285,3 +285,18 @@ def test_stages_in_another_order_are_another_recipe():
     from cxr_nb.training.state import differences
     a, b = dict(name='a', lr=1), dict(name='b', lr=2)
     assert differences({'stages': [a, b]}, {'stages': [b, a]}) and not differences({'stages': [a, b]}, {'stages': [a, b]})
+
+def test_a_head_that_stands_last_may_be_worse(drawn, tmp_path):
+    "Then the one before it stays; and the run knows its own rows when it is opened"
+    from cxr_nb.training.engine import train
+    from cxr_nb.training.judging import val_auroc
+    from cxr_nb.training.recipe import Stage
+    from cxr_nb.training.recipes import staged
+    from cxr_nb.training.run import open_run
+    from dataclasses import replace
+    some = replace(drawn, table=drawn.table[drawn.table.age < 60])
+    stages = [Stage('whole', 2, 1e-3, bn='train'), Stage('head', 1, 1e-9, trainable=0, repeats=1)]
+    recipe = staged(arch='mobilenetv2_050', size=64, weights='none', stages=stages)
+    run = train(some, recipe, tmp_path/'run', device='cpu', progress=False, cache=tmp_path/'cache')
+    assert val_auroc(run) >= max(row['auroc'] for row in run.history) - 1e-6
+    assert len(open_run(run.path, device='cpu', progress=False).data.table) == len(some.table) < len(drawn.table)

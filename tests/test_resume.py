@@ -79,7 +79,7 @@ AIMS = { # a moment, and how it shows
     'cache': lambda out: (o := Path(f'{out}_cache')/'plan.json').exists() and o.stat().st_size
         and not o.with_name('meta.json').exists(),
     'features': lambda out: any((out/'resume').glob('*.f32')),
-    'state half written': lambda out: (out/'resume'/'state.safetensors.part').exists(),
+    'state half written': lambda out: any((out/'resume').glob('state.safetensors.*.part')),
     'stage ended': lambda out: (out/'checkpoints'/'unfreeze.safetensors').exists(),
     'weights half written': lambda out: any((out/'checkpoints').glob('*.part')),
     'last stage': lambda out: (out/'checkpoints'/'fine_tune.safetensors').exists(),

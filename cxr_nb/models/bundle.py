@@ -12,6 +12,7 @@ __all__ = ['FORMAT', 'OTHER_KINDS', 'RENAMED', 'save_weights', 'save_bundle', 'n
 import json, math, threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -70,11 +71,13 @@ def save_bundle(
 
 def _described(model):
     "What is needed to build a network again, and to give it its input"
-    tabular = model.net.tabular
-    codes = {k: CODES[k] for k in tabular if k in CODES}
-    more = dict(tabular=dict(columns=list(tabular), codes=codes)) if tabular else {}
+    more = dict(tabular=_tabular_input(model.net)) if model.net.tabular else {}
     of = dict(members=model.about) if isinstance(model, Ensemble) else dict(net=model.net.to_dict())
     return dict(format=FORMAT) | of | more
+
+def _tabular_input(net):
+    "The columns that a network is told, and the codes of their words"
+    return dict(columns=list(net.tabular), codes={k: CODES[k] for k in net.tabular if k in CODES})
 
 # %% ../../nbs/api/models/05_bundle.ipynb #4bc60161
 OTHER_KINDS = ('fusion', 'vit') # What older versions called a pyramid with tabular input, and a transformer
@@ -92,10 +95,10 @@ def net_of(
         if not isinstance(cfg.get(kind, {}), dict): raise ModelError(f'{kind!r} holds no options')
     if 'net' not in cfg: return plain
     net = Net.from_dict(cfg['net'])
-    if (net.arch, net.size) != (plain.arch, plain.size) or 'model_kwargs' in cfg and net.kwargs != plain.kwargs:
-        raise ModelError("'net' is of another architecture, size or other options than the rest of the file")
-    if net.findings != plain.findings:
-        raise ModelError("'net' has other findings than the rest of the file, or has them in another order")
+    same = (net.arch, net.size, net.findings) == (plain.arch, plain.size, plain.findings)
+    if not same or 'model_kwargs' in cfg and net.kwargs != plain.kwargs:
+        raise ModelError("'net' has another architecture, size, options or findings, or another order of them, than "
+                         'the rest of the file')
     return net
 
 def _joint_of(cfg):
@@ -125,8 +128,7 @@ def _check_input(cfg, net):
     for name, value in (('mean', MEAN), ('std', STD), ('in_chans', 1)):
         if cfg.get(name, value) != value:
             raise ModelError(f'{name!r} is {str(cfg[name])[:40]}, and this version takes images with {value}')
-    codes = dict(columns=list(net.tabular), codes={k: CODES[k] for k in net.tabular if k in CODES})
-    if cfg.get('tabular', codes) != codes:
+    if cfg.get('tabular', _tabular_input(net)) != _tabular_input(net):
         raise ModelError("'tabular' has other columns or codes than the network and this version")
 
 def _check_thresholds(thresholds, findings):
@@ -242,26 +244,17 @@ def _said(path):
     if Path(path).suffix != '.safetensors': return {}
     with safe_open(path, 'pt') as f: said = f.metadata() or {}
     try:
-        if 'model' in said: named = json.loads(said['model'])
-        else: named = _older_names(said)
+        if 'findings' in said: return dict(said, findings=json.loads(said['findings'])) # of an older version
+        named = json.loads(said.get('model', '{}'))
     except ValueError: raise ModelError(f'{path}: what it says of itself cannot be read; refused') from None
     return named if isinstance(named, dict) else {}
 
-def _older_names(said):
-    "Architecture and findings as older versions wrote them, each under a key of its own"
-    named = {k: said[k] for k in ('arch', 'findings') if k in said}
-    if 'findings' in named: named['findings'] = json.loads(named['findings'])
-    return named
-
 def _refuse_findings(path, there, here):
     "Raise `ModelError` if weights are of other findings, or of the same in another order"
-    if there == here: return
-    what = f'{len(there)} there and {len(here)} here'
-    for i, (theirs, ours) in enumerate(zip(there, here), 1):
+    for i, (theirs, ours) in enumerate(zip_longest(there, here), 1):
         if theirs == ours: continue
-        what = f'output {i} is {theirs!r} there and {ours!r} here'
-        break
-    raise ModelError(f'{path}: its findings are others, or in another order: {what}; its outputs would get wrong names')
+        raise ModelError(f'{path}: its findings are others, or in another order: output {i} is {theirs!r} there and '
+                         f'{ours!r} here; its outputs would get wrong names')
 
 def load_weights(
     model:ChestModel|Ensemble, # Changed in place
@@ -306,13 +299,10 @@ def _older_net(cfg, kind):
     options.pop('blocks', None)
     width = options.pop('width', 0)
     said = dict(width=width, dropout=options.pop('dropout', 0.), tabular=options.pop('columns', ()), kwargs=options)
-    if kind == 'fusion': return replace(net_of(cfg), neck='fpn', hidden=(width,), crop=_older_crop(cfg), **said)
-    return replace(net_of(cfg), neck='token', hidden=(512, 256), **said)
-
-def _older_crop(cfg):
-    "What an older pyramid was shown of each image, by those who gave it images"
+    if kind == 'vit': return replace(net_of(cfg), neck='token', hidden=(512, 256), **said)
     recipe = cfg.get('recipe')
-    return recipe.get('crop', .9) if isinstance(recipe, dict) else .9
+    crop = recipe.get('crop', .9) if isinstance(recipe, dict) else .9 # by those who gave it images
+    return replace(net_of(cfg), neck='fpn', hidden=(width,), crop=crop, **said)
 
 def _renamed(name, names):
     "The name of a tensor of today"

@@ -103,18 +103,19 @@ class Ensemble(nn.Module):
         marks = [len(columns) + i for i in values]
         return tab[:, values + marks] if values else None
 
-    def logits_of(self, member, img, tab=None):
-        "The logits of a member, in the order of the ensemble's findings"
-        logits = member.in_views(self.resized(img, member), self.rows_for(tab, member)).float()
+    def logits_of(self, member, img, tab=None, views=False):
+        "The logits of a member, in one view or in all of its own, in the order of the ensemble's findings"
+        answer = member.in_views if views else member
+        logits = answer(self.resized(img, member), self.rows_for(tab, member)).float()
         if member.findings == self.findings: return logits
         return logits[:, [member.findings.index(finding) for finding in self.findings]]
 
-    def forward(self, img, tab=None):
-        return mean_logits(torch.stack([self.logits_of(member, img, tab) for member in self.members]))
+    def forward(self, img, tab=None, views=False):
+        return mean_logits(torch.stack([self.logits_of(member, img, tab, views) for member in self.members]))
 
     def in_views(self, img, tab=None):
-        "The same: each member has views of its own"
-        return self(img, tab)
+        "The same, each member in its own views"
+        return self(img, tab, views=True)
 
 def ensemble_of(
     models:list, # `ChestModel`s

@@ -25,10 +25,11 @@ class Pool(nn.Module):
     def __init__(self,
         n:int, # Features of the backbone
         width:int=0, # Of the result; 0 for the features as they are
+        bias:bool=True, # In that layer?
     ):
         super().__init__()
         self.width = width or n
-        self.proj = nn.Linear(n, width) if width else nn.Identity()
+        self.proj = nn.Linear(n, width, bias) if width else nn.Identity()
     def forward(self, pooled): return self.proj(pooled)
 
 # %% ../../nbs/api/models/03_necks.ipynb #c19b0ef0
@@ -73,16 +74,10 @@ class Pyramid(nn.Module):
     def forward(self, maps): return self.places(maps).mean((2, 3))
 
 # %% ../../nbs/api/models/03_necks.ipynb #9319ffa8
-class Token(nn.Module):
+class Token(Pool):
     "The token of a vision transformer, projected: (B, n) to (B, width)"
-    def __init__(self,
-        n:int, # Numbers in a token
-        width:int=0, # Of the projection; 0 for the token as it is
-    ):
-        super().__init__()
-        self.width, self.filled = width or n, None # `load_backbone` says whether there were weights for the projection
-        self.proj = nn.Linear(n, width, bias=False) if width else nn.Identity()
-    def forward(self, pooled): return self.proj(pooled)
+    filled = None # `load_backbone` says whether there were weights for the projection
+    def __init__(self, n, width=0): super().__init__(n, width, bias=False)
 
 def tokens_before(
     backbone:VisionTransformer, # Of timm

@@ -80,13 +80,10 @@ def check_start(
     if weights == 'imagenet': check_reachable(net.arch)
     elif weights == 'none' or weights.startswith('hf-hub:') or Path(file or weights).exists(): return
     elif entry and file is None: _refuse_unreached(entry)
-    else: _refuse_missing(file or weights)
-
-def _refuse_missing(file):
-    "Raise `ModelError` for a file that is not there, with names near it"
-    near = get_close_matches(file, entries(), n=3)
-    hint = f'near it: {", ".join(near)}' if near else 'cxr-weights lists those with a name'
-    raise ModelError(f'{file}: no such weight file; check --weights ({hint})')
+    else:
+        near = get_close_matches(file or weights, entries(), n=3)
+        hint = f'near it: {", ".join(near)}' if near else 'cxr-weights lists those with a name'
+        raise ModelError(f'{file or weights}: no such weight file; check --weights ({hint})')
 
 def _refuse_unreached(entry):
     "Raise `ModelError` if the file of an entry is neither here nor within reach"

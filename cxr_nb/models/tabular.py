@@ -73,8 +73,7 @@ def known_rows(
 )->torch.Tensor: # float32 (N, 2k) on its device; None for a network that is told nothing
     "What a network is told of patients of whom this much is known. Raises `ModelError` for another name or value"
     table = pd.DataFrame(known)
-    odd = table.columns.difference(COLUMNS)
-    if len(odd): raise ModelError(f'{odd[0]!r} is nothing that a network is told; there are {", ".join(COLUMNS)}')
+    check_columns(table.columns)
     check_facts(table)
     columns = list(model.net.tabular)
     rows = told(table.reindex(columns=columns), columns)

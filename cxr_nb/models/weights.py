@@ -88,6 +88,10 @@ def read_weights(
     if isinstance(tensors, nn.Module): tensors = tensors.state_dict() # only of classes that are allowed
     if not isinstance(tensors, dict) or not all(isinstance(o, torch.Tensor) for o in tensors.values()):
         raise ModelError(f'{path}: holds no state dict; save model.state_dict()')
+    for name, tensor in tensors.items():
+        if tensor.element_size() > 1 or tensor.dtype == torch.bool: continue
+        raise ModelError(f'{path}: {name} has a byte a number ({tensor.dtype}), so the weights are quantised; '
+                         'give those in float32, float16 or bfloat16')
     return tensors
 
 def _tensors(path, allow):
@@ -262,7 +266,9 @@ def fill_backbone(
     net = model.net
     try:
         _fill(model, trunk, weights)
-        if net.neck == 'token' and net.width: _fill_projection(model.neck, projection or {})
+        if net.neck == 'token' and net.width:
+            model.neck.filled = bool(projection) # a random one must not be frozen
+            if projection: model.neck.proj.load_state_dict(projection)
     except ModelError: raise
     except Exception as e:
         said = str(e).splitlines()[-1].strip()[:100]
@@ -305,7 +311,3 @@ def _fill(model, trunk, weights):
                          f'({names}); is it of another architecture?')
     model.backbone.load_state_dict(found)
 
-def _fill_projection(neck, projection):
-    "Tensors into the projection; whether there were any is remembered, since a random one must not be frozen"
-    neck.filled = bool(projection)
-    if projection: neck.proj.load_state_dict(projection)

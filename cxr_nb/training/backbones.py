@@ -6,10 +6,10 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/training/backbones.html.md"""
 
 # %% auto #0
 __all__ = ['BACKBONES', 'STAND_INS', 'PRICES', 'BackboneError', 'backbones', 'comparison_recipe', 'recipes', 'compare_backbones',
-           'another_start', 'comparison_table', 'in_words', 'pareto', 'plot_pareto']
+           'comparison_table', 'in_words', 'pareto', 'plot_pareto']
 
 # %% ../../nbs/api/training/15_backbones.ipynb #79b3b2c4
-import os, shutil
+import shutil
 from pathlib import Path
 
 import numpy as np, pandas as pd
@@ -90,22 +90,12 @@ def compare_backbones(
     for name, own in tqdm(recipes(recipe, archs).items(), unit='run', disable=not progress):
         folder = ''.join(letter if letter.isalnum() else '_' for letter in name.lower())
         path = Path(home)/f'{folder}-{recipe.seed}'
-        train(data, own, path, resume=True, progress=False, say=str, **kwargs)
+        run = train(data, own, path, resume=True, progress=False, say=str, **kwargs)
         shutil.rmtree(path/'checkpoints', ignore_errors=True) # the bundle holds the best of them
-        history = pd.read_csv(path/'history.csv')
+        history = pd.DataFrame(run.history)
         rows.append(dict(network=name, seed=recipe.seed, path=path, epochs=len(history), seconds=history.seconds.sum(),
                          val=history.auroc.max()))
     return pd.DataFrame(rows)
-
-# %% ../../nbs/api/training/15_backbones.ipynb #7e33147e
-def another_start(
-    recipe:Recipe, # That of the comparison
-    path, # Folder of a run of the network in question
-)->tuple: # What the start is called, and the recipe with it
-    "Other weights to begin from"
-    if recipe.weights == 'imagenet': return 'from random weights', change(recipe, weights='none')
-    if file := os.environ.get('CXR_WEIGHTS'): return 'from ImageNet', change(recipe, weights=file)
-    return 'trained on', change(recipe, weights=str(Path(path)/'model.safetensors'))
 
 # %% ../../nbs/api/training/15_backbones.ipynb #1c2c7c5d
 def _same_images(runs):

@@ -10,7 +10,7 @@ __all__ = ['BASE_BATCH', 'LARGEST_BATCH', 'LEAST_STEPS', 'SHARE_OF_MEMORY', 'aut
 
 # %% ../../nbs/api/training/071_batch_size.ipynb #da35bf74
 import math
-from collections.abc import Callable
+
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -119,13 +119,13 @@ def sized(
 def within_memory(
     arch:str, # Name of the network
     size:int, # Side of the input in pixels
-    bs:int, # Images a batch
-    fits:Callable=None, # Tells how many images would fit; half of them are proposed if not given
+    bs:int, # Images a batch; 1 where smaller ones would not help
 ):
     "What runs out of memory within raises `TrainError`, which names a batch size to try"
     try: yield
     except (RuntimeError, MemoryError) as e:
         if not no_memory(e): raise
-        n = min(bs//2, fits() if fits else bs//2)
+        n = bs//2
         todo = f'try batches of {n}, as in --batch-size {n} or Stage(bs={n})' if n else 'try a smaller size or network'
-        raise TrainError(f'{arch}: out of memory with {bs} images of {size}x{size} a batch; {todo}') from None
+        with_so_many = f'with {bs} images of {size}x{size} a batch' if n else f'with images of {size}x{size}'
+        raise TrainError(f'{arch}: out of memory {with_so_many}; {todo}') from None

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np, torch
 from fastai.callback.core import Callback, CancelFitException, CancelStepException, CancelValidException
-from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, TrackerCallback
+from fastai.callback.tracker import TrackerCallback
 from fastai.learner import AvgLoss, AvgSmoothLoss, Metric
 from fastai.optimizer import OptimWrapper
+from fastcore.basics import store_attr
+from fastcore.foundation import L
 from tqdm.auto import tqdm
 
 # %% ../../nbs/api/training/06_callbacks.ipynb #c35767c8
@@ -29,7 +31,7 @@ from ..metrics.thresholds import find_optimal_thresholds_with_dynamic_adjustment
 from ..models.nets import fix_batchnorm
 from ..models.bundle import save_weights
 from .distributed import mean_of_all
-from .recipe import PRECISIONS, TrainError
+from .recipe import TrainError
 from .state import changing, optimiser_state, write_state
 
 # %% ../../nbs/api/training/06_callbacks.ipynb #3a6b62c8
@@ -73,9 +75,7 @@ def precision_callbacks(
     precision:str, # One of `PRECISIONS`
     device, # A torch device
 )->list: # Callbacks
-    "What a `Learner` needs for a precision. Raises `TrainError` for one that there is not, or not on this device"
-    if precision not in PRECISIONS:
-        raise TrainError(f'{precision!r} is no precision; choose one of {", ".join(PRECISIONS)}')
+    "What a `Learner` needs for a precision. Raises `TrainError` for one that there is not on this device"
     device = torch.device(device)
     if precision == 'auto': precision = best_precision(device)
     if precision == 'float16' and device.type != 'cuda':
@@ -90,9 +90,7 @@ def fused_adamw(
     scales:dict=None, # Factor of the learning rate by parameter, 1 where none is given
 )->OptimWrapper: # For fastai's `Learner`
     "Fused AdamW, betas 0.9 and 0.99, eps 1e-5"
-    flat = []
-    for group in params: flat += [group] if isinstance(group, torch.Tensor) else list(group)
-    flat = [p for p in flat if p.requires_grad]
+    flat = [p for p in L(params).concat() if p.requires_grad]
     scales = scales or {}
     groups = []
     for scale in sorted({scales.get(p, 1.) for p in flat}): # those of the head come last
@@ -147,8 +145,7 @@ class Scores(Metric):
         f:Callable=ranking_scores, # Of probabilities and labels, both (n, C); gives scores by name
         watched:str='auroc', # Which of them is the value
     ):
-        self.f = f
-        self.watched = watched
+        store_attr()
     def reset(self):
         self.p = []
         self.y = []
@@ -234,11 +231,9 @@ class KeepBudgets(Callback):
         budgets, # Numbers of epochs
         path, # Folder
     ):
-        self.keep = keep
-        self.budgets = budgets
-        self.path = Path(path)
+        store_attr()
     def write(self):
-        file = self.path/f'epoch_{int(self.keep.best_epoch):03d}.safetensors'
+        file = Path(self.path)/f'epoch_{int(self.keep.best_epoch):03d}.safetensors'
         write_state(file, self.keep.state, dict(epoch=int(self.keep.best_epoch)))
     def after_epoch(self):
         if self.epoch + 1 in self.budgets: self.write()
@@ -270,27 +265,34 @@ class Together(Callback):
     def after_fit(self): self.learn.model = unwrap(self.learn.model)
 
 # %% ../../nbs/api/training/06_callbacks.ipynb #5d029845
-class Plateau(ReduceLROnPlateau):
-    "fastai's `ReduceLROnPlateau`: the learning rate takes a factor when the validation loss does not fall any more"
+class _Patience(TrackerCallback):
+    "Calls `lost` when a value has not become better for some epochs"
     saved = ('best', 'wait')
-    def __init__(self, patience, factor): super().__init__('valid_loss', patience=patience, factor=1/factor)
+    def __init__(self, monitor, patience):
+        super().__init__(monitor)
+        self.patience = patience
+    def before_fit(self):
+        super().before_fit()
+        self.wait = 0
     def after_epoch(self):
         if len(self.recorder.values[-1]) <= self.idx: return # the epoch ended without a validation
-        TrackerCallback.after_epoch(self)
+        super().after_epoch()
         self.wait = 0 if self.new_best else self.wait + 1
-        if self.wait < self.patience: return
-        self.opt.set_hypers(lr=[max(o['lr']/self.factor, self.min_lr) for o in self.opt.hypers])
+        if self.wait >= self.patience: self.lost()
+
+class Plateau(_Patience):
+    "The learning rate takes a factor when the validation loss does not fall any more"
+    def __init__(self, patience, factor):
+        super().__init__('valid_loss', patience)
+        self.factor = factor
+    def lost(self):
+        self.opt.set_hypers(lr=[o['lr']*self.factor for o in self.opt.hypers])
         self.wait = 0
 
-class EarlyStop(EarlyStoppingCallback):
-    "fastai's `EarlyStoppingCallback` on the watched score"
-    saved = ('best', 'wait')
+class EarlyStop(_Patience):
+    "The fit ends when the watched score does not rise any more"
     order = 79 # its count goes into the state that is saved after the epoch
-    def after_epoch(self):
-        if len(self.recorder.values[-1]) <= self.idx: return # the epoch ended without a validation
-        TrackerCallback.after_epoch(self)
-        self.wait = 0 if self.new_best else self.wait + 1
-        if self.wait >= self.patience: raise CancelFitException()
+    def lost(self): raise CancelFitException()
 
 class ClipGradients(Callback):
     "Limits the norm of the gradient"
@@ -317,10 +319,7 @@ class History(Callback):
         progress:bool=False, # Show a bar?
         after_row:Callable=None, # Called with the rows after each epoch
     ):
-        self.stage = stage
-        self.rows = rows
-        self.progress = progress
-        self.after_row = after_row
+        store_attr()
     def before_fit(self):
         total = self.n_epoch*len(self.dls.train)
         self.bar = tqdm(total=total, desc=self.stage.name, unit='batch', disable=not self.progress)

@@ -9,7 +9,7 @@ __all__ = ['SET_SCORES', 'check_folds', 'names_of_folds', 'train_fold', 'best_ep
            'epoch_search', 'best_budget', 'out_of_fold', 'set_scores', 'fold_table', 'cross_validate']
 
 # %% ../../nbs/api/training/12_crossval.ipynb #c451548c
-import json, shutil
+import filecmp, shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from .distributed import best_device, is_main, main_alone
 from .engine import has_linear_head, run_stage
 from .judging import choose_thresholds, judge, predictions_of, write_predictions
 from .recipe import Recipe, TrainError
-from .folder import config_of, history_of, without
+from .folder import config_of, history_of, record_of, without
 from .parts import fold_parts, seed_of_split, with_findings
 from .run import Run, save_run, start_run
 from .state import read_state, room_to_train
@@ -42,12 +42,10 @@ def check_folds(
     split:pd.Series, # 'test' or 'fold0', 'fold1' ... by image
 )->pd.Series: # The same
     "The split, if it can be cross-validated. Raises `TrainError` if it cannot"
-    for image in split.index[split.isna()]:
-        raise TrainError(f'the split has no part for {image}; name one, or leave the image out')
-    folds = names_of_folds(split)
-    for name in folds:
-        if str(name).startswith('fold'): continue
+    for name in split.unique():
+        if name == 'test' or str(name).startswith('fold'): continue
         raise TrainError(f'the split has a part {name!r}; name its parts test, fold0, fold1 ...')
+    folds = names_of_folds(split)
     if len(folds) < 2: raise TrainError(f'{len(folds)} folds cannot be cross-validated; split into two or more')
     if not (split == 'test').any(): raise TrainError('the split holds no test images out; give some the part "test"')
     return check_split(data.table, split)
@@ -99,22 +97,27 @@ def best_epochs(
 
 def fold_histories(
     path # Folder of a cross-validation
-)->dict: # Fold to its history, the epochs of the last stage
+)->dict: # Fold to its history, the epochs of the stage whose weights are kept
     "How each fold went"
     folders = sorted(o for o in Path(path).glob('fold*') if holds_run(o))
     if not folders: raise TrainError(f'{path}: holds no folds; run the cross-validation first')
-    return {folder.name: _last_stage(history_of(folder)) for folder in folders}
+    return {folder.name: _kept_epochs(folder, history_of(folder)) for folder in folders}
 
-def _last_stage(history):
-    "The epochs of the last stage"
+def _kept_epochs(folder, history):
+    "The epochs of the last stage, or of an earlier one that no later one has bettered: then both left the same weights"
     h = pd.DataFrame(history)
-    return h[h.stage == h.stage.iloc[-1]].reset_index(drop=True)
+    stages = list(h.stage.unique())
+    last = folder/'checkpoints'/f'{stages[-1]}.safetensors'
+    for kept in stages:
+        file = last.with_name(f'{kept}.safetensors')
+        if kept == stages[-1] or file.is_file() and last.is_file() and filecmp.cmp(file, last, shallow=False): break
+    return h[h.stage == kept].reset_index(drop=True)
 
 def budgets_of(
-    recipe:Recipe # Its budgets, or its last stage
+    recipe:Recipe # Its budgets, or its stages
 )->tuple: # Numbers of epochs
     "What is searched"
-    return recipe.budgets or (recipe.stages[-1].epochs,)
+    return recipe.budgets or (max(stage.epochs for stage in recipe.stages),)
 
 def epoch_search(
     path, # Folder of a cross-validation, all folds trained
@@ -147,7 +150,7 @@ def _load_budget(
     budget:int, # Number of epochs
 )->int: # The epoch
     "The network of a fold as it was best within a budget"
-    epoch = best_epochs(_last_stage(run.history), [budget], run.recipe.monitor)[budget]
+    epoch = best_epochs(_kept_epochs(run.path, run.history), [budget], run.recipe.monitor)[budget]
     file = run.path/'checkpoints'/f'epoch_{epoch:03d}.safetensors'
     if file.is_file(): run.model.load_state_dict(read_state(file)[0], strict=False)
     elif run.recipe.budgets: raise TrainError(f'{file}: that epoch was not kept; train the fold again')
@@ -218,11 +221,12 @@ def cross_validate(
     own = without(kwargs, 'every', 'cbs', 'loss')
     with run_lock(path, is_main()), room_to_train(path):
         if overwrite: main_alone(lambda: _clear_folds(path))
-        if resume and 'chosen' in config_of(path): run = _start_finished(data, recipe, path, split, **own)
-        else:
-            first = fold_parts(split, names_of_folds(split)[0])
-            run = start_run(data, recipe, path, resume=resume, overwrite=overwrite, split=first, say=say, **own)
-        if _finished(path):
+        chosen = config_of(path).get('chosen') if resume else None
+        fold = chosen['fold'] if chosen else names_of_folds(split)[0]
+        run = start_run(data, recipe, path, resume=resume, overwrite=overwrite, split=fold_parts(split, fold),
+                        say=str if chosen else say, **own)
+        run.chosen = chosen
+        if 'sweep' in record_of(path/'metrics.json'): # judged, to the last table
             if is_main(): say(f'{path}: this run is finished; nothing is left to do')
             return run
         folds = {}
@@ -235,24 +239,6 @@ def cross_validate(
     return run
 
 # %% ../../nbs/api/training/12_crossval.ipynb #4cdd5394
-def _finished(path):
-    "Was the cross-validation in a folder judged, to the last table?"
-    try: return 'sweep' in json.loads((path/'metrics.json').read_text())
-    except (OSError, ValueError): return False
-
-def _start_finished(
-    data:ChestData, # Its data
-    recipe:Recipe, # The one that is asked for
-    path, # Folder of a cross-validation whose network was chosen
-    split:pd.Series, # The one that is asked for
-    **kwargs # For `start_run`: cache, device, progress
-)->Run: # As it was left
-    "Open a cross-validation, if it is the one that is asked for"
-    fold = config_of(path)['chosen']['fold']
-    run = start_run(data, recipe, path, resume=True, split=fold_parts(split, fold), say=str, **kwargs)
-    run.chosen = config_of(path)['chosen']
-    return run
-
 def _clear_folds(path):
     "Remove the runs of folds"
     for folder in path.glob('fold*'):

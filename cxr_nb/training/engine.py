@@ -6,12 +6,12 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/training/engine.html.md"""
 
 # %% auto #0
 __all__ = ['OPTIMIZER', 'stage_loss', 'stage_seed', 'has_linear_head', 'stage_callbacks', 'net_learner', 'score_now', 'run_stage',
-           'LRSweep', 'on_a_copy', 'lr_find', 'throughput', 'train', 'train_many']
+           'LRSweep', 'on_a_copy', 'lr_find', 'throughput', 'train']
 
 # %% ../../nbs/api/training/10_engine.ipynb #4029f280
-import copy, json, subprocess, sys, tempfile
+import copy, json, tempfile
 from collections.abc import Callable
-from contextlib import contextmanager
+
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from fastai.learner import Learner
 from fastcore.basics import listify
 
 # %% ../../nbs/api/training/10_engine.ipynb #f5fb5ada
-from ..core import write_json
 from ..data.batches import FeatureBatches, rank_world, sample_weights, to_device
 from ..data.sources import ChestData
 from ..models.bundle import save_weights
@@ -42,7 +41,7 @@ from .losses import check_loss, make_loss
 from .batch_size import sized, stage_size, within_memory
 from .recipe import Recipe, Stage, TrainError
 from .folder import config_of, history_of, read_checkpoint, refuse_other_run, resume_position, what_it_is_of
-from .run import Run, open_run, pass_batch, restore, run_config, stage_files, start_run, write_log
+from .run import Run, pass_batch, restore, run_config, stage_files, start_run, write_log
 from .state import (LateLearner, SaveState, StateFile, prefixed, read_state, refuse_other, room_to_train,
                                    set_optimiser_state, write_state)
 
@@ -53,7 +52,7 @@ def stage_loss(
     loss:Callable=None, # Any function of logits and labels, instead of both
 )->Callable: # Of logits and labels, (n, C) both
     "The loss of a stage, with weights from the training part"
-    labels = run.part('train')[run.recipe.findings].to_numpy()
+    labels = run.labels('train')
     made = make_loss(loss or (stage and stage.loss) or run.recipe.loss, labels, run.recipe.findings, run.left_out)
     if isinstance(made, torch.nn.Module): made = made.to(run.device)
     if loss: check_loss(made, labels.shape[1], run.device)
@@ -80,7 +79,7 @@ def _heads_learner(run, stage, l2, train, valid, loss=None, cbs=(), **kwargs):
     torch.manual_seed(stage_seed(run))
     y = {}
     for o in ('train', 'val'):
-        y[o] = torch.tensor(run.part(o)[run.recipe.findings].to_numpy(), dtype=torch.float32, device=run.device)
+        y[o] = torch.tensor(run.labels(o), dtype=torch.float32, device=run.device)
     heads, loss = Heads(run.model.head, l2).to(run.device), stage_loss(run, stage, loss)
     weights = sample_weights(y['train'].cpu()) if run.recipe.weighted else None
     bs = max(min(stage.bs, len(train)), len(train)//32)
@@ -101,11 +100,13 @@ def has_linear_head(
     return net.neck == 'pool' and not net.width and not net.hidden and not net.tabular
 
 def _train_heads(run, stage, file, state=None, cbs=(), loss=None):
-    "Train a head on kept features for every strength of L2; keep the one that ranks validation best; its history"
+    """Train a head on kept features for every strength of L2; its history. The one that ranks validation best is kept,
+    unless the head that an earlier stage has left ranks it as well"""
     train, valid, mean, std = kept_features(run, file)
     learn, keep = _heads_learner(run, stage, stage.l2, train, valid, loss, cbs)
     with learn.no_logging(), learn.no_bar(): learn.fit(stage.epochs, stage.lr)
     k = int(np.argmax(keep.best))
+    if run.history and score_now(run) >= keep.best[k]: return keep.rows[k] # the head of the stage before stays
     last = run.model.head[-1]
     for to, value in zip((last.weight, last.bias), keep.kept[k]): to.data.copy_(value)
     fold(last, mean, std)
@@ -177,9 +178,9 @@ def score_now(
     size:int=None, # Side of the images; that of the network if not given
 )->float: # The watched score of the model as it is
     "How the model does on the validation part now"
-    y = run.part('val')[run.recipe.findings].to_numpy()
     metric = _epoch_metric(run.recipe)
-    return metric.f(probabilities(run.model, run.batches('val', size=size), views=False), y)[metric.watched]
+    p = probabilities(run.model, run.batches('val', size=size), views=False)
+    return metric.f(p, run.labels('val'))[metric.watched]
 
 def _keeper(run, stage, state):
     "What keeps the best state of a stage"
@@ -218,39 +219,30 @@ def run_stage(
     "Run one stage, keep its best state. Raises `TrainError` (no memory) or `ResumeError` (no disk, another stage left)"
     with run_lock(run.path, is_main()), room_to_train(run.path):
         if resume and _ended_before(run, stage): return run
-        _run_sized(run, sized(run, stage, resume), resume, every, keep, listify(cbs), loss)
-    return run
-
-def _run_sized(run, stage, resume, every, keep, cbs, loss):
-    "The same for a stage with a number for its batch"
-    bs, fits = (64, lambda: 0) if stage.frozen else (stage.bs, None)
-    size = run.recipe.size if stage.frozen else stage_size(run, stage)
-    with within_memory(run.recipe.arch, size, bs, fits):
-        file, state = _state_file(run, stage, resume, every)
-        try: _train_stage(run, stage, file, state, cbs, loss)
-        finally: file.wait()
+        stage = sized(run, stage, resume)
+        size = run.recipe.size if stage.frozen else stage_size(run, stage)
+        with within_memory(run.recipe.arch, size, 1 if stage.frozen else stage.bs):
+            file, state = _state_file(run, stage, resume, every)
+            try: _train_stage(run, stage, file, state, listify(cbs), loss)
+            finally: file.wait()
         if is_main() and not keep: file.forget()
+    return run
 
 def _stage_json(stage): return json.loads(json.dumps(asdict(stage)))
 
 def _ended_before(run, stage):
     "Has this stage ended, in this process or in the folder? Then the run is as it was after it"
     if stage.name in run.done: return True
-    config = broadcast(_ended_config(run.path, stage.name) if is_main() else None)
-    if not config: return False
+    config = broadcast(config_of(run.path) if is_main() else None)
+    weights = run.path/'checkpoints'/f'{stage.name}.safetensors'
+    if stage.name not in config.get('stages_done', []) or not weights.is_file(): return False
     refuse_other_run(run.path, config, run_config(run))
     known = Recipe.from_dict(config['recipe']).stages # with the fields that stages have got since
     then = next((_stage_json(o) for o in known if o.name == stage.name), None)
     refuse_other(run.path, dict(stage=then), dict(stage=_stage_json(stage)))
     run.history += [o for o in history_of(run.path) if o['stage'] == stage.name]
-    run.model.load_state_dict(read_weights(run.path/'checkpoints'/f'{stage.name}.safetensors'))
+    run.model.load_state_dict(read_weights(weights))
     return True
-
-def _ended_config(path, name):
-    "The configuration of the run in a folder, if that stage has ended in it"
-    config = config_of(path)
-    there = (path/'checkpoints'/f'{name}.safetensors').is_file()
-    return config if there and name in (config.get('stages_done') or []) else None
 
 def _train_stage(run, stage, file, state, cbs, loss):
     "A stage from its start, or from a state within it; and the files that it leaves"
@@ -372,26 +364,3 @@ def _opening(path, resume, overwrite):
     if not resume: return None
     if at := resume_position(path): return f'{path}: goes on {at if at.startswith("after ") else "with " + at}'
     return None if read_checkpoint(path) else f'{path}: no run is there yet; a new one begins'
-
-# %% ../../nbs/api/training/10_engine.ipynb #6e8222ef
-def train_many(
-    root, # Folder of the images
-    recipe:Recipe, # All choices
-    path, # The run folder
-    n:int=2, # Processes; one for each graphics card
-    device=None, # 'cpu' or 'cuda'; the best there is if not given
-    **kwargs # Other options of `cxr-train`, such as `cache`
-)->Run: # Trained and judged
-    "`train` in several processes here. Raises `TrainError` with what the first of them said last if it fails"
-    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}',
-           '-m', 'cxr_nb.cli', 'train']
-    with tempfile.TemporaryDirectory() as tmp:
-        file = write_json(Path(tmp)/'recipe.json', recipe.to_dict())
-        options = dict(data=root, out=path, recipe=file, device=device, **kwargs)
-        for k, v in options.items():
-            if v is not None: cmd += [f'--{k}', str(v)]
-        said = subprocess.run(cmd, capture_output=True, text=True)
-    if said.returncode:
-        lines = [o[7:] for o in said.stderr.splitlines() if o.startswith('error: ')]
-        raise TrainError(lines[0] if lines else said.stderr.strip()[-300:])
-    return open_run(path, device=device, progress=False)

@@ -25,7 +25,7 @@ from ..models.ensemble import ensemble_of, refuse_other_findings
 from ..models.nets import probabilities
 from ..runs import clear_run, holds_run, refuse_older, run_lock, unfinished
 from .distributed import is_main
-from .folder import labels_fingerprint
+from .folder import has_labels
 from .judging import judge, predictions_of, write_predictions
 from .recipe import TrainError
 from .run import Run, open_run, recipe_of, save_run
@@ -47,8 +47,6 @@ def read_members(
             raise TrainError(f'{seen[weights]} and {path}: hold the same weights; name each run once')
         seen[weights] = path
         if config['split'] != first['split']: _refuse_split(paths[0], first, path, config)
-    for path, config in zip(paths, configs):
-        if lack := unfinished(config): raise TrainError(f'{path}: is {lack}; go on with it by cxr-train --resume')
     return configs
 
 def _config_of_member(path):
@@ -58,6 +56,7 @@ def _config_of_member(path):
     if 'members' in config: raise TrainError(f'{path}: is an ensemble itself; give the runs that it was made of')
     if 'recipe' not in config or not (path/'split.csv').is_file():
         raise TrainError(f'{path}: holds a bundle and no run, so its split is not known; give the folder of the run')
+    if lack := unfinished(config): raise TrainError(f'{path}: is {lack}; go on with it by cxr-train --resume')
     return config
 
 def _refuse_split(path, config, other, its):
@@ -89,7 +88,7 @@ def member_probabilities(
     part:str, # 'val' or 'test'
 )->np.ndarray: # float64 (n, C)
     "What a run says of a part. Raises `TrainError` if it was trained with other labels"
-    if config['labels'] != labels_fingerprint(run.data.table, config['findings']):
+    if not has_labels(run.data.table, config):
         raise TrainError(f'{path}: was trained with other labels than {run.data.name} has; '
                          'average runs of the same labels')
     table = run.part(part)[run.recipe.findings]

@@ -12,6 +12,7 @@ import hashlib, json, os, shutil, time
 
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback, CancelValidException
+from fastcore.basics import store_attr
 from tqdm.auto import tqdm
 
 # %% ../../nbs/api/training/08_frozen.ipynb #2bdeec6d
@@ -51,8 +52,7 @@ def _features(run, name, file):
     batches.start = before.batches
     rows = before.rows()
     new = over_batches(run.model, batches, lambda x: before.add(run.model.features(x)), run.progress, 'features')
-    if new is None: return rows
-    return np.concatenate([rows, new]) if len(rows) else new
+    return rows if new is None else np.concatenate([rows, new])
 
 def kept_features(
     run:Run, # Any run
@@ -113,11 +113,7 @@ class BestHeads(Callback):
         valid:tuple, # The same of validation
         scores:Scores, # Which scores, and which of them is watched
     ):
-        self.stage = stage
-        self.loss = loss
-        self.train = train
-        self.valid = valid
-        self.scores = scores
+        store_attr()
     def before_fit(self):
         n = len(self.model.l2)
         self.best = [-1.]*n

@@ -31,7 +31,7 @@ from ..models.weights import read_weights
 from ..runs import run_lock
 from .callbacks import macro_auroc
 from .distributed import broadcast, is_main
-from .folder import config_of, labels_fingerprint
+from .folder import config_of, has_labels, record_of
 from .recipe import TrainError
 from .run import Run, run_config
 
@@ -40,8 +40,7 @@ def val_auroc(
     run:Run # Any run
 )->float: # Macro AUROC of the model as it is
     "How the model ranks the validation part now"
-    y = run.part('val')[run.recipe.findings].to_numpy()
-    return macro_auroc(probabilities(run.model, run.batches('val')), y)
+    return macro_auroc(probabilities(run.model, run.batches('val')), run.labels('val'))
 
 def write_predictions(
     run:Run, # Any run
@@ -162,17 +161,10 @@ def judged(
     run:Run, # Any run
 )->bool: # Are its metrics there, and its bundle complete?
     "Was this run judged?"
-    try: metrics = json.loads((run.path/'metrics.json').read_text())
-    except (OSError, ValueError): return False
+    metrics = record_of(run.path/'metrics.json')
     return run.judged in metrics and run.judged in config_of(run.path).get('metrics', {})
 
 # %% ../../nbs/api/training/09_judging.ipynb #e5b8dce2
-def _knows_labels(run):
-    "Is this the table that the run was trained with?"
-    findings = run.recipe.findings
-    known = config_of(run.path).get('labels')
-    return all(o in run.data.table for o in findings) and known == labels_fingerprint(run.data.table, findings)
-
 def judge_images(
     run:Run, # Any judged run
     n_images:int=0, # About so many test images, class balance kept; 0 for all
@@ -195,7 +187,7 @@ def judge_images(
 def _has_own_images(run):
     "Are these the images of the run, or others? Raises `TrainError` if they are both"
     mine = run.data.table.index.isin(run.split.index)
-    if mine.all() or _knows_labels(run): return True # the run may have used only some of its images
+    if mine.all() or has_labels(run.data.table, config_of(run.path)): return True # of which it may have used only some
     if not mine.any(): return False
     raise TrainError(f'{run.data.name}: {mine.sum():,} of {len(mine):,} images have names of images that this run '
                      'knows; give only its own images, or only others')
@@ -234,9 +226,9 @@ def stage_scores(
     part:str='test', # Judged on
 )->pd.DataFrame: # AUROC; a row a finding, a column a stage
     "What the weights that each stage left reach. Raises `FileNotFoundError` if a stage was not run"
-    y, batches, model = run.part(part)[run.recipe.findings].to_numpy(), run.batches(part), copy.deepcopy(run.model)
+    model, batches = copy.deepcopy(run.model), run.batches(part)
     columns = {}
     for s in run.recipe.stages:
         model.load_state_dict(read_weights(run.path/'checkpoints'/f'{s.name}.safetensors'))
-        columns[s.name] = auroc(y, probabilities(model, batches, run.progress))
+        columns[s.name] = auroc(run.labels(part), probabilities(model, batches, run.progress))
     return pd.DataFrame(columns, index=run.recipe.findings)

@@ -112,12 +112,8 @@ def learnable(
     if not found:
         raise TrainError(f'no training image has any of {", ".join(findings)}; is the label column the right one, '
                          'and are they spelt as in it?')
-    _check_validation(table.loc[split.index[split == 'val'], found])
-    return found
-
-def _check_validation(labels):
-    "Raise `TrainError` unless some finding of these labels has both positive and negative images"
-    if labels.mean().between(0, 1, inclusive='neither').any(): return
+    shares = table.loc[split.index[split == 'val'], found].mean()
+    if shares.between(0, 1, inclusive='neither').any(): return found
     raise TrainError('no finding has both positive and negative images in the part val, so no epoch can be told '
                      'from another; give more images')
 

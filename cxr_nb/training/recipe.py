@@ -6,21 +6,21 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/training/recipe.html.md"""
 
 # %% auto #0
 __all__ = ['BN', 'SCHEDULES', 'NAME', 'WHOLE', 'COUNT', 'BATCH', 'YES_NO', 'ABOVE_0', 'NOT_BELOW_0', 'SHARE', 'PART',
-           'STAGE_RULES', 'STAGED', 'PRECISIONS', 'SPLITS', 'MONITORS', 'RECIPE_RULES', 'INNER', 'BARE', 'TrainError',
-           'is_whole', 'one_of', 'Stage', 'Split', 'Recipe', 'change', 'read_recipe']
+           'STAGE_RULES', 'STAGED', 'PRECISIONS', 'SPLITS', 'MONITORS', 'RECIPE_RULES', 'INNER', 'BARE', 'PLACES',
+           'TrainError', 'one_of', 'Stage', 'Split', 'Recipe', 'change', 'read_recipe']
 
 # %% ../../nbs/api/training/02_recipe.ipynb #14f2c706
 import json, re
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
-from numbers import Integral
+from itertools import pairwise
 from pathlib import Path
 
 from fastcore.basics import listify
 from ..core import CxrError, check_fields, read_json, record_from
 from ..data.augment import Augment
 from ..models.published import with_published_net
-from ..models.nets import Net
+from ..models.nets import Net, is_whole
 from .losses import Loss
 
 # %% ../../nbs/api/training/02_recipe.ipynb #7bd7a2f2
@@ -30,11 +30,7 @@ class TrainError(CxrError):
 BN = ('fixed', 'train')
 SCHEDULES = ('flat', 'one_cycle', 'cosine', 'plateau')
 
-def is_whole(
-    v # Anything
-)->bool: # True is no number
-    "Is this a whole number?"
-    return isinstance(v, Integral) and not isinstance(v, bool)
+
 
 def one_of(
     *names # Strings
@@ -133,9 +129,9 @@ RECIPE_RULES = dict(
 
 def _check_going_on(stages):
     "Raise `TrainError` for a stage that goes on with the optimiser's averages of other weights"
-    def learns(stage): return stage.trainable, stage.layer_decay == 1
-    for before, stage in zip(stages, stages[1:]):
-        if not stage.go_on or learns(before) == learns(stage): continue
+    for before, stage in pairwise(stages):
+        same = (stage.trainable, stage.layer_decay) == (before.trainable, before.layer_decay)
+        if same or not stage.go_on: continue
         raise TrainError(f'stage {stage.name!r}: goes on with the averages of {before.name!r}, where other weights '
                          'learnt; give both the same trainable and layer_decay')
 
@@ -195,6 +191,8 @@ class Recipe:
 # %% ../../nbs/api/training/02_recipe.ipynb #6203c08d
 INNER = dict(net=Net, split=Split, loss=Loss) # The records of a recipe whose fields `change` knows by their own name
 BARE = dict(split='kind', loss='name') # What a bare word for one of these records is
+PLACES = {field.name: place for place, cls in INNER.items() for field in fields(cls)} # Such a field to its record
+del PLACES['name'] # there it would not be said of what
 
 def change(
     recipe:Recipe, # Stays as it is
@@ -217,30 +215,18 @@ def _sorted(options):
     own = {}
     inner = {place: {} for place in INNER}
     for name, value in options.items():
-        place = _place(name)
         if name in BARE and isinstance(value, str): inner[name][BARE[name]] = value
         elif name in INNER and isinstance(value, dict): inner[name] |= value
-        elif place: inner[place][name] = value
+        elif name in PLACES: inner[PLACES[name]][name] = value
         else: own[name] = value
     return own, inner
 
-def _place(name):
-    "Which inner record has that field; None for a field of the recipe itself"
-    if name == 'name' or name in _fields(Recipe): return None
-    for place, cls in INNER.items():
-        if name in _fields(cls): return place
-
-def _fields(record):
-    "The names of its fields"
-    return [field.name for field in fields(record)]
-
 def _varied(record, values, what):
     "A record with other values"
-    known = _fields(record)
-    inner = [field for cls in INNER.values() for field in _fields(cls)] if isinstance(record, Recipe) else []
+    known = [field.name for field in fields(record)]
     for name in values:
         if name in known: continue
-        near = get_close_matches(name, known + inner, 1)
+        near = get_close_matches(name, [*known, *PLACES], 1)
         mend = f'is {near[0]!r} meant?' if near else f'it has {", ".join(known)}'
         raise TrainError(f'{what} has no {name!r}; {mend}')
     return replace(record, **values)

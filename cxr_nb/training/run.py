@@ -12,6 +12,7 @@ __all__ = ['pass_batch', 'Run', 'run_config', 'save_run', 'write_log', 'start_ru
 import json, platform, time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -37,7 +38,7 @@ from ..models.weights import check_arch, read_weights
 from ..runs import RUN_FILES, RunError, clear_run, refuse_older, refuse_overwriting, refuse_resuming, run_lock
 from .callbacks import precision_callbacks
 from .distributed import best_device, is_main, main_alone, main_first
-from .folder import (checkpoint_here, history_of, labels_fingerprint, plain_recipe, read_checkpoint,
+from .folder import (checkpoint_here, has_labels, history_of, labels_fingerprint, plain_recipe, read_checkpoint,
                                     refuse_other_run, start_weights, without)
 from .parts import check_parts, kind_of_split, learnable, make_split, remarks_on, with_findings
 from .recipe import Recipe, change
@@ -92,6 +93,9 @@ class Run:
     def part(self, name):
         "Image table of a part"
         return part(self.data.table, self.cache, self.split, name)
+    def labels(self, name):
+        "Labels of a part, 0 or 1: (n, C)"
+        return self.part(name)[self.recipe.findings].to_numpy()
     def batches_of(self, table, bs=None, size=None, **kwargs):
         "Batches of some images: what the network is given, and the labels; in order unless `train=True`"
         y = table.reindex(columns=self.recipe.findings, fill_value=0).to_numpy() # other data may lack some
@@ -136,11 +140,8 @@ def _versions():
 
 def _parts(run):
     "Images and patients of each part"
-    patients = run.data.table.patient
-    parts = {}
-    for name, images in run.split.groupby(run.split):
-        parts[name] = dict(images=len(images), patients=int(patients[images.index].nunique()))
-    return parts
+    each = run.data.table.patient[run.split.index].groupby(run.split)
+    return {name: dict(images=len(patients), patients=patients.nunique()) for name, patients in each}
 
 def _kind_of_split(run):
     "'given', or the kind that the recipe came to"
@@ -244,12 +245,9 @@ def _may_begin(path, recipe, data, resume, overwrite):
 
 def _refuse_early(path, known, recipe, data):
     "Compare what is known before images are read; which findings can be learnt is not"
-    was = {k: known[k] for k in ('data', 'recipe', 'start_weights') if k in known}
     now = dict(data=data.name, recipe=plain_recipe(recipe), **start_weights(recipe))
-    for about in (was, now):
-        net = without(about['recipe']['net'], 'findings')
-        about['recipe'] = about['recipe'] | dict(net=net)
-    refuse_other_run(path, was, now)
+    now['recipe']['net']['findings'] = known['recipe']['net']['findings']
+    refuse_other_run(path, known, now)
 
 def _go_on(run, tensors, info):
     "A new run as the one that was left stood when its last stage had ended"
@@ -351,20 +349,18 @@ def open_run(
     if data is None:
         home = read_json(path/'data.json', default={}).get('cache')
         data = run_data(path)
-        _refuse_other_labels(path, config, data.table, split)
+        data.table = _own_rows(path, config, data.table, split)
     cache = _cache(data, recipe, home, progress)
     model = model.to(device, memory_format=torch.channels_last)
     known = {k: config[k] for k in ('remarks', 'left_out', 'start_weights', 'chosen') if k in config}
     return Run(path, data, cache, split, recipe, model, history_of(path), device, progress,
                given_split=config.get('split_kind') == 'given', **known)
 
-def _refuse_other_labels(path, config, table, split):
-    "Raise `RunError` unless a table has the labels that a run learnt from"
-    findings, known = config['findings'], config.get('labels')
-    if not known: return
-    if all(o in table for o in findings):
-        tables = table, table[table.index.isin(split.index)] # the second for a run on some rows, and in version 0.1.0
-        if any(labels_fingerprint(o, findings) == known for o in tables): return
+def _own_rows(path, config, table, split):
+    "The rows of a table that a run was given. Raises `RunError` unless they have the labels that it learnt from"
+    if not config.get('labels'): return table
+    for rows in (table, table[table.index.isin(split.index)]):
+        if has_labels(rows, config): return rows
     raise RunError(f'{path}: its images have other labels now than it learnt from; restore the label file, '
                    'or give the data that are meant, as in open_run(path, data) or --data')
 

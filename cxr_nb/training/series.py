@@ -21,7 +21,7 @@ from .engine import run_stage
 from .judging import judge
 from .recipe import STAGED, Recipe, TrainError
 from .recipes import staged
-from .folder import (config_of, history_of, labels_fingerprint, plain_recipe, refuse_other_run,
+from .folder import (config_of, has_labels, history_of, plain_recipe, refuse_other_run,
                                     start_weights)
 from .parts import with_findings
 from .run import Run, new_run, open_run, start_run
@@ -48,13 +48,9 @@ def _config_of(path, data, recipe):
     "The configuration of a run in a folder, or None. Raises `TrainError` if it is of other data, or not of that recipe"
     config = config_of(path)
     if not config: return None
-    findings = config['findings']
     if config['data'] != data.name:
         raise TrainError(f'{path}: was trained on {config["data"]}, not on {data.name}; {MOVE}')
-    for name in findings:
-        if name in data.table: continue
-        raise TrainError(f'{path}: was trained on a table with {name}, which this one lacks; {MOVE}')
-    if config['labels'] != labels_fingerprint(data.table, findings):
+    if not has_labels(data.table, config):
         raise TrainError(f'{path}: was trained on {data.name} with other labels; {MOVE}')
     if recipe: refuse_other_recipe(path, config, with_findings(recipe, data))
     return config

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np, torch
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.learner import Learner
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from ..core import CxrError, disk_room
+from ..core import CxrError, disk_room, whole_file
 
 # %% ../../nbs/api/training/04_state.ipynb #957378ca
 class ResumeError(CxrError):
@@ -47,17 +47,11 @@ def write_state(
     info:dict, # Anything that JSON can hold
 ):
     "Write a state, whole or not at all: where it fails, the file that was there stays"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, tensors = path.with_name(path.name + '.part'), {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    try:
-        part.write_bytes(save(tensors, dict(info=json.dumps(info), crc=str(_crc(tensors, json.dumps(info))))))
+    tensors, said = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, json.dumps(info)
+    with whole_file(path) as part:
+        part.write_bytes(save(tensors, dict(info=said, crc=str(_crc(tensors, said)))))
         _sync(part)
-        os.replace(part, path)
-        _sync(path.parent)
-    except (OSError, SafetensorError):
-        part.unlink(missing_ok=True)
-        raise
+    _sync(Path(path).parent)
 
 # %% ../../nbs/api/training/04_state.ipynb #e703f227
 def read_state(
@@ -201,8 +195,9 @@ class StateFile:
         self.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
     def forget_rows(self):
-        "Leave no rows of an earlier pass behind"
-        for o in self.folder.glob('*.f32'): o.unlink(missing_ok=True)
+        "Leave no rows of an earlier pass behind, and nothing that was half written"
+        self.wait()
+        for o in [*self.folder.glob('*.f32'), *self.folder.glob('*.part')]: o.unlink(missing_ok=True)
 
 # %% ../../nbs/api/training/04_state.ipynb #7f8acae7
 class Pass:
@@ -283,14 +278,10 @@ class SaveState(Callback):
         file:StateFile, # Where; nothing is saved if None
         keep, # The callback that holds the best state: `state` and `optimiser` (name to tensor), `keep()`
         history, # The callback that has a row an epoch: `rows`, `bar`
-        state:tuple=None, # Tensors and info to go on from, as of `StateFile.read`
+        was:tuple=None, # Tensors and info to go on from, as of `StateFile.read`
         valid:bool=True, # During validation too? That needs a `Scores` metric, `ValidLoss` and one process alone
     ):
-        self.file = file
-        self.keeper = keep
-        self.history = history
-        self.was = state
-        self.valid_too = valid
+        store_attr()
     @property
     def net(self): return getattr(self.learn.model, 'module', self.learn.model)
     @property
@@ -318,7 +309,7 @@ class SaveState(Callback):
         if self.training: self.batch += 1
         else: self.seen += 1
         if not self.file or time.monotonic() - self.last < self.file.every: return
-        if self.training or self.valid_too: self._save(self.epoch, self.batch, self.seen)
+        if self.training or self.valid: self._save(self.epoch, self.batch, self.seen)
     def after_epoch(self):
         if self.file and self.epoch + 1 < self.n_epoch: self._save(self.epoch + 1, 0, 0)
 
@@ -328,8 +319,8 @@ def _save(self:SaveState, epoch, batch, seen):
     "Write a state; the next pass begins at batch number `batch` of training and `seen` of validation"
     smooth = self.recorder.smooth_loss
     tensors, random = random_state(self.dls.device)
-    tensors |= prefixed('model', changing(self.net)) | prefixed('best', self.keeper.state)
-    tensors |= optimiser_state(self.opt.opt) | prefixed('best_opt', self.keeper.optimiser)
+    tensors |= prefixed('model', changing(self.net)) | prefixed('best', self.keep.state)
+    tensors |= optimiser_state(self.opt.opt) | prefixed('best_opt', self.keep.optimiser)
     for name, callback in self.carriers().items(): tensors |= prefixed(name, callback.carried)
     tensors['smooth'] = torch.as_tensor(smooth.val)
     if seen: tensors |= self._scores()
@@ -345,7 +336,7 @@ def _restore(self:SaveState, tensors, info):
     "Everything as it was, and the position"
     self.net.load_state_dict(below('best', tensors), strict=False)
     set_optimiser_state(self.opt.opt, {f'opt.{k}': v for k, v in below('best_opt', tensors).items()})
-    self.keeper.keep()
+    self.keep.keep()
     self.net.load_state_dict(below('model', tensors), strict=False)
     set_optimiser_state(self.opt.opt, tensors)
     for name, callback in self.carriers().items():
