@@ -121,6 +121,8 @@ def read_csv(
         why = str(e).splitlines()[0]
         raise LabelError(f'{path}: cannot be read as a CSV ({why}); save it as comma-separated UTF-8') from None
     df.columns = [str(o).strip() for o in df.columns]
+    twice = df.columns[df.columns.duplicated()]
+    if len(twice): raise LabelError(f'{path}: two columns are called {twice[0]!r}; keep one')
     for o in needed:
         if o in df: continue
         raise LabelError(f'{path}: column {o!r} is missing; needed are {_quoted(needed, None)}, '

@@ -1,5 +1,5 @@
 "What a reviewer proved wrong once: names, numbers and files as people have them."
-import os
+import os, time
 from types import SimpleNamespace
 
 import numpy as np, pandas as pd, pytest
@@ -300,3 +300,85 @@ def test_a_head_that_stands_last_may_be_worse(drawn, tmp_path):
     run = train(some, recipe, tmp_path/'run', device='cpu', progress=False, cache=tmp_path/'cache')
     assert val_auroc(run) >= max(row['auroc'] for row in run.history) - 1e-6
     assert len(open_run(run.path, device='cpu', progress=False).data.table) == len(some.table) < len(drawn.table)
+
+def test_a_column_that_is_there_twice(tmp_path):
+    (tmp_path/'a.csv').write_text('image, image,Mass\na.png,a.png,1\nb.png,b.png,0\n')
+    with pytest.raises(LabelError, match="two columns are called 'image'"): read_table(tmp_path/'a.csv')
+
+@pytest.mark.parametrize('file, name', [
+    ('1.2.A.png', '1.2.A'), ('St. Mary 1.png', 'St. Mary 1'), ('a.PNG', 'a.png'), ('1.png', 1),
+    ('a\u0308.png', 'a\u0308.png'), ('a\u0308.png', '\xe4.png'), ('\xe4.png', 'a\u0308')])
+def test_a_table_made_by_hand_names_its_files(file, name, tmp_path):
+    "A dot within a name is no suffix, and an umlaut is written in one way or the other"
+    from cxr_nb.data.sources import own_data
+    (tmp_path/file).touch()
+    table = pd.DataFrame(dict(patient=[1], Mass=[1]), index=[name])
+    for files in (tmp_path, {file: tmp_path/file}): assert not own_data(table, files).missing
+
+def test_a_folder_that_is_called_like_a_file_is_none(tmp_path):
+    "As Kaggle unpacks some; and half of a collection does not hide a whole one"
+    from cxr_nb.data.indiana import PROJECTIONS, REPORTS, indiana_folder
+    from cxr_nb.data.sources import LABEL_FILES, kaggle_mount
+    (tmp_path/'a'/LABEL_FILES[1]).mkdir(parents=True)
+    (tmp_path/'a'/REPORTS).touch()
+    assert kaggle_mount(tmp_path) is None and indiana_folder(tmp_path) is None
+    (tmp_path/'b'/'c').mkdir(parents=True)
+    for name in (LABEL_FILES[1], REPORTS, PROJECTIONS): (tmp_path/'b'/'c'/name).touch()
+    assert kaggle_mount(tmp_path) == indiana_folder(tmp_path) == tmp_path/'b'/'c'
+
+def test_room_for_download_and_cache_in_one_folder(tmp_path, monkeypatch):
+    from cxr_nb.data import downloads
+    for name in ('KAGGLEHUB_CACHE', 'CXR_CACHE'): monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.delenv('KAGGLE_KERNEL_RUN_TYPE', raising=False)
+    monkeypatch.setattr(downloads.shutil, 'disk_usage', lambda path: SimpleNamespace(free=8e9))
+    with pytest.raises(downloads.DownloadError, match='needs 10.2 GB'): downloads.check_room('224')
+
+def test_no_finding_may_be_a_finding():
+    from cxr_nb.data.splits import eda_summary, split_table
+    table = nih_table().iloc[:40]
+    table['No Finding'] = 1
+    split = pd.Series('train', table.index)
+    assert split_table(table, split)['No Finding'].tolist() == [1.]
+    assert 'No Finding 100.0%' in eda_summary(table, split)
+
+def test_own_pictures_in_a_folder_of_drawn_ones(tmp_path):
+    "They are no reason to draw again"
+    from cxr_nb.data.phantom.release import make_phantom
+    def draw(): return make_phantom(tmp_path/'drawn', n_images=3, size=64, progress=False)
+    (draw()/'figure.png').touch()
+    assert (draw()/'figure.png').exists()
+
+@pytest.mark.parametrize('findings', [None, {'Mass': {'threshold': .3}, 'Edema': {'f1': .2}}])
+def test_thresholds_that_are_not_all_there(findings, tmp_path):
+    "A finding without one would never be called"
+    from cxr_nb.core import write_json
+    from cxr_nb.metrics.thresholds import ThresholdError, load_thresholds
+    write_json(tmp_path/'t.json', {'findings': findings})
+    with pytest.raises(ThresholdError, match='is no thresholds file'): load_thresholds(tmp_path/'t.json')
+
+def test_why_there_is_no_interval():
+    "Where a finding is the same in every resample that has it, the notes say so"
+    from cxr_nb.metrics.evaluation import evaluate
+    y = np.arange(40)[:, None] < [3, 20]
+    notes = evaluate(y, np.where(y, .9, .1), ['A', 'B'], np.arange(40), n_boot=50).notes
+    assert 'AUROC the same in every resample, so without an interval: A, B' in notes
+
+@pytest.mark.parametrize('ours, theirs', [
+    ('a\u0308.png', 'a\u0308.png'), ('\xe4.png', 'a\u0308.png'), ('a\u0308.png', '\xe4.png')])
+def test_an_umlaut_in_truth_and_predictions(ours, theirs):
+    "No image is lost for the way in which its name is written"
+    from cxr_nb.metrics.predictions import align
+    table = pd.DataFrame(dict(patient=[1, 2], Mass=[1, 0]), index=[ours, 'b.png'])
+    assert align(table, pd.DataFrame(dict(image=[theirs, 'b.png'], prob_Mass=[.1, .2]))).y.shape == (2, 1)
+
+def test_an_interrupted_drawing_does_not_go_on(tmp_path, monkeypatch):
+    from cxr_nb.data.phantom import release
+    drawn = []
+    def draw(job, size):
+        drawn.append(job)
+        time.sleep(.01)
+    def interrupted(images, **how): raise KeyboardInterrupt
+    monkeypatch.setattr(release, '_write_image', draw)
+    monkeypatch.setattr(release, 'tqdm', interrupted)
+    with pytest.raises(KeyboardInterrupt): release.make_phantom(tmp_path/'drawn', n_images=600, size=64, workers=2)
+    assert len(drawn) < 300

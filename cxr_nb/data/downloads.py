@@ -81,10 +81,12 @@ def _mounts(download, base):
 def folder_with(
     root, # A folder
     names, # Of files, any of which will do
+    beside:str='', # Name of another file that must lie there too
 )->Path: # None if there is none, or no such folder
     "The folder in which a file lies: this one, or the nearest below it"
     for depth in range(5):
-        found = [file.parent for name in names for file in Path(root).glob('*/'*depth + name)]
+        files = [file for name in names for file in Path(root).glob('*/'*depth + name) if file.is_file()]
+        found = [file.parent for file in files if (file.parent/beside).exists()]
         if found: return min(found)
 
 def mounted(
@@ -120,12 +122,12 @@ def check_room(
     "Raise `DownloadError` if a disk has too little room for a download and for the cache of its images"
     download = the_download(name)
     size = size or min(256, download.side)
-    needs = {cache_home(): download.images*size**2}
+    needs = [(cache_home(), download.images*size**2)]
     if 'KAGGLE_KERNEL_RUN_TYPE' not in os.environ: # a Kaggle notebook mounts instead of downloading
         begun = sum(o.stat().st_size for o in (downloads_home()/'datasets'/download.handle).glob('*.archive'))
-        needs = {downloads_home(): 2e9*download.gigabytes - begun} | needs
+        needs.insert(0, (downloads_home(), 2e9*download.gigabytes - begun))
     disks = {}
-    for folder, n_bytes in needs.items():
+    for folder, n_bytes in needs:
         near = nearest_folder(folder)
         disks.setdefault(near.stat().st_dev, []).append((near, n_bytes))
     for wanted in disks.values():

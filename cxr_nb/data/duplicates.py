@@ -42,7 +42,7 @@ def bits_of(
     hashes # uint64 (N, 4), of `image_hash`
 )->np.ndarray: # float32 (N, 256), 1 or -1
     "Hashes as signs: the product of two counts the bits that are equal, less those that differ"
-    words = np.asarray(hashes, dtype=np.uint64).reshape(-1, 4)
+    words = np.ascontiguousarray(hashes, dtype=np.uint64).reshape(-1, 4)
     return 2*np.unpackbits(words.view(np.uint8), axis=1).astype(np.float32) - 1
 
 # %% ../../nbs/api/data/15_duplicates.ipynb #3ed0b6f5
@@ -57,9 +57,9 @@ def near_pairs(
     "All pairs of hashes that are near each other: at most `NEAR_BITS` apart"
     signs = bits_of(hashes)
     pairs = np.empty((0, 2), int)
-    for start in range(0, len(signs), 64): # so many are held against all that follow at a time
-        alike = signs[start:start + 64] @ signs[start:].T
-        a, b = np.nonzero(alike >= 256 - 2*NEAR_BITS)
+    for start in range(0, len(signs), 256): # so many are held against all that follow at a time
+        alike = signs[start:start + 256] @ signs[start:].T
+        a, b = np.divmod(np.flatnonzero(alike >= 256 - 2*NEAR_BITS), alike.shape[1])
         some = np.stack([a, b], axis=1)[a < b] + start
         pairs = np.concatenate([pairs, some])
         if len(pairs) >= most: break

@@ -238,7 +238,7 @@ def indiana_folder(
     root # A folder
 )->Path: # It, or the folder nearest below it with the CSV files; None if there is none
     "Where Kaggle's CSV files lie"
-    return folder_with(Path(root).expanduser(), [REPORTS])
+    return folder_with(Path(root).expanduser(), [REPORTS], PROJECTIONS)
 
 def _root(root, download, kaggle):
     "The folder that was named, mounted or downloaded; None where the phantom must stand in"

@@ -354,6 +354,7 @@ def own_data(
     if not isinstance(files, dict):
         root = root or files
         files = index_images(files)
+    files = {normalize('NFC', name): path for name, path in files.items()}
     root = root or _common_folder(files)
     table = _called_as(table, files)
     count_there(table, files, root, 'check the folder and the names')
@@ -374,8 +375,10 @@ def _called_as(table, files):
         stem, suffix = os.path.splitext(name)
         for key in {stem, stem + suffix.lower()}: alike.setdefault(key, []).append(name)
     def called(image):
-        stem, suffix = os.path.splitext(str(image))
-        names = alike.get(stem + suffix.lower(), [])
-        return names[0] if image not in files and len(names) == 1 else image
+        name = normalize('NFC', str(image))
+        if name in files: return name
+        stem, suffix = os.path.splitext(name)
+        names = alike.get(name) or alike.get(stem + suffix.lower(), [])
+        return names[0] if len(names) == 1 else image
     names = table.index.map(called)
     return table if names.has_duplicates else table.set_axis(names).rename_axis('image')

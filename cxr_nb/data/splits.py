@@ -178,7 +178,8 @@ def split_table(
     table['images per patient'] = table.images/table.patients
     table['AP'] = df['view'].eq('AP').groupby(split).mean()
     table[NO_FINDING] = no_finding(df).groupby(split).mean()
-    table = table.join(parts[findings_of(df)].mean())
+    findings = findings_of(df)
+    table[findings] = parts[findings].mean() # one may be called No Finding itself
     usual = [part for part in _PARTS if part in table.index]
     return table.loc[[*usual, *table.index.difference(usual, sort=False)]]
 

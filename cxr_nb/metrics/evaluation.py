@@ -119,7 +119,7 @@ def notes(self:Evaluation)->list: # Sentences
     lost = auc.undefined()
     known = t.auroc.notna()
     few = known & (t.positive_patients < 10)
-    flat = known & t.auroc_low.isna() & (lost == 0) & (self.patients != 1)
+    flat = known & t.auroc_low.isna() & (lost <= .2*len(auc.draws)) & (self.patients != 1)
     absent = [f'{f} ({o} of {len(auc.draws)})' for f, o in zip(t.index[known], lost[known]) if o]
     out = []
     if self.patients is None: out.append('Patients are not known: images were drawn, and the intervals are too narrow')

@@ -12,6 +12,7 @@ __all__ = ['PREDICTION_COLUMNS', 'IMAGE_COLUMNS', 'PredictionError', 'plain_name
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np, pandas as pd
 from ..core import CxrError
@@ -286,6 +287,7 @@ def align(
     if not isinstance(table, pd.DataFrame) or 'patient' not in table:
         raise PredictionError('this is no image table, for it has no column patient; `nih_table()` is one, '
                               'and `read_table` makes one of a CSV')
+    table = table.set_axis([normalize('NFC', str(o)) for o in table.index])
     preds = _spelt_alike(preds, table)
     have = predicted_findings(preds)
     findings = [o for o in have if o in table.columns]

@@ -134,7 +134,7 @@ class Readings:
 
 def _spelt(patients):
     "Names in which 13, 13.0, '13' and '00000013' are the same patient"
-    text = pd.Series(list(patients), dtype=object).astype(str).str.strip()
+    text = pd.Series([str(o).strip() for o in patients], dtype=object)
     return text.str.replace(r'^0*(\d+)(\.0)?$', r'\1', regex=True)
 
 def _named_among(named, patients):

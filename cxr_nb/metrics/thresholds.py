@@ -229,9 +229,10 @@ def _read(path):
     "The table in a thresholds file"
     record = read_json(path, 'write one with `save_thresholds`', error=ThresholdError)
     try:
+        t = {name: entry['threshold'] for name, entry in record['findings'].items()}
         df = pd.DataFrame.from_dict(record['findings'], orient='index')
-        return df.assign(threshold=threshold_array(df, list(df.index)))
-    except (KeyError, AttributeError, ValueError) as e:
+        return df.loc[list(t)].assign(threshold=threshold_array(t, list(t)))
+    except (KeyError, AttributeError, TypeError, ValueError) as e:
         raise ThresholdError(f'{path}: is no thresholds file ({e}); '
                              'it must hold {"findings": {"Hernia": {"threshold": 0.12}}}') from None
 

@@ -95,8 +95,10 @@ def _write_images(jobs, size, workers, progress):
     "Draw all images, and return the boxes of each"
     if workers is None: workers = min(os.cpu_count() or 1, 4)
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        drawn = pool.map(partial(_write_image, size=size), jobs)
-        return list(tqdm(drawn, total=len(jobs), desc='phantom', disable=not progress))
+        try:
+            drawn = pool.map(partial(_write_image, size=size), jobs)
+            return list(tqdm(drawn, total=len(jobs), desc='phantom', disable=not progress))
+        finally: pool.shutdown(cancel_futures=True) # who interrupts does not wait for the rest
 
 # %% ../../../nbs/api/data/phantom/04_release.ipynb #8c041fe7
 def _write_lines(file, lines): file.write_text('\n'.join(lines) + '\n')
@@ -149,7 +151,7 @@ def _is_done(dest, params):
     "Is exactly this phantom there, and whole?"
     try: note = json.loads((dest/'phantom.json').read_text())
     except (OSError, ValueError): return False
-    there = sum(1 for _ in dest.rglob('*.png'))
+    there = sum(1 for _ in dest.glob('images_*/images/*.png'))
     return note in (params, {**params, 'images': there, 'complete': True})
 
 def drawn_once(
