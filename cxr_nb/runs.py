@@ -102,7 +102,7 @@ def clear_run(
         if file.is_dir() and not file.is_symlink(): shutil.rmtree(file)
         else: file.unlink()
     results = Path(path)/'results'
-    if results.is_dir() and not any(results.iterdir()): results.rmdir()
+    if results.is_dir() and not results.is_symlink() and not any(results.iterdir()): results.rmdir()
 
 # %% ../nbs/api/01_runs.ipynb #88b1a4a2
 class RunError(CxrError):

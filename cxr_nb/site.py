@@ -14,6 +14,7 @@ import gc, inspect, re
 from functools import reduce
 from importlib import import_module
 from multiprocessing.util import Finalize
+from types import FunctionType, MethodType, UnionType
 
 # %% ../nbs/api/10_site.ipynb #f1700006
 from .data.sources import calm_tests
@@ -61,7 +62,7 @@ def mend_links(
 
 # %% ../nbs/api/10_site.ipynb #41820847
 _COMMENT = re.compile(r'^ *\**(\w+).*? # (.*)$', re.M) # Of a line that begins with a name
-_RETURNS = re.compile(r'^\)->.*?: # (.*)$', re.M)
+_RETURNS = re.compile(r'^ *(?:def .*)?\)->.*?: # (.*)$', re.M)
 
 def _text(
     value, # A type or a default
@@ -70,18 +71,20 @@ def _text(
     "What a cell of a table says of it, as code; nothing if there is none"
     if value is inspect.Parameter.empty: return ''
     text = getattr(value, '__name__', None) or repr(value)
+    if isinstance(value, UnionType): text = re.sub(r'\w+\.', '', repr(value)) # without their modules
     return f'`{text}`' if len(text) <= most else f'`{text[:most - 1]}…`'
 
 def parameters(
     obj # A function or a class
 )->list: # A row each: name, type, default, what it is
     "The parameters of a function or the fields of a dataclass, with the comments at the end of their lines"
+    made = obj.__init__ if inspect.isclass(obj) else obj
+    package = obj.__module__.partition('.')[0]
+    if not getattr(made, '__module__', '').startswith(package): return [] # a constructor of another library
     said = dict(reversed(_COMMENT.findall(inspect.getsource(obj)))) # the first line of a name counts
     stars = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
     rows = []
-    try: takes = inspect.signature(obj).parameters
-    except ValueError: return [] # of a built-in type
-    for name, o in takes.items():
+    for name, o in inspect.signature(obj).parameters.items():
         if name == 'self': continue
         rows.append((stars.get(o.kind, '') + name, _text(o.annotation), _text(o.default), said.get(name, '')))
     return rows
@@ -116,13 +119,14 @@ def signature(
     "A definition's call, its parameters, and what it gives back"
     obj = reduce(lambda o, part: getattr(o, part, None), name.split('.'), module)
     obj = inspect.unwrap(getattr(obj, 'fget', obj))
-    if not (inspect.isfunction(obj) or inspect.isclass(obj)): return ''
+    if not isinstance(obj, (FunctionType, MethodType, type)): return ''
     if inspect.isclass(obj) and issubclass(obj, Exception):
         return f'```python\nclass {name}({obj.__base__.__name__})\n```'
     rows = parameters(obj)
     parts = [f'```python\n{call_line(name, rows)}\n```', parameter_table(rows)]
-    said = _RETURNS.search(inspect.getsource(obj)) if inspect.isfunction(obj) else None
-    if said: parts.append(f'**Returns** {_text(inspect.signature(obj).return_annotation)}: {said[1]}')
+    gives = '' if inspect.isclass(obj) else _text(inspect.signature(obj).return_annotation)
+    said = _RETURNS.search(inspect.getsource(obj))
+    if gives: parts.append(f'**Returns** {gives}' + (f': {said[1]}' if said else ''))
     return '\n\n'.join(o for o in parts if o)
 
 # %% ../nbs/api/10_site.ipynb #70d032af

@@ -128,6 +128,18 @@ def test_resume_without_data_takes_those_of_the_run(run, trained, tmp_path):
     assert said.returncode == 0 and 'nothing is left to do' in said.stdout, said.stderr
     assert 'synthetic images stand in' not in said.stdout
 
+@pytest.mark.parametrize('findings', [('--findings', 'Mass,Edema,Never'), ()])
+def test_resume_without_data_knows_what_was_left_out(run, phantom, tmp_path, findings):
+    table = pd.read_csv(phantom/'Data_Entry_2017.csv')
+    table = table.rename(columns={'Image Index': 'image', 'Patient ID': 'patient'})
+    for finding in ('Mass', 'Edema', 'Never'): table[finding] = table['Finding Labels'].str.contains(finding).astype(int)
+    table[['image', 'patient', 'Mass', 'Edema', 'Never']].to_csv(tmp_path/'mine.csv', index=False)
+    own = '--csv-path', tmp_path/'mine.csv', '--img-root', phantom
+    how = *findings, '--fast', '--weights', 'none', '--size', 32, '--device', 'cpu', '--out', tmp_path/'run'
+    assert run('cxr-train', *own, *how).returncode == 0
+    said = run('cxr-train', *how, '--resume')
+    assert said.returncode == 0 and 'left out: Never' in said.stdout, said.stderr
+
 def test_gradcam_writes_pictures(run, trained, tmp_path):
     said = run('cxr-gradcam', '--run', trained, '--samples', 3, '--out', tmp_path)
     assert said.returncode == 0, said.stderr

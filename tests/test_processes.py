@@ -1,5 +1,5 @@
 "Two processes train as one does, and only the first of them writes."
-import json, subprocess, sys
+import json, shutil, subprocess, sys
 from pathlib import Path
 
 import pandas as pd, pytest
@@ -58,3 +58,10 @@ def test_a_batch_that_cannot_be_dealt_is_one_line(run_pair, phantom, tmp_path):
     assert all(codes)
     error = 'error: batch size 15 cannot be dealt to 2 processes; make it a multiple of 2'
     assert error in Path(f'{said[0]}.err').read_text()
+
+def test_two_processes_see_that_a_run_is_finished(run_pair, phantom, trained, tmp_path):
+    again = shutil.copytree(trained, tmp_path/'again')
+    codes, said = run_pair('cxr-train', '--data', phantom, '--out', again, '--arch', 'mobilenetv2_050', '--weights',
+                           'none', '--size', 64, '--epochs', 1, '--device', 'cpu', '--precision', 'float32', '--resume',
+                           out=tmp_path)
+    assert codes == [0, 0] and 'nothing is left to do' in Path(f'{said[0]}.out').read_text()

@@ -143,14 +143,19 @@ def _drawn_and_gone(run):
     drawn = PHANTOM_CAVEAT in (read_json(Path(run)/'config.json', default={}).get('caveat') or '')
     return drawn and not Path(read_json(Path(run)/'data.json', default={}).get('root') or 'nowhere').is_dir()
 
+def _data_of(run, findings):
+    "The data of a run, with the findings that are asked for, or else those that were"
+    from cxr_nb.data.opening import run_data
+    config = read_json(Path(run)/'config.json')
+    return run_data(run, findings or config['findings'] + config.get('left_out', []))
+
 def _training_data(recipe, data, csv_path, img_root, findings, download, columns, old=None):
     "The data that options name, else those of an old run; the first process makes or fetches them"
     from cxr_nb.data.indiana import load_indiana
-    from cxr_nb.data.opening import run_data
     from cxr_nb.data.sources import load_data
     from cxr_nb.training.distributed import main_first
     def load():
-        if old and not _drawn_and_gone(old): return run_data(old)
+        if old and not _drawn_and_gone(old): return _data_of(old, findings)
         if _is_indiana(recipe) and not (csv_path or img_root or download): return load_indiana(data)
         return load_data(data, csv_path, img_root, findings, download, columns, say)
     return say_data(main_first(load))

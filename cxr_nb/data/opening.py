@@ -28,7 +28,8 @@ def open_data(
 
 # %% ../../nbs/api/data/11_opening.ipynb #5757480d
 def run_data(
-    run # A run folder
+    run, # A run folder
+    findings:list=None, # Which; those of the run if not given
 )->ChestData: # The data that it was trained on, where they were
     "The data of a run, by its `data.json`. Raises `CxrError` if they have moved"
     config = read_json(Path(run)/'config.json', 'give the folder that cxr-train wrote with --out, or train again')
@@ -43,7 +44,7 @@ def run_data(
     if not csv: raise CxrError(f'{run}: its table was made in Python; give it again, as in open_run(path, data)')
     if not Path(csv).is_file():
         raise CxrError(f'{run}: its label file is not where it was; give it as --csv-path, with --img-root')
-    findings = config.get('findings')
+    findings = findings or config.get('findings')
     if home and home.resolve() == Path(csv).resolve() and not where.get('columns'):
         return load_nih(root, findings, source)
     return load_data(csv_path=csv, img_root=root, findings=findings, columns=where.get('columns'))

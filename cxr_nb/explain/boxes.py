@@ -265,7 +265,9 @@ def map_similarity(
     b, # Maps of the same pairs, (N, S, S)
     size:int=32, # Side of the grid they are compared on, in cells
 )->np.ndarray: # (N,) in -1..1; NaN where one of the two is flat
-    "Spearman's rank correlation between the cells of two maps"
+    "Spearman's rank correlation between the cells of two maps. Raises `ExplainError` unless all have one size"
+    if np.shape(a) != np.shape(b):
+        raise ExplainError(f'maps of shape {np.shape(a)} and {np.shape(b)}; give two maps of each pair, of one size')
     return _ranks(a, size).corrwith(_ranks(b, size), axis=1).to_numpy()
 
 def _ranks(maps, size):

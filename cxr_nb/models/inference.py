@@ -67,13 +67,14 @@ def _session(network, img):
     options.intra_op_num_threads = 1 # each core has images of its own
     return onnxruntime.InferenceSession(file.getvalue(), options, providers=['CPUExecutionProvider'])
 
-PART = 2 # Images at a time for each core: what lies between the layers of so few stays in its cache
+PART = 2 # Images at a time for each core, at most: what lies between the layers of so few stays in its cache
 
 def _answer(session, img):
     "What a session gives: a tensor, or a list of several"
     def run(part): return session.run(None, {'img': part.numpy()})
-    with ThreadPoolExecutor(torch.get_num_threads()) as cores:
-        parts = list(cores.map(run, img.contiguous().split(PART)))
+    n = torch.get_num_threads()
+    part = min(PART, -(-len(img)//n)) # so that each core has some
+    with ThreadPoolExecutor(n) as cores: parts = list(cores.map(run, img.contiguous().split(part)))
     out = [torch.from_numpy(np.concatenate(o)) for o in zip(*parts)]
     return out if len(out) > 1 else out[0]
 

@@ -40,7 +40,8 @@ from .judging import judge, judged
 from .losses import check_loss, make_loss
 from .batch_size import sized, stage_size, within_memory
 from .recipe import Recipe, Stage, TrainError
-from .folder import config_of, history_of, read_checkpoint, refuse_other_run, resume_position, what_it_is_of
+from .folder import (checkpoint_here, config_of, history_of, read_checkpoint, refuse_other_run,
+                                    resume_position, what_it_is_of)
 from .run import Run, pass_batch, restore, run_config, stage_files, start_run, write_log
 from .state import (LateLearner, SaveState, StateFile, prefixed, read_state, refuse_other, room_to_train,
                                    set_optimiser_state, write_state)
@@ -363,4 +364,4 @@ def _opening(path, resume, overwrite):
     if overwrite: return f'{path}: the run there will be replaced' if holds_run(path) else None
     if not resume: return None
     if at := resume_position(path): return f'{path}: goes on {at if at.startswith("after ") else "with " + at}'
-    return None if read_checkpoint(path) else f'{path}: no run is there yet; a new one begins'
+    return None if checkpoint_here(path) else f'{path}: no run is there yet; a new one begins'

@@ -130,8 +130,8 @@ RECIPE_RULES = dict(
 def _check_going_on(stages):
     "Raise `TrainError` for a stage that goes on with the optimiser's averages of other weights"
     for before, stage in pairwise(stages):
-        same = (stage.trainable, stage.layer_decay) == (before.trainable, before.layer_decay)
-        if same or not stage.go_on: continue
+        same_order = (stage.layer_decay == 1) == (before.layer_decay == 1)
+        if not stage.go_on or stage.trainable == before.trainable and same_order: continue
         raise TrainError(f'stage {stage.name!r}: goes on with the averages of {before.name!r}, where other weights '
                          'learnt; give both the same trainable and layer_decay')
 
