@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..core import CxrError, read_json
 from .indiana import indiana_folder, load_indiana
-from .sources import ChestData, label_file, load_data, load_nih
+from .sources import LABEL_FILES, ChestData, label_file, load_data, load_nih
 
 # %% ../../nbs/api/data/11_opening.ipynb #2ad018e9
 def open_data(
@@ -36,7 +36,9 @@ def run_data(
     where = read_json(Path(run)/'data.json', 'restore it, or give the folder of the images as --data', default={})
     root = where.get('root')
     if not root or not Path(root).is_dir():
-        raise CxrError(f'{run}: its images are not where they were; give their folder as --data')
+        known = Path(where.get('csv') or LABEL_FILES[0]).name in LABEL_FILES
+        mend = 'give their folder as --data' if known else 'give them as --csv-path and --img-root'
+        raise CxrError(f'{run}: its images are not where they were; {mend}')
     source = where.get('source')
     home = label_file(root)
     if not where.get('csv') and not home and indiana_folder(root): return load_indiana(root, source=source)

@@ -107,11 +107,12 @@ def learnable(
     findings:list, # Those that are asked for
 )->list: # Those with a positive training image, in order
     "Which findings can be learnt. Raises `TrainError` if it is none, or if validation can rank no finding"
-    positives = table.loc[split.index[split == 'train'], findings].sum()
+    learnt = table.loc[split.index[split == 'train'], findings]
+    positives = learnt.sum()
     found = [name for name in findings if positives[name]]
     if not found:
-        raise TrainError(f'no training image has any of {", ".join(findings)}; is the label column the right one, '
-                         'and are they spelt as in it?')
+        raise TrainError(f'none of the {len(learnt):,} training images has any of {", ".join(findings)}; '
+                         'give more images, or is the label column another, or are they spelt otherwise in it?')
     shares = table.loc[split.index[split == 'val'], found].mean()
     if shares.between(0, 1, inclusive='neither').any(): return found
     raise TrainError('no finding has both positive and negative images in the part val, so no epoch can be told '
