@@ -151,10 +151,11 @@ def show_cams(
     images, # N file names
     cases:pd.DataFrame, # image, finding, prob; threshold and true where known; as of `pick_cases`
     boxes:pd.DataFrame=None, # As of `read_boxes`
+    tab:np.ndarray=None, # What is known beside the images, as of `told`; nothing if not given
     **kwargs # More for `heatmap_sheet`
 )->Figure: # As of `heatmap_sheet`
     "Heatmaps of the cases, made from the model. Raises `ExplainError` if the image of a case is missing"
-    return heatmap_sheet(*_case_maps(model, gray, images, cases), cases, boxes, **kwargs)
+    return heatmap_sheet(*_case_maps(model, gray, images, cases, tab), cases, boxes, **kwargs)
 
 def _case_maps(model, gray, images, cases, tab=None):
     "Images (N, S, S) and maps (N, S, S) of the cases"
