@@ -80,8 +80,6 @@ def _not_known(f, word):
     near = get_close_matches(word.partition('=')[0], options, 1, cutoff=.7)
     return f'{word}: no such option; ' + (f'is {near[0]} meant?' if near else more)
 
-
-
 def _words_and_options(f, args):
     "What a function takes by position, and what by name"
     words, options = [], {}

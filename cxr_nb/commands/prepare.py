@@ -58,8 +58,6 @@ def _size_for(d, size):
             f'take --size {side}, or files with more pixels')
     return size
 
-
-
 def _say_doubted(cache, n=5):
     "Images that look turned, inverted or like no chest image, in `gate.csv`; they stay in the cache"
     from cxr_nb.data.gate import judge_cache

@@ -140,8 +140,9 @@ def _is_indiana(recipe):
 def _drawn_and_gone(run):
     "Are the images of a run synthetic, and no longer there? Then they are drawn again"
     from cxr_nb.data.sources import PHANTOM_CAVEAT
-    drawn = PHANTOM_CAVEAT in (read_json(Path(run)/'config.json', default={}).get('caveat') or '')
-    return drawn and not Path(read_json(Path(run)/'data.json', default={}).get('root') or 'nowhere').is_dir()
+    caveat = read_json(Path(run)/'config.json', default={}).get('caveat') or ''
+    root = read_json(Path(run)/'data.json', default={}).get('root')
+    return PHANTOM_CAVEAT in caveat and not (root and Path(root).is_dir())
 
 def _data_of(run, findings):
     "The data of a run, with the findings that are asked for, or else those that were"
@@ -172,15 +173,11 @@ def _check_folders(recipe, data, csv_path, img_root, download):
     if _is_indiana(recipe): return data is not None
     return find_root(data) is not None
 
-
-
 def _check_weights(r, out, resume):
     "Refuse weights that cannot be had, before images are read"
     from cxr_nb.models.published import check_start
     from cxr_nb.runs import holds_run
     if not (resume and holds_run(out)): check_start(r.weights, r.net) # else they are not needed any more
-
-
 
 def _say_stage(
     run, # Any run
@@ -213,8 +210,6 @@ def finish(
     if scores is not None: say_localisation(scores, run.judged)
     write_model_card(run.path)
     say(f'report: {write_report(run.path)}')
-
-
 
 def say_localisation(
     scores, # As of `explain_run`

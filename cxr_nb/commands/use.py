@@ -262,8 +262,6 @@ def cxr_export(
         say(f'sent to {push_to_hub(folder, push, private=not public, revision=revision)}, {seen}')
     say('Research and education only, never for clinical use.')
 
-
-
 def _say_exported(done):
     "What was written, and how near it is to the original"
     say(f'{done.path}: {done.bytes/1e6:.1f} MB, ONNX operators of version {done.opset}')

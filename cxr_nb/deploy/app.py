@@ -187,7 +187,6 @@ def read_upload(
         return answer(clf, got.pixels, got.verdict, path.name, known)
     finally: path.unlink(missing_ok=True)
 
-
 # %% ../../nbs/api/deploy/03_app.ipynb #b2a44de0
 EXAMPLES = {'Cardiomegaly': 3, 'Effusion': 5, 'Pneumothorax': 8} # Finding and patient of a phantom
 

@@ -97,8 +97,6 @@ def cam_layer(
                            'or name a `layer`')
     return (layer, where) if name else layer
 
-
-
 def _has_grid(model, shape):
     "Is an output of this shape a square map of 2 x 2 cells or more, in reading order?"
     if hasattr(getattr(model, 'backbone', None), 'reroll'): return False # Hiera keeps its patches in another order
@@ -130,8 +128,6 @@ def _head_weight(head, width, like):
     bias = head(like.new_zeros(1, width))
     weight = head(torch.eye(width, dtype=like.dtype, device=like.device)) - bias
     return weight.T.float(), bias[0].float()
-
-
 
 def pooled_linear(
     model, # A `ChestModel`, or any network with a `.head`
@@ -169,7 +165,6 @@ def _cells(model, x, layer, which, tab=None):
         if head is not None:
             n_cells = maps.shape[2:].numel()
             weights = [head[k].expand(len(maps), -1) / n_cells for k in which]
-
         else:
             slopes = [torch.autograd.grad(logits[:, k].sum(), leaf, retain_graph=True)[0] for k in which]
             weights = [to_map(slope).float().mean((2, 3)) for slope in slopes]

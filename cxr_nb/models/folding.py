@@ -213,4 +213,3 @@ def folded_together(
         yield
     finally:
         for conv, _ in pairs: vars(conv).pop('folded', None)
-

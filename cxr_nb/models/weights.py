@@ -310,4 +310,3 @@ def _fill(model, trunk, weights):
         raise ModelError(f'{weights}: does not fill {len(missing)} of the {len(found)} tensors of {model.net.arch} '
                          f'({names}); is it of another architecture?')
     model.backbone.load_state_dict(found)
-

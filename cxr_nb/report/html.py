@@ -256,8 +256,6 @@ def _calibration(run):
              'knows beforehand. It is right only where nothing but the prevalence differs between the two sides.')
     return html_table(calibration_table(record), text), note(moved), _reliability(run.held, record)
 
-
-
 def _reliability(held, record):
     "Reliability curves of the most frequent findings"
     positives = pd.Series(held.y.sum(0), held.findings)
@@ -362,8 +360,6 @@ LIMITS = [
     'Findings outside the list are never reported. If nothing is called, that says only that nothing on the list was '
     'called.',
 ]
-
-
 
 def _configuration(run):
     "Everything else, folded away"

@@ -36,8 +36,6 @@ def config_of(
     "What a run's config.json says"
     return record_of(Path(path)/'config.json')
 
-
-
 def _value(text):
     "A number of a CSV file to the last bit, NaN where it has none, other text as it is"
     if not text: return float('nan')

@@ -30,8 +30,6 @@ class TrainError(CxrError):
 BN = ('fixed', 'train')
 SCHEDULES = ('flat', 'one_cycle', 'cosine', 'plateau')
 
-
-
 def one_of(
     *names # Strings
 )->tuple: # A rule for `check_fields`
