@@ -213,7 +213,7 @@ def environment(
 
 # %% ../nbs/api/03_environment.ipynb #a29a7a3a
 PACKAGES = ('cxr_nb', 'torch', 'torchvision', 'timm', 'fastai', 'numpy', 'pandas', 'scikit-learn', 'nbdev', 'gradio',
-            'onnxruntime')
+            'onnxruntime', 'imagecodecs')
 
 def _version(name):
     "The version of a package, or that it is not installed"

@@ -23,7 +23,7 @@ from PIL import Image
 # %% ../../nbs/api/bench/03_rows.ipynb #d6c58932
 from ..data.sources import label_file
 from ..data.cache import build_cache
-from ..data.images import read_gray
+from ..data.images import png_decode, read_gray
 from ..data.augment import MEAN, STD, Augment
 from ..data.batches import Batches
 from ..explain.cam import cam_layer, gradcam
@@ -107,7 +107,10 @@ def loader_vs_torchxrayvision_workers(
     return loader_vs_torchxrayvision(s, workers=joblib.cpu_count())
 
 # %% ../../nbs/api/bench/03_rows.ipynb #b5c50251
-def _megabytes(paths): return f'{np.mean([path.stat().st_size for path in paths])/1e6:.2f} MB a file'
+def _reading(paths):
+    "How large the files are, and what decodes them"
+    size = np.mean([path.stat().st_size for path in paths])/1e6
+    return f'{size:.2f} MB a file, by {"imagecodecs" if png_decode else "OpenCV"}'
 
 def _bare_resize(path, size): return np.asarray(Image.open(path).convert('L').resize((size, size)))
 def _bare_done(path, size): _bare_resize(path, size) # keeps the pixels in its process
@@ -121,7 +124,7 @@ def cache_vs_pil(
     first = [_bare_resize(path, size) for path in list(files.values())[:8]]
     ours = s.cache.images[s.cache.rows(s.images.table.index[:8])]
     diff = agree('an image in the cache', ours, first, tol=6, mean=True)
-    note = (f'{n} threads, {n} processes; {_megabytes(files.values())}; '
+    note = (f'{n} threads, {n} processes; {_reading(files.values())}; '
             'difference: mean, of 255 gray levels (area, bicubic)')
     def build(): build_cache(files, tempfile.mkdtemp(dir=s.folder), size, n, progress=False)
     with get_reusable_executor(n, reuse=False) as pool:
@@ -142,7 +145,7 @@ def reading_vs_pillow(
     def ours(): return [read_gray(path) for path in files]
     def peer(): return [_pillow_gray(path) for path in files]
     return race('reading_vs_pillow', rate(ours, len(files)), rate(peer, len(files)), difference=diff, repeats=s.repeats,
-                note=f'{_megabytes(files)}; difference: gray levels')
+                note=f'{_reading(files)}; difference: gray levels')
 
 # %% ../../nbs/api/bench/03_rows.ipynb #960d500f
 def _one_step(run, stage):

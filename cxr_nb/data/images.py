@@ -16,6 +16,9 @@ import cv2, numpy as np
 from PIL import Image, ImageChops, ImageOps
 from .image_files import MAX_PIXELS, ImageError, check_size, file_kind, open_file
 
+try: from imagecodecs import png_decode
+except ImportError: png_decode = None
+
 # %% ../../nbs/api/data/04_images.ipynb #c053c19a
 def _open_image(path, f, kind):
     "The opened image, its header checked"
@@ -46,16 +49,22 @@ def _gray(im):
     im = im.convert('RGBA')
     return np.asarray(ImageChops.multiply(im.convert('L'), im.getchannel('A')))
 
-def _gray_by_opencv(im, f):
-    "uint8 (H, W) of a sound PNG file in gray, decoded by OpenCV; None of any other file"
-    if im.format != 'PNG' or im.mode != 'L' or {'exif', 'icc_profile'} & set(im.info): return None
+def _by_opencv(data):
+    "Pixels of a PNG file in gray. Raises an error unless all parts are there: OpenCV would complain on the screen"
+    Image.open(io.BytesIO(data), formats=['PNG']).verify() # by their checksums
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+
+def _plain_gray(im, f):
+    "uint8 (H, W) of a sound PNG file in gray, decoded faster than Pillow can; None of any other file"
+    special = {'exif', 'icc_profile', 'transparency'} & set(im.info)
+    if im.format != 'PNG' or im.mode != 'L' or special: return None
     at = f.tell()
     f.seek(0)
     data = f.read()
     f.seek(at) # Pillow goes on from here
-    try: Image.open(io.BytesIO(data), formats=['PNG']).verify() # that all parts are there, by their checksums
-    except Exception: return None # OpenCV would complain on the screen
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    decode = png_decode or _by_opencv
+    try: return decode(data)
+    except Exception: return None # Pillow says what is wrong
 
 # %% ../../nbs/api/data/04_images.ipynb #f3126673
 def colour_share(
@@ -102,7 +111,7 @@ def _read_raster(path, f, kind):
     "A PNG or JPEG file"
     with _open_image(path, f, kind) as im:
         try:
-            pixels = _gray_by_opencv(im, f)
+            pixels = _plain_gray(im, f)
             if pixels is not None: return Radiograph(pixels, kind)
             upright = ImageOps.exif_transpose(im) if 'exif' in im.info else im # cameras say how it is to be turned
             return Radiograph(_gray(upright), kind, _colour_of(im))
