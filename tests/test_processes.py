@@ -65,3 +65,8 @@ def test_two_processes_see_that_a_run_is_finished(run_pair, phantom, trained, tm
                            'none', '--size', 64, '--epochs', 1, '--device', 'cpu', '--precision', 'float32', '--resume',
                            out=tmp_path)
     assert codes == [0, 0] and 'nothing is left to do' in Path(f'{said[0]}.out').read_text()
+
+def test_only_training_is_for_several_processes(run_pair, trained, tmp_path):
+    codes, said = run_pair('cxr-eval', '--run', trained, out=tmp_path, timeout=60)
+    assert codes == [2, 2]
+    assert all('cxr-eval is for one; run it without torchrun' in Path(f'{o}.err').read_text() for o in said)

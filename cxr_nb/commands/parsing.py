@@ -55,6 +55,7 @@ def command(
     examples:str, # Shown below the options of `--help`, one a line
     notes:Callable=None, # Gives more to be shown there
     goes_on:str=None, # Flag with which an interrupted command goes on; '' if it does so by itself, None if it does not
+    together:bool=False, # May `torchrun` start it in several processes?
 )->Callable: # Takes the function; what it returns takes the arguments as typed and gives the exit code
     "Decorator: a function becomes a shell command that ends with an exit code; without arguments it takes the shell's"
     def deco(f):
@@ -64,6 +65,7 @@ def command(
             asked = notes and {'-h', '--help'} & set(argv)
             args, unknown = parser(f, examples, notes() if asked else '').parse_known_intermixed_args(argv)
             if unknown: return _fail(CxrError(_not_known(f, unknown[0])))
+            if not together and int(os.environ.get('WORLD_SIZE', 1)) > 1: return _fail(CxrError(_alone(f)))
             words, options = _words_and_options(f, vars(args))
             return _run(f, _how_to_go_on(f, argv, goes_on), *words, **options)
         return main
@@ -79,6 +81,8 @@ def _not_known(f, word):
         return f'{word}: which option is it for? As in: {likely} {word}; {more}'
     near = get_close_matches(word.partition('=')[0], options, 1, cutoff=.7)
     return f'{word}: no such option; ' + (f'is {near[0]} meant?' if near else more)
+
+def _alone(f): return f'torchrun starts several processes, but {_shell_name(f)} is for one; run it without torchrun'
 
 def _words_and_options(f, args):
     "What a function takes by position, and what by name"

@@ -40,7 +40,8 @@ def typed_options(
             cxr-train --data /path/to/indiana --out runs/indiana --recipe indiana
             cxr-train --csv-path mine.csv --img-root images --patient-col person --findings Mass,Edema --out runs/mine
             cxr-train --data /path/to/nih --out runs/second --seed 1 --split-seed 0
-            torchrun --nproc_per_node=2 -m cxr_nb.cli train --data /path/to/nih --out runs/both''', goes_on='--resume')
+            torchrun --nproc_per_node=2 -m cxr_nb.cli train --data /path/to/nih --out runs/both''',
+         goes_on='--resume', together=True)
 def cxr_train(
     data:str=None, # Folder in the NIH layout, or of the Indiana set; else download, CXR_DATA, Kaggle's mount, phantom
     csv_path:str=None, # Label file of your own: a row an image
