@@ -153,7 +153,7 @@ def moved_text(
 )->str: # For Markdown
     "What happened to the macro AUROC, with the paired interval and a word"
     row = moved.loc['Macro mean']
-    word = interval_word(row.low, row.high, 'a gain', 'a loss', 'no clear change')
+    word = interval_word(row.low, row.high, 'a gain', 'a drop', 'no clear change')
     interval = '' if pd.isna(row.low) else f' (95 % interval {row.low:+.3f} to {row.high:+.3f})'
     return (f'On {where} the macro AUROC went from {row.before:.3f} to {row.after:.3f}. '
             f'The change is {row.change:+.3f}{interval}: **{word}**.')
