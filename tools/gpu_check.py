@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np, torch
 from fastcore.script import call_parse
 from cxr_nb.bench.race import Row, hardware, write_bench
-from cxr_nb.bench.setup import bare_copy, pace, renamed, settle, trained_copy
+from cxr_nb.bench.setup import bare_copy, pace, renamed, settle
 from cxr_nb.data.sources import phantom_data
 from cxr_nb.models.folding import folded_together, unfold_batchnorm
 from cxr_nb.models.nets import device_named
 from cxr_nb.training.callbacks import Clock, best_precision
 from cxr_nb.training.capture import CapturedSteps
-from cxr_nb.training.engine import net_learner, run_stage
+from cxr_nb.training.engine import net_learner, run_stage, trained_copy
 from cxr_nb.training.recipe import STAGED, Stage, change
 from cxr_nb.training.recipes import staged
 from cxr_nb.training.run import start_run

@@ -43,7 +43,7 @@ CALLS = { # What is called first, where it is not the first function of the modu
     'metrics.compare': 'compare(y, p, q, findings, patients)', 'metrics.thresholds': 'fit_thresholds(y, p, findings)',
     'metrics.audit': "audit_file('theirs.csv')", 'metrics.label_errors': 'likely_errors(a)',
     'training.losses': "Loss('focal')", 'training.recipe': 'change(recipe, size=320)', 'training.recipes': 'fusion()',
-    'training.parts': 'make_split(table, recipe)', 'training.folder': "config_of('runs/first')",
+    'training.parts': 'make_split(table, recipe)', 'training.folder': "history_of('runs/first')",
     'training.capture': 'CapturedSteps()', 'training.batch_size': "Stage('whole', 5, 1e-5, bs='auto')",
     'training.run': "open_run('runs/first')", 'training.engine': "train(data, staged(), 'runs/first')",
     'training.judging': 'judge(run)',

@@ -16,9 +16,9 @@ import numpy as np, torch
 # %% ../../nbs/api/bench/04_cards.ipynb #01526a66
 from .race import Row, race, seconds, unmeasured
 from .rows import epoch_vs_bare_loop
-from .setup import Setup, bench_run, pace, trained_copy
+from .setup import Setup, bench_run, pace
 from ..training.callbacks import best_precision
-from ..training.engine import run_stage
+from ..training.engine import run_stage, trained_copy
 from ..training.recipe import STAGED, Stage, change
 
 # %% ../../nbs/api/bench/04_cards.ipynb #3a811408

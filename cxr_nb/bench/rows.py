@@ -35,9 +35,9 @@ from ..models.inference import pays_in_onnxruntime
 from ..models.nets import features, make_model, probabilities
 from ..training.recipe import STAGED, Stage
 from ..training.callbacks import best_precision
-from ..training.engine import run_stage
+from ..training.engine import run_stage, trained_copy
 from .race import Row, agree, race, rate, seconds
-from .setup import Setup, bare_copy, bench_run, pace, plain_copy, plain_pass, renamed, settle, trained_copy
+from .setup import Setup, bare_copy, bench_run, pace, plain_copy, plain_pass, renamed, settle
 
 # %% ../../nbs/api/bench/03_rows.ipynb #eb5ff8c6
 def _network_input(s, names):

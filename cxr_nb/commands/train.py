@@ -83,7 +83,6 @@ def cxr_train(
     "Train, choose thresholds, judge, explain and report."
     names = named_findings(findings)
     there = _check_folders(recipe, data, csv_path, img_root, download)
-    from cxr_nb.models.weights import check_arch
     from cxr_nb.runs import holds_run, refuse_overwriting
     from cxr_nb.training.distributed import best_device, leave
     from cxr_nb.training.loggers import check_logger
@@ -93,7 +92,6 @@ def cxr_train(
                test=test, folds=folds, train_subset=train_subset, val_subset=val_subset, seed=seed, findings=names,
                split_seed=split_seed, precision=precision, compile=compile or None)
     r = make_recipe(recipe, epochs, lr, batch_size, fast, **own, **_others(typed_options(set), own))
-    check_arch(r.arch)
     if not (resume or overwrite): refuse_overwriting(out)
     check_download(download, r.size)
     best_device(device) # meets the other processes, if there are any
@@ -145,19 +143,14 @@ def _drawn_and_gone(run):
     root = read_json(Path(run)/'data.json', default={}).get('root')
     return PHANTOM_CAVEAT in caveat and not (root and Path(root).is_dir())
 
-def _data_of(run, findings):
-    "The data of a run, with the findings that are asked for, or else those that were"
-    from cxr_nb.data.opening import run_data
-    config = read_json(Path(run)/'config.json')
-    return run_data(run, findings or config['findings'] + config.get('left_out', []))
-
 def _training_data(recipe, data, csv_path, img_root, findings, download, columns, old=None):
     "The data that options name, else those of an old run; the first process makes or fetches them"
     from cxr_nb.data.indiana import load_indiana
+    from cxr_nb.data.opening import run_data
     from cxr_nb.data.sources import load_data
     from cxr_nb.training.distributed import main_first
     def load():
-        if old and not _drawn_and_gone(old): return _data_of(old, findings)
+        if old and not _drawn_and_gone(old): return run_data(old, findings)
         if _is_indiana(recipe) and not (csv_path or img_root or download): return load_indiana(data)
         return load_data(data, csv_path, img_root, findings, download, columns, say)
     return say_data(main_first(load))
@@ -274,8 +267,6 @@ def cxr_demo(
 
 def _checked_demo(arch, n_images, size, seed, pretrain_images):
     "The recipe of a demo that can be shown"
-    from cxr_nb.models.weights import check_arch
-    check_arch(arch)
     if not (n_images > 0 and 32 <= size <= 1024):
         raise CxrError(f'--n-images {n_images}, --size {size}: '
                        'give at least one image, and a side of 32 to 1024 pixels')

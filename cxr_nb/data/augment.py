@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import cv2, numpy as np, torch
 import torch.nn.functional as F
-from ..core import check_fields
+from ..core import PART, check_fields
 
 # %% ../../nbs/api/data/06_augment.ipynb #ad97f895
 MEAN, STD = .449, .226 # Of ImageNet's pixels in 0..1, averaged over its three channels
@@ -39,9 +39,8 @@ class Augment:
 
     def __post_init__(self): check_fields(self, AUGMENT_RULES, 'augmentation')
 
-_SHARE = (lambda v: 0 <= v < 1, '0 or more, and below 1')
 AUGMENT_RULES = {
-    **dict.fromkeys(('shift', 'scale', 'brightness', 'contrast'), _SHARE),
+    **dict.fromkeys(('shift', 'scale', 'brightness', 'contrast'), PART),
     'degrees': (lambda v: 0 <= v <= 180, '0 to 180'),
     **dict.fromkeys(('flip', 'blur'), (lambda v: 0 <= v <= 1, '0 to 1')),
 }

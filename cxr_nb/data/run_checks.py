@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 from ..core import CxrError, file_sha256, read_json
 from ..runs import unfinished
-from .release_checks import boxed_verdict, check_boxed, label_fingerprint, list_parts
+from .release_checks import boxed_verdict, check_boxed, list_parts
 from .sources import ChestData
-from .splits import fingerprint, leaks
+from .splits import fingerprint, label_fingerprint, leaks
 from .verdicts import found, verdict_row
 
 # %% ../../nbs/api/data/16_run_checks.ipynb #8e203b50
@@ -111,7 +111,7 @@ def _check_run_labels(config, table, split):
     "Are the labels of these data, or of those that were split, the labels that were trained with?"
     own = table[[o for o in config.get('findings', []) if o in table]]
     split_ones = own[own.index.isin(split.index)]
-    marks = {label_fingerprint(o.assign(patient=0)) for o in (own, split_ones)}
+    marks = {label_fingerprint(o, list(own)) for o in (own, split_ones)}
     want = config.get('labels', 'a fingerprint')
     wrong = [] if want in marks else sorted(marks)
     mend = _DATA + '; its labels were others'

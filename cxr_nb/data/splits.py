@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/data/splits.html.md"""
 
 # %% auto #0
 __all__ = ['LeakError', 'leaks', 'check_split', 'patient_counts', 'pick_patients', 'check_shares', 'official_split', 'split_kind',
-           'random_split', 'split_table', 'subset', 'fingerprint', 'Page', 'eda_summary']
+           'random_split', 'split_table', 'subset', 'fingerprint', 'label_fingerprint', 'Page', 'eda_summary']
 
 # %% ../../nbs/api/data/03_splits.ipynb #ee63a913
 import numpy as np, pandas as pd
@@ -201,6 +201,14 @@ def fingerprint(
     "Which images are where, in one short string; independent of the order of rows"
     lines = [f'{image}\t{value}' for image, value in sorted(s.items())]
     return text_sha256('\n'.join(lines))[:16]
+
+def label_fingerprint(
+    table:pd.DataFrame, # Image table
+    findings:list, # Its columns
+)->str: # 16 hexadecimal digits, as under `labels` in a run's config.json
+    "Which image has which labels, in one short string"
+    digits = table[findings].to_numpy(np.uint8) + ord('0')
+    return fingerprint(pd.Series([bytes(row).decode() for row in digits], table.index))
 
 # %% ../../nbs/api/data/03_splits.ipynb #bbbb874b
 class Page(str):

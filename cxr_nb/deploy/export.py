@@ -24,15 +24,15 @@ from torch import nn
 # %% ../../nbs/api/deploy/02_export.ipynb #147fac72
 from .. import __version__
 from ..data.images import to_square
-from ..core import CxrError, as_json, file_sha256, need_file, read_json, whole_file, write_json, write_whole
-from ..data.augment import MEAN, STD
+from ..core import CxrError, as_json, need_file, read_json, whole_file, write_json, write_whole
+from ..data.augment import MEAN, STD, normalise
 from ..models.weights import ModelError
-from ..models.tabular import check_columns, known_rows, tabular
+from ..models.tabular import check_columns, fact_rows, known_rows
 from ..models.bundle import check_config, read_config
 from ..data.phantom.anatomy import phantom_body
 from ..data.phantom.findings import phantom_image
 from .predict import Classifier, check_square, load_classifier, probabilities_of
-from ..report.card import write_model_card
+from ..report.card import card_text
 
 # %% ../../nbs/api/deploy/02_export.ipynb #fd391b53
 class ExportError(CxrError):
@@ -47,7 +47,7 @@ class Whole(nn.Module):
         super().__init__()
         self.model = model
     def forward(self, images, rows=None):
-        return self.model.in_views((images.float() - 255*MEAN)/(255*STD), rows).sigmoid()
+        return self.model.in_views(normalise(images), rows).sigmoid()
 
 class WithRows(Whole):
     "The same for a network that is told of age, sex or view: `rows` are float32 (N, 2k), as of `tabular`"
@@ -173,10 +173,6 @@ class Exported:
 def _classifier(run):
     "A classifier on the CPU from a folder or another one. Raises `ExportError` for one that was scaled otherwise"
     if not isinstance(run, Classifier): run = load_classifier(run)
-    scaled = run.config.get('mean', MEAN), run.config.get('std', STD)
-    if scaled != (MEAN, STD):
-        raise ExportError(f'trained with mean and spread {scaled}, and this version scales with {(MEAN, STD)}; '
-                          'export it with the version that trained it')
     return Classifier(copy.deepcopy(run.model).cpu().float().eval(), run.config, torch.device('cpu'))
 
 def export_onnx(
@@ -236,9 +232,7 @@ class OnnxClassifier:
         images = check_square(images, self.size)
         if not len(images): return np.zeros((0, len(self.findings)), np.float32)
         asked = {'images': images[:, None]}
-        if self.told:
-            facts = pd.DataFrame(known or [{}]*len(images)).reindex(columns=self.told)
-            asked['rows'] = tabular(facts, self.told)
+        if self.told: asked['rows'] = fact_rows(self.told, known or [{}]*len(images))
         return self.session.run(None, asked)[0]
 
 def _about_of(meta, path):
@@ -309,12 +303,10 @@ def stage(
 )->list: # Names of the files
     "Lay out what would be sent. Raises `ExportError` if a folder of this machine is named in it"
     run, to = Path(run), Path(to)
-    config, card = read_config(run), run/'MODEL_CARD.md'
+    config = read_config(run)
     config['left_out'] = len(config.pop('skipped', None) or [])
-    config['weights_sha256'] = file_sha256(run/'model.safetensors')
-    if not card.is_file(): card = write_model_card(run)
     write_json(to/'config.json', config)
-    write_whole(to/'README.md', card.read_text(encoding='utf-8') + FROM_HUB.format(repo=repo))
+    write_whole(to/'README.md', card_text(run) + FROM_HUB.format(repo=repo))
     shutil.copy(run/'model.safetensors', to)
     refuse_folders(run, [to/'config.json', to/'README.md'])
     return sorted(file.name for file in to.iterdir())

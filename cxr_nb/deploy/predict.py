@@ -9,7 +9,7 @@ __all__ = ['Classifier', 'load_classifier', 'read_known', 'header_facts', 'gathe
            'predict_files', 'add_calls', 'check_table_name', 'write_rows']
 
 # %% ../../nbs/api/deploy/01_predict.ipynb #cc1d779a
-import os, re
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from ..models.bundle import load_bundle
 from ..models.inference import in_onnxruntime
 from ..models.nets import ChestModel, device_named
 from ..models.tabular import CODES, COLUMNS, check_facts, known_rows
-from ..labels import none_name, read_csv
+from ..labels import none_name, parse_age, read_csv
 from ..data.augment import augment
 from ..data.batches import keep_memory
 from ..metrics.thresholds import apply_thresholds, no_finding
@@ -96,12 +96,12 @@ def header_facts(
     from pydicom import dcmread
     tags = ['PatientAge', 'PatientSex', 'ViewPosition']
     header = dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
-    age = re.fullmatch(r'(\d{3})Y', str(header.get('PatientAge') or ''))
-    facts = {}
+    age = parse_age(header.get('PatientAge'))
+    facts = {} if np.isnan(age) else dict(age=age)
     for column, tag in (('sex', 'PatientSex'), ('view', 'ViewPosition')):
         said = str(header.get(tag) or '').strip().upper()
         if said in CODES[column]: facts[column] = said
-    return facts | ({'age': float(age[1])} if age and int(age[1]) <= 120 else {})
+    return facts
 
 def _known_of(path, known, header):
     "What the table, else the header of a file says of its patient"
@@ -159,8 +159,8 @@ def _rows(clf, paths, images, known=None, header=False):
     rows = []
     for path, (_, verdict), row in zip(paths, images, p):
         probabilities = {f'prob_{finding}': value for finding, value in zip(clf.findings, row)}
-        confidence = max((reason.confidence for reason in verdict.reasons), default=np.nan)
-        gate = dict(gate_codes=' '.join(verdict.codes), gate_reason=verdict.text, gate_confidence=confidence)
+        gate = dict(gate_codes=' '.join(verdict.codes), gate_reason=verdict.text,
+                    gate_confidence=verdict.confidence or np.nan)
         rows.append(dict(path=str(path), status=verdict.status) | probabilities | gate)
     return rows
 

@@ -27,7 +27,7 @@ from .export import USE, Exported, Whole, check_images, export_onnx, refuse_fold
 from .predict import load_classifier
 from ..explain.cam import as_map, pooled_linear
 from ..labels import none_name
-from ..report.card import write_model_card
+from ..report.card import card_text
 
 # %% ../../nbs/api/deploy/05_web.ipynb #645a3367
 def _last_map(model, x):
@@ -57,7 +57,7 @@ class WithMaps(Whole):
         super().__init__(model)
         self.register_buffer('weights', map_weights(model))
     def forward(self, images):
-        x = (images.float() - 255*MEAN)/(255*STD)
+        x = normalise(images)
         maps, features = _last_map(self.model, x)
         if self.model.net.views > 1: logits = self.model.in_views(x)
         else: logits = self.model.head(self.model.neck(self.model.backbone.forward_head(features)))
@@ -76,8 +76,6 @@ def page_facts(
     heatmaps:bool, # Does its ONNX file have maps?
 )->dict: # As JSON takes it
     "What the page must know of a network"
-    card = Path(run)/'MODEL_CARD.md'
-    if not card.is_file(): card = write_model_card(run)
     limits = None if clf.thresholds is None else clf.thresholds.astype(object).to_dict()
     drawn = [dict(file=name, finding=finding) for name, finding in EXAMPLES.items()]
     facts = {key: clf.config.get(key) for key in ('data', 'caveat', 'calibration')}
@@ -85,7 +83,7 @@ def page_facts(
     return facts | dict(arch=clf.model.arch, findings=clf.findings, none=none_name(clf.findings), thresholds=limits,
                         size=clf.model.size, mean=MEAN, std=STD, limits=LIMITS, mends=MENDS, notes=NOTES, use=USE,
                         heatmaps=heatmaps, told=told, examples=drawn, runtime=RUNTIME,
-                        card=card.read_text(encoding='utf-8'))
+                        card=card_text(run))
 
 # %% ../../nbs/api/deploy/05_web.ipynb #dc1b22a9
 RUNTIME_FILES = ['ort.wasm.min.mjs', 'ort-wasm-simd-threaded.mjs', 'ort-wasm-simd-threaded.wasm']

@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/metrics/audit.html.md"""
 
 # %% auto #0
 __all__ = ['ALONE', 'halves', 'interval_width', 'calibration_audit', 'guarantee_audit', 'audit', 'label_table', 'audit_baselines',
-           'audit_file', 'audit_lines', 'example_predictions']
+           'audit_file', 'baseline_means', 'audit_lines', 'example_predictions']
 
 # %% ../../nbs/api/metrics/15_audit.ipynb #867acdaf
 import os, time
@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from tqdm.auto import tqdm
 from ..core import write_csv, write_json
-from ..data.splits import fingerprint
+from ..data.splits import fingerprint, label_fingerprint
 from ..labels import FINDINGS, USUAL_COLUMNS, adjudicated, find_column, findings_of, flag_columns, nih_table
-from ..labels import official_test_patients, read_csv, read_nih, read_table, same_name
+from ..labels import official_test_patients, parse_age, read_csv, read_nih, read_table, same_name
 from .baselines import metadata_baseline, shuffled_baseline
 from .bootstrap import bootstrap
 from .calibration import calibration_table, ece_baseline, fit_calibration, shift_prior
@@ -25,7 +25,8 @@ from .evaluation import evaluate, to_metrics, with_interval, write_metrics
 from .guarantees import guaranteed_thresholds
 from .multilabel import multilabel_scores
 from .operating import confusion, threshold_array
-from .predictions import Aligned, PredictionError, align, predicted_findings, read_predictions, simulate, take
+from .predictions import (Aligned, PredictionError, align, predicted_findings, prediction_table, read_predictions,
+                          simulate, take)
 from .ranking import macro
 from .readers import readers_records
 from .subgroups import subgroup_records
@@ -181,7 +182,7 @@ def _own_table(preds):
     "Patient, age, sex and view from the predictions' own columns, if there are any"
     if not {'age', 'sex', 'view'} & set(preds): return None
     known = preds.reindex(columns=['patient', 'age', 'sex', 'view'])
-    known['age'] = pd.to_numeric(known.age, errors='coerce')
+    known['age'] = known.age.map(parse_age)
     for column in ('sex', 'view'): known[column] = known[column].fillna('').astype(str).str.strip().str.upper()
     known['sex'] = known.sex.replace({'FEMALE': 'F', 'MALE': 'M'})
     return known.join(preds.filter(regex='^true_').rename(columns=lambda name: name.removeprefix('true_')))
@@ -200,19 +201,17 @@ def _remarks(a, few=30):
 
 def _described(source, labels, a, seed):
     "What config.json says of a file of predictions"
-    truth = pd.Series([''.join(map(str, o)) for o in a.y], a.images)
     scores = pd.Series([o.tobytes().hex() for o in a.p.round(7)], a.images)
+    truth = label_fingerprint(pd.DataFrame(a.y, a.images, a.findings), a.findings)
     data = 'ChestX-ray14' if str(labels) == 'nih' else Path(labels or source).name
     return dict(data=data, predictions=Path(source).name, findings=a.findings, seed=seed,
-                fingerprint=fingerprint(scores), labels=fingerprint(truth), date=time.strftime('%Y-%m-%d'),
+                fingerprint=fingerprint(scores), labels=truth, date=time.strftime('%Y-%m-%d'),
                 not_found=len(a.not_found), unlabelled=a.unlabelled)
 
 def _save(a, path):
     "Truth and predictions as a CSV that `align(None, path)` takes"
-    rows = pd.DataFrame(dict(image=a.images, patient=a.patients))
-    p = pd.DataFrame(a.p, columns=a.findings).add_prefix('prob_')
-    y = pd.DataFrame(a.y, columns=a.findings).add_prefix('true_')
-    write_csv(path, pd.concat([rows, p, y], axis=1), index=False, float_format='%.9g')
+    table = pd.DataFrame(a.y, a.images, a.findings).assign(patient=a.patients)
+    write_csv(path, prediction_table(table, a.p, a.findings), index=False, float_format='%.9g')
 
 def _write(out, parts, thresholds, metrics, config):
     "The folder that the report reads"
@@ -268,10 +267,12 @@ def _line(name, m, score='auroc'):
     text = with_interval(o['value'], o['low'], o['high'])
     return f'{name}: {text} over {o["n_findings"]} findings, {m["n"]:,} images of {m["patients"]:,} patients'
 
-def _means(baselines):
+def baseline_means(
+    baselines:dict # As of `audit_baselines`
+)->str: # 'shuffled 0.500, metadata 0.612'; empty if there is none
     "The macro AUROC of each baseline, as text"
     known = [f'{k} {o["macro"]:.3f}' for k, o in baselines.items() if o['macro'] is not None]
-    return ', '.join(known) or 'none'
+    return ', '.join(known)
 
 def audit_lines(
     m:dict # As of `audit_file`
@@ -287,8 +288,9 @@ def audit_lines(
         where = ', official test part' if official else ''
         out.append(f'interval by patient / by image: {width:.2f}{where}')
     out.append(_line('macro F1, thresholds from the other half of the patients', m['held_out'], 'f1'))
-    baselines = f'baselines, macro AUROC: {_means(m["floors"])}'
-    out.append(f'{baselines}; on the official test part: {_means(official["floors"])}' if official else baselines)
+    baselines = f'baselines, macro AUROC: {baseline_means(m["floors"]) or "none"}'
+    if official: baselines += f'; on the official test part: {baseline_means(official["floors"]) or "none"}'
+    out.append(baselines)
     if table:
         out.append(f'mean ECE: {table["as it is"]["ece"]:.4f}, after Platt scaling {table["platt"]["ece"]:.4f}')
     out += [f'note: {o}' for o in m['test']['notes']]

@@ -6,7 +6,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/metrics/predictions.html.md"""
 
 # %% auto #0
 __all__ = ['PREDICTION_COLUMNS', 'IMAGE_COLUMNS', 'PredictionError', 'plain_names', 'check', 'check_names', 'check_columns',
-           'patient_codes', 'simulate', 'predicted_findings', 'read_predictions', 'Aligned', 'take', 'align']
+           'patient_codes', 'simulate', 'predicted_findings', 'read_predictions', 'Aligned', 'prediction_table', 'take',
+           'align']
 
 # %% ../../nbs/api/metrics/01_predictions.ipynb #54be4caa
 from dataclasses import dataclass, field, replace
@@ -247,6 +248,16 @@ class Aligned:
         said = (f'{len(self.images):,} images of {len(set(self.patients)):,} patients, {len(self.findings)} findings; '
                 f'{len(self.not_found):,} images not found in the table')
         return f'{said}; no labels for {", ".join(self.unlabelled)}' if self.unlabelled else said
+
+def prediction_table(
+    table:pd.DataFrame, # Image table
+    p, # Probabilities of its images, (N, C)
+    findings:list, # C names
+)->pd.DataFrame: # A row an image: image, patient, prob_<finding>, true_<finding>
+    "Predictions and truth side by side, as a run keeps them and `align(None, ...)` takes them"
+    said = pd.DataFrame(p, table.index, findings, dtype=float).add_prefix('prob_')
+    parts = [table[['patient']], said, table[findings].add_prefix('true_')]
+    return pd.concat(parts, axis=1).reset_index(names='image')
 
 def take(
     a:Aligned, # Truth and predictions

@@ -21,7 +21,8 @@ from safetensors.torch import save
 from torch import nn
 
 # %% ../../nbs/api/models/05_bundle.ipynb #ad0887be
-from ..core import file_sha256
+from hashlib import sha256
+from ..core import file_sha256, read_json, write_whole
 from ..data.augment import MEAN, STD
 from .weights import ModelError, read_weights
 from .tabular import CODES
@@ -29,24 +30,20 @@ from .nets import ChestModel, Net
 from .ensemble import Ensemble, ensemble_name, joint_net, member_nets
 
 # %% ../../nbs/api/models/05_bundle.ipynb #5c6e8bcf
-def _write_part(model, path):
-    "Weights into a file beside the one that they are for"
-    part = path.with_name(path.name + '.part')
+def _weight_bytes(model):
+    "Weights as a file holds them"
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     about = None # one key: safetensors shuffles several, and equal weights would differ as files
     if isinstance(model, (ChestModel, Ensemble)):
         about = dict(model=json.dumps(dict(arch=model.arch, findings=model.findings)))
-    part.write_bytes(save(tensors, metadata=about)) # `save_file` would leave a file of its own at a kill
-    return part
+    return save(tensors, metadata=about) # `save_file` would leave a file of its own at a kill
 
 def save_weights(
     model:nn.Module, # Any device
     path # A `.safetensors` file
 ):
     "Weights of a model, written whole or not at all"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_part(model, path).replace(path)
+    write_whole(path, _weight_bytes(model))
 
 # %% ../../nbs/api/models/05_bundle.ipynb #dc6cb314
 FORMAT = 2 # Of config.json; a bundle without it has no `net`
@@ -60,12 +57,12 @@ def save_bundle(
     a kill leaves the old pair or the new one"""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    weights = _write_part(model, path/'model.safetensors')
+    weights = _weight_bytes(model)
     part = path/'config.json.part'
     me = dict(arch=model.arch, findings=model.findings, size=model.size, library='cxr_nb',
-              weights_sha256=file_sha256(weights))
+              weights_sha256=sha256(weights).hexdigest())
     part.write_text(json.dumps(config | me | _described(model), indent=1, allow_nan=False))
-    weights.replace(path/'model.safetensors')
+    write_whole(path/'model.safetensors', weights)
     part.replace(path/'config.json')
     return path
 
@@ -145,12 +142,7 @@ def _parsed(file):
     "The JSON of a configuration, looked through"
     if not file.is_file():
         raise ModelError(f'{file.parent}: no config.json there; is this the folder that cxr-train wrote with --out?')
-    try:
-        if file.stat().st_size > 1 << 26: raise ValueError('larger than 64 MB')
-        cfg = json.loads(file.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as e:
-        raise ModelError(f'{file}: not valid JSON ({str(e)[:100]}); train again or restore it') from None
-    return check_config(cfg, file)
+    return check_config(read_json(file, 'train again or restore it', error=ModelError), file)
 
 def _interrupted(file, sha):
     "The configuration of a save that was killed between its two files; None if there was no such"

@@ -11,7 +11,7 @@ __all__ = ['refuse_other_findings', 'member_nets', 'joint_net', 'ensemble_name',
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np, torch
+import cv2, numpy as np, torch
 from torch import nn
 
 # %% ../../nbs/api/models/051_ensemble.ipynb #8765ea20
@@ -65,9 +65,7 @@ def area_weights(
     size:int, # Side of the smaller image
 )->torch.Tensor: # float32 (size, n); its rows sum to 1
     "How much each row of an image counts in each row of a smaller one"
-    i, j = np.arange(size)[:, None], np.arange(n)[None]
-    inside = np.minimum((i + 1)*n/size, j + 1) - np.maximum(i*n/size, j)
-    return torch.tensor(inside.clip(0)*size/n, dtype=torch.float32)
+    return torch.from_numpy(cv2.resize(np.eye(n, dtype=np.float32), (n, size), interpolation=cv2.INTER_AREA))
 
 # %% ../../nbs/api/models/051_ensemble.ipynb #223d7e06
 class Ensemble(nn.Module):

@@ -20,7 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 # %% ../../nbs/api/models/04_nets.ipynb #82f41cff
-from ..core import check_fields, record_from
+from ..core import PART, check_fields, one_of, record_from
 from ..labels import FINDINGS
 from ..data.batches import gathered
 from .weights import ModelError, check_arch
@@ -87,11 +87,11 @@ NET_RULES = dict(
     arch=(lambda v: isinstance(v, str) and v, 'the name of a timm model'),
     findings=(lambda v: v is None or isinstance(v, tuple) and _are_names(v), 'up to 1,000 names, each once'),
     size=(lambda v: is_whole(v) and 16 <= v <= 2048, 'a whole number, 16 to 2048 pixels'),
-    neck=(lambda v: v in NECKS, ' or '.join(NECKS)),
+    neck=one_of(*NECKS),
     width=(lambda v: is_whole(v) and 0 <= v <= 10_000, 'a whole number, 0 to 10,000'),
     hidden=(_are_widths, 'up to 10 widths, each 1 to 10,000'),
     tabular=(lambda v: isinstance(v, tuple), 'a list of columns'),
-    dropout=(lambda v: 0 <= v < 1, '0 or more, and below 1'),
+    dropout=PART,
     kwargs=(lambda v: isinstance(v, dict), 'an object, as in {"drop_path_rate": 0.1}'),
     offset=(lambda v: type(v) in (int, float) and abs(v) <= 10, 'a number, -10 to 10'),
     views=(lambda v: is_whole(v) and 1 <= v <= len(VIEWS), f'a whole number, 1 to {len(VIEWS)}'),

@@ -25,7 +25,7 @@ from torch import nn
 from ..core import cache_home, file_sha256, one_at_a_time, read_json, write_json
 from ..data.augment import MEAN, STD
 from .registry import PACKAGE, Entry, entries, entry_of, file_of
-from .weights import (ModelError, check_reachable, fill_backbone, fold_first, is_reached, load_backbone,
+from .weights import (ModelError, bare, check_reachable, fill_backbone, fold_first, is_reached, load_backbone,
                                    read_weights)
 
 # %% ../../nbs/api/models/015_published.ipynb #c462b16f
@@ -174,7 +174,7 @@ def published_tensors(
     if entry.layout == 'transformers': tensors = from_transformers(tensors)
     about = timm.get_pretrained_cfg(entry.arch)
     last = f'{about.classifier}.'
-    head = {name.removeprefix(last): tensor for name, tensor in tensors.items() if name.startswith(last)}
+    head = bare(tensors, last)
     trunk = {name: tensor for name, tensor in tensors.items() if not name.startswith((last, *_NO_BACKBONE))}
     if entry.layout != 'torchxrayvision': return fold_first(trunk, entry.mean, entry.std), head
     first = f'{about.first_conv}.weight'

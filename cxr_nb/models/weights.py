@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/models/weights.html.md"""
 
 # %% auto #0
 __all__ = ['OTHER_WEIGHTS', 'CLIP_MEAN', 'CLIP_STD', 'BIOMEDCLIP', 'OPEN_CLIP_FILES', 'UNPADDED', 'ModelError', 'check_arch',
-           'timm_network', 'make_backbone', 'read_weights', 'check_reachable', 'is_reached', 'fold_gray',
+           'timm_network', 'make_backbone', 'read_weights', 'check_reachable', 'is_reached', 'fold_gray', 'bare',
            'load_backbone', 'fill_backbone', 'fold_first']
 
 # %% ../../nbs/api/models/01_weights.ipynb #84889681
@@ -17,12 +17,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import timm, torch
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from safetensors.torch import load_file
 from torch import nn
 
 # %% ../../nbs/api/models/01_weights.ipynb #c7b53608
-from ..core import CxrError
+from ..core import CxrError, short_reason
 from ..data.augment import MEAN, STD
 
 # %% ../../nbs/api/models/01_weights.ipynb #39d07eb5
@@ -67,7 +67,7 @@ def make_backbone(
 
 def _why_not(arch, size, error):
     "Why timm made no network of that size, and the size that it would take"
-    said = (str(error).splitlines() or [''])[0][:120] or type(error).__name__
+    said = short_reason(error, 120)
     own = (timm.get_pretrained_cfg(arch) or timm.models.PretrainedCfg()).input_size[-1]
     return f'{arch}: cannot be made for images of {size}x{size} ({said}); its own size is {own}, as in --size {own}'
 
@@ -166,15 +166,10 @@ BIOMEDCLIP = 'hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224'
 OPEN_CLIP_FILES = ['open_clip_model.safetensors', 'open_clip_pytorch_model.safetensors', 'open_clip_pytorch_model.bin']
 
 def _from_hub(name):
-    "Folder with what open_clip has downloaded"
+    "Folder with what the hub has of a model in open_clip's layout"
     other = 'or give weights as a folder or file that was downloaded before'
-    try: from open_clip.pretrained import download_pretrained_from_hf as get
-    except ImportError:
-        raise ModelError(f'{name}: needs the package open_clip; pip install "cxr_nb[indiana]", {other}') from None
-    model = name.removeprefix('hf-hub:')
-    try:
-        get(model, filename='open_clip_config.json')
-        return Path(get(model)).parent
+    files = ['open_clip_config.json', *OPEN_CLIP_FILES]
+    try: return Path(snapshot_download(name.removeprefix('hf-hub:'), allow_patterns=files))
     except Exception as e:
         said = type(e).__name__
         raise ModelError(f'{name}: could not be downloaded ({said}); check the connection, {other}') from None
@@ -236,8 +231,11 @@ def _matched(backbone, tensors):
     missing = [k for k, v in ours.items() if k not in found or found[k].shape != v.shape]
     return found, [o for o in missing if not o.endswith('num_batches_tracked')]
 
-def _without(tensors, *starts):
-    "The tensors whose name begins with one of these words, without it"
+def bare(
+    tensors:dict, # Name to tensor
+    *starts # Such as 'model.'
+)->dict: # The tensors whose name begins with one of these, without it
+    "Take a head off the names of tensors, and leave out the others"
     return {k.removeprefix(s): v for k, v in tensors.items() for s in starts if k.startswith(s)}
 
 # %% ../../nbs/api/models/01_weights.ipynb #5b848bc4
@@ -248,8 +246,8 @@ def load_backbone(
     "Pretrained weights for backbone and projection; the head stays. Raises `ModelError` if there are none that fit"
     net = model.net
     tensors, mean, std = _source(net, weights)
-    trunk = _without(tensors, 'visual.trunk.', 'backbone.') or tensors
-    projection = _without(tensors, 'visual.head.proj.', 'neck.proj.', 'proj.')
+    trunk = bare(tensors, 'visual.trunk.', 'backbone.') or tensors
+    projection = bare(tensors, 'visual.head.proj.', 'neck.proj.', 'proj.')
     clip = any(k.startswith('visual.') for k in tensors)
     if net.neck == 'token' and net.width and clip and not projection:
         raise ModelError(f'{weights}: has no projection to {net.width} numbers; choose width=0')

@@ -21,9 +21,10 @@ from ..metrics.predictions import align
 from ..metrics.operating import confusion
 from ..metrics.evaluation import evaluate
 from ..metrics.thresholds import apply_thresholds, fit_thresholds, load_thresholds
-from .eda import at_most, plot_images
-from .plots import BLUE, GRAY, INK, ORANGE, figure_text, plot_confusion, plot_roc, styled_subplots
+from .eda import plot_images
+from .plots import at_most, BLUE, GRAY, INK, ORANGE, figure_text, plot_confusion, plot_roc, styled_subplots
 from ..training.crossval import SET_SCORES, best_budget, epoch_search, fold_histories, out_of_fold
+from ..training.judging import predictions_of
 from ..training.run import Run
 
 # %% ../../nbs/api/report/09_classes.ipynb #797a676b
@@ -43,13 +44,13 @@ def class_table(
 
 def _written(run, part):
     "Predictions of a part as they were written, and the thresholds of the run"
-    preds = align(None, run.path/f'predictions_{part}.csv')
+    preds = predictions_of(run, part)
     return preds, load_thresholds(run.path/'thresholds.json', preds.findings)
 
 def _predicted(run, part):
     "Predictions of a part, out of fold where there are folds, and the thresholds that belong to them"
     if part == 'test' or not run.chosen: return _written(run, part)
-    preds = align(None, out_of_fold(run.path).drop(columns='fold'))
+    preds = align(None, out_of_fold(run.path))
     return preds, fit_thresholds(preds.y, preds.p, preds.findings)
 
 def best_and_worst(

@@ -6,8 +6,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/report/plots.html.md"""
 
 # %% auto #0
 __all__ = ['INK', 'BLUE', 'ORANGE', 'GREEN', 'GRAY', 'styled_subplots', 'laid_out', 'figure_text', 'plot_history', 'plot_lr_find',
-           'plot_changes', 'image_loss', 'plot_top_losses', 'labels_and_guesses', 'plot_auroc', 'plot_roc', 'plot_pr',
-           'plot_thresholds', 'plot_confusion', 'plot_localisation']
+           'plot_changes', 'image_loss', 'plot_top_losses', 'at_most', 'labels_and_guesses', 'plot_auroc', 'plot_roc',
+           'plot_pr', 'plot_thresholds', 'plot_confusion', 'plot_localisation']
 
 # %% ../../nbs/api/report/02_plots.ipynb #659507fd
 import numpy as np, pandas as pd
@@ -200,6 +200,13 @@ def plot_top_losses(
                 ax.text(0, -0.04 - 0.105*j, text, transform=ax.transAxes, fontsize=7.5, color=color, va='top')
     return fig
 
+def at_most(
+    lines:list, # Texts
+    n:int, # How many to keep
+)->list: # The first of them; where there are more, a last line says how many
+    "A list of lines that leaves room"
+    return lines if len(lines) <= n else [*lines[:n], f'and {len(lines) - n} more']
+
 def labels_and_guesses(
     preds, # Labels `y`, probabilities `p` and the names `findings`, as of `align`
     i:int, # Number of an image
@@ -209,8 +216,7 @@ def labels_and_guesses(
     name = lambda c: f'{figure_text(preds.findings[c])} {preds.p[i, c]:.2f}'
     true = [name(c) for c in likeliest if preds.y[i, c]]
     other = [name(c) for c in likeliest if not preds.y[i, c]]
-    labels = true[:3] or [pretty(none_name(preds.findings))]
-    if len(true) > 3: labels.append(f'and {len(true) - 3} more')
+    labels = at_most(true, 3) or [pretty(none_name(preds.findings))]
     return [(o, BLUE) for o in labels] + [(o, GRAY) for o in other[:2 if len(true) < 3 else 1]]
 
 # %% ../../nbs/api/report/02_plots.ipynb #ab13131c

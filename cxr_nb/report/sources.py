@@ -12,10 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 
-from ..core import CxrError, read_json, write_json
-from .style import Table, as_table
+from ..core import CxrError, one_at_a_time, read_json, write_json
+from ..data.splits import Page
+from .style import as_table
 from ..runs import runs_home
 
 # %% ../../nbs/api/report/11_sources.ipynb #62fc3273
@@ -49,8 +49,7 @@ def keep_ours(
     unknown = set(ours) - set(published().index)
     if unknown: raise SourceError(f'{min(unknown)}: no such claim in published.csv')
     new = {name: {'ran': ran, 'reached': reached} for name, (ran, reached) in ours.items()}
-    ours_file().parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(ours_file().with_suffix('.lock')): # two chapters may run at once
+    with one_at_a_time(ours_file()):
         write_json(ours_file(), our_figures() | new)
 
 NOT_RUN = 'not run here yet'
@@ -71,7 +70,7 @@ def beside(
 def source_table(
     chapter:str, # Such as '02'
     ours:dict # Id of each claim of the chapter to a pair of texts: what we ran, what we reached
-)->Table: # Shown as a table
+)->Page: # Shown as a table
     "The claims of a chapter beside our figures, which are kept. Raises `SourceError` for a claim that is left out"
     claims = published(chapter)
     missing = set(claims.index) - set(ours)

@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/report/style.html.md"""
 
 # %% auto #0
 __all__ = ['PALETTE', 'THEME', 'FAULTS', 'series_style', 'FigureError', 'figure_faults', 'watch_figures', 'check_figures',
-           'cell_text', 'Table', 'as_table', 'interval_word', 'moved_text']
+           'cell_text', 'as_table', 'interval_word', 'moved_text']
 
 # %% ../../nbs/api/report/030_style.ipynb #35152924
 import numbers
@@ -14,6 +14,7 @@ import numbers
 import numpy as np, pandas as pd
 
 from ..core import CxrError, markdown_table
+from ..data.splits import Page
 from ..labels import FINDINGS
 from .plots import BLUE, GRAY, GREEN, INK, ORANGE
 from .tables import pretty
@@ -104,10 +105,6 @@ def cell_text(
     if np.isnan(value): return '–'
     return f'{value:,.{digits}f}'
 
-class Table(str):
-    "A table in Markdown, which a notebook shows as a table"
-    def _repr_markdown_(self): return str(self)
-
 def _is_count(column):
     "Are all numbers of a column whole, as counts are that pandas has made floats?"
     values = pd.to_numeric(column, errors='coerce').dropna()
@@ -120,7 +117,7 @@ def _side(column):
 def as_table(
     df, # A table, or a series, which becomes a column
     digits:int=3, # Decimals of numbers that are no counts
-)->Table: # Shown as a table
+)->Page: # Shown as a table
     "A table for a reader: names to the left, numbers to the right"
     df = df.to_frame() if isinstance(df, pd.Series) else df
     df = df.reset_index() if df.index.nlevels > 1 else df.rename_axis(df.index.name or '').reset_index()
@@ -131,7 +128,7 @@ def as_table(
         texts[i] = [cell_text(o, places) for o in column]
     sides = ''.join(_side(o) for _, o in df.items())
     head = [' '.join(map(str, o)).strip() if isinstance(o, tuple) else str(o).replace('_', ' ') for o in df.columns]
-    return Table(markdown_table(head, texts.itertuples(index=False), sides))
+    return Page(markdown_table(head, texts.itertuples(index=False), sides))
 
 # %% ../../nbs/api/report/030_style.ipynb #178651f7
 def interval_word(

@@ -16,6 +16,7 @@ import torch
 from fastai.callback.core import Callback
 
 # %% ../../nbs/api/training/063_capture.ipynb #59569279
+from ..core import short_reason
 from ..data.batches import BATCH_LOCK
 from ..models.folding import folded_together
 from .state import random_state, set_random_state
@@ -91,7 +92,7 @@ def capture(
         return ''
     except (RuntimeError, AssertionError) as e: # of CUDA, or of a hook that cannot be recorded
         if no_memory(e): raise
-        return (str(e).splitlines() or [''])[0] or type(e).__name__
+        return short_reason(e, 200)
 
 # %% ../../nbs/api/training/063_capture.ipynb #6e372654
 class CapturedSteps(Callback):

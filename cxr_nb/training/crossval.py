@@ -26,12 +26,12 @@ from ..metrics.ranking import auroc, macro
 from ..metrics.multilabel import multilabel_scores
 from ..metrics.evaluation import write_metrics
 from ..metrics.thresholds import fit_thresholds
-from ..runs import clear_run, holds_run, run_lock
+from ..runs import clear_run, config_of, holds_run, record_of, run_lock
 from .distributed import best_device, is_main, main_alone
 from .engine import has_linear_head, run_stage
 from .judging import choose_thresholds, judge, predictions_of, write_predictions
 from .recipe import Recipe, TrainError
-from .folder import config_of, history_of, record_of, without
+from .folder import history_of, without
 from .parts import fold_parts, seed_of_split, with_findings
 from .run import Run, save_run, start_run
 from .state import read_state, room_to_train
@@ -282,7 +282,7 @@ def _judge_member(run, n_boot):
     write_predictions(run, 'train')
     if not is_main(): return
     own = choose_thresholds(run).threshold.to_numpy()
-    held = align(None, out_of_fold(run.path).drop(columns='fold'))
+    held = align(None, out_of_fold(run.path))
     test = predictions_of(run, 'test')
     def scores(judged, cuts): return set_scores(judged.y, judged.p, cuts).to_dict('index')
     sets = {'train': scores(predictions_of(run, 'train'), own),

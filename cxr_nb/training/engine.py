@@ -6,7 +6,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/training/engine.html.md"""
 
 # %% auto #0
 __all__ = ['OPTIMIZER', 'stage_loss', 'stage_seed', 'has_linear_head', 'stage_callbacks', 'net_learner', 'score_now', 'run_stage',
-           'LRSweep', 'on_a_copy', 'lr_find', 'throughput', 'train']
+           'LRSweep', 'on_a_copy', 'lr_find', 'trained_copy', 'throughput', 'train']
 
 # %% ../../nbs/api/training/10_engine.ipynb #4029f280
 import copy, json, tempfile
@@ -28,7 +28,7 @@ from ..data.sources import ChestData
 from ..models.bundle import save_weights
 from ..models.nets import probabilities, set_trainable, splitter
 from ..models.weights import read_weights
-from ..runs import holds_run, run_lock
+from ..runs import config_of, holds_run, run_lock
 from .capture import CapturedSteps
 from .callbacks import (ClipGradients, Clock, Compiled, EarlyStop, FixBatchNorm, History, KeepBest,
                                        KeepBudgets, Plateau, Scores, SmoothLoss, Together, ValidLoss, fused_adamw,
@@ -40,7 +40,7 @@ from .judging import judge, judged
 from .losses import check_loss, make_loss
 from .batch_size import sized, stage_size, within_memory
 from .recipe import Recipe, Stage, TrainError
-from .folder import (checkpoint_here, config_of, history_of, read_checkpoint, refuse_other_run,
+from .folder import (checkpoint_here, history_of, read_checkpoint, refuse_other_run,
                                     resume_position, what_it_is_of)
 from .run import Run, pass_batch, restore, run_config, stage_files, start_run, write_log
 from .state import (LateLearner, SaveState, StateFile, prefixed, read_state, refuse_other, room_to_train,
@@ -308,16 +308,25 @@ def lr_find(
     return LRSweep(stage.name, lrs, losses, float(found.valley))
 
 # %% ../../nbs/api/training/10_engine.ipynb #2800407d
+def trained_copy(
+    run:Run, # Stays as it is
+    stage:Stage, # A stage that is not frozen
+    n:int, # Batches after the first one
+)->tuple: # The model, when each batch ended, in seconds, and images after the first
+    "A copy of the network after some batches of the library's training"
+    clock = Clock(n)
+    learn = net_learner(on_a_copy(run), stage, [clock])
+    with learn.no_logging(), learn.no_bar(): learn.fit(n + 1, stage.lr) # the clock ends it
+    return learn.model, clock.times, clock.images
+
 def throughput(
     run:Run, # Any run; stays as it is
     stage:Stage, # One that is not frozen
     n:int=10, # Batches to time
 )->float: # Images a second in training
     "How fast a stage trains here"
-    clock = Clock(n)
-    learn = net_learner(on_a_copy(run), stage, [clock])
-    with learn.no_logging(), learn.no_bar(): learn.fit(n//len(learn.dls.train) + 1, stage.lr)
-    return clock.images/(clock.times[-1] - clock.times[0])
+    _, times, images = trained_copy(run, stage, n)
+    return images/(times[-1] - times[0])
 
 # %% ../../nbs/api/training/10_engine.ipynb #57afb1c8
 def train(

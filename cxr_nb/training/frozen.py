@@ -8,7 +8,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/training/frozen.html.md"""
 __all__ = ['fold', 'kept_features', 'Heads', 'HeadsLoss', 'BestHeads', 'can_keep', 'stem_shape', 'keep_stem', 'kept_batches']
 
 # %% ../../nbs/api/training/08_frozen.ipynb #f6cfe3c5
-import hashlib, json, os, shutil, time
+import hashlib, shutil, time
 
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback, CancelValidException
@@ -16,8 +16,9 @@ from fastcore.basics import store_attr
 from tqdm.auto import tqdm
 
 # %% ../../nbs/api/training/08_frozen.ipynb #2bdeec6d
-from ..core import one_at_a_time, write_json
+from ..core import nearest_folder, one_at_a_time, whole_file, write_json
 from ..data.batches import Batches, rank_world
+from ..data.cache import says
 from ..data.splits import fingerprint
 from ..models.inference import in_onnxruntime
 from ..models.nets import features, over_batches
@@ -181,7 +182,7 @@ def keep_stem(
 def _kept(run, trainable, file, said):
     "The file of kept outputs, made if it is not there or of something else"
     about = file.with_suffix('.json')
-    def there(): return file.is_file() and about.is_file() and json.loads(about.read_text()) == said
+    def there(): return file.is_file() and says(about, said)
     if not there():
         with one_at_a_time(file, 'these kept outputs'):
             if not there(): _make_stem(run, trainable, file, said)
@@ -189,14 +190,11 @@ def _kept(run, trainable, file, said):
 
 def _make_stem(run, trainable, file, said):
     "Compute what is kept into its file, which gets its name when it is whole"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _refuse_full_disk(file.parent, 2*int(np.prod(said['shape'])))
-    part = file.with_suffix('.part.npy')
-    with open(part, 'wb') as out: # row after row, which a network disk can do too
+    _refuse_full_disk(nearest_folder(file), 2*int(np.prod(said['shape'])))
+    with whole_file(file) as part, open(part, 'wb') as out: # row after row, which a network disk can do too
         np.lib.format.write_array_header_1_0(out, dict(descr='<f2', fortran_order=False, shape=tuple(said['shape'])))
         with in_onnxruntime(run.model, len(run.split)):
             for rows in _stems(run, trainable): out.write(rows.astype('<f2').tobytes())
-    os.replace(part, file)
     write_json(file.with_suffix('.json'), said)
 
 def _refuse_full_disk(folder, need):

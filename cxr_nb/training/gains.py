@@ -11,7 +11,7 @@ __all__ = ['metadata_probabilities', 'gains', 'gain_table']
 import numpy as np, pandas as pd
 
 from ..core import CxrError
-from ..metrics.baselines import metadata_features, metadata_model
+from ..metrics.baselines import fit_predict, metadata_features
 from ..metrics.compare import compare
 from ..metrics.operating import RANKS
 from .judging import predictions_of
@@ -24,12 +24,11 @@ def metadata_probabilities(
     findings:list, # C names
 )->np.ndarray: # (N, C); the prevalence where `train` lacks positives or negatives
     "What a logistic regression says that sees no image"
-    x, new = (metadata_features(o, ('view', 'sex', 'age')) for o in (train, test))
+    x, new = map(metadata_features, (train, test))
     columns = []
     for finding in findings:
         y = train[finding].to_numpy()
-        varies = y.min() < y.max()
-        columns.append(metadata_model().fit(x, y).predict_proba(new)[:, 1] if varies else np.full(len(new), y.mean()))
+        columns.append(np.nan_to_num(fit_predict(x, y, new), nan=y.mean()))
     return np.stack(columns, 1)
 
 def gains(

@@ -19,7 +19,7 @@ from fastcore.basics import listify
 from ..data.splits import subset
 from ..metrics.audit import audit, audit_baselines
 from ..metrics.calibration import fit_calibration
-from ..metrics.predictions import PredictionError, align
+from ..metrics.predictions import PredictionError, align, prediction_table
 from ..metrics.ranking import auroc
 from ..metrics.evaluation import evaluate, to_metrics, write_metrics
 from ..metrics.thresholds import fit_thresholds, load_thresholds, save_thresholds
@@ -28,10 +28,10 @@ from ..core import file_sha256, write_csv
 from ..models.bundle import save_bundle
 from ..models.nets import probabilities
 from ..models.weights import read_weights
-from ..runs import run_lock
+from ..runs import config_of, record_of, run_lock
 from .callbacks import macro_auroc
 from .distributed import broadcast, is_main
-from .folder import config_of, has_labels, record_of
+from .folder import has_labels
 from .recipe import TrainError
 from .run import Run, run_config
 
@@ -50,9 +50,7 @@ def write_predictions(
     "Predict a part and write `predictions_<name>.csv`"
     findings, table = run.recipe.findings, run.part(name)
     if p is None: p = probabilities(run.model, run.batches(name), run.progress)
-    p = pd.DataFrame(p, index=table.index, columns=findings).astype(np.float64)
-    columns = [table[['patient']], p.add_prefix('prob_'), table[findings].add_prefix('true_')]
-    df = pd.concat(columns, axis=1).rename_axis('image').reset_index()
+    df = prediction_table(table, p, findings)
     nine_digits = '%.9g' # all that float32 holds: rounding would make ties
     if is_main(): write_csv(run.path/f'predictions_{name}.csv', df, index=False, float_format=nine_digits)
     return df
@@ -86,10 +84,7 @@ def baselines(
     part:str='test', # Judged on
 )->dict: # `shuffled` and `metadata`: macro AUROC; `metadata` also by finding
     "What no image is needed for; `metadata` only where age, sex or view of some image is known"
-    known = [name for name in ('age', 'sex', 'view') if name in run.data.table]
-    columns = ['patient', *known, *run.recipe.findings]
-    judged, train = run.part(part)[columns], run.part('train')[columns]
-    return audit_baselines(predictions_of(run, part), judged, train, run.recipe.seed)
+    return audit_baselines(predictions_of(run, part), run.part(part), run.part('train'), run.recipe.seed)
 
 # %% ../../nbs/api/training/09_judging.ipynb #3a5a7ed6
 def refuse_outgrown(

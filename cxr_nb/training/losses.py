@@ -17,7 +17,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import CxrError, check_fields
+from ..core import NOT_BELOW_0, CxrError, check_fields, one_of
 from ..labels import FINDINGS
 
 # %% ../../nbs/api/training/01_losses.ipynb #8892b3ee
@@ -53,10 +53,10 @@ class FocalLoss(nn.Module):
 # %% ../../nbs/api/training/01_losses.ipynb #419b10b1
 LOSSES = ['bce', 'class_weight', 'pos_weight', 'focal']
 LOSS_RULES = dict(
-    name=(lambda v: v in LOSSES, ' or '.join(LOSSES)),
+    name=one_of(*LOSSES),
     rule=(lambda v: v is None or v in CAPS, ' or '.join(CAPS)),
     cap=(lambda v: v is None or v > 0, 'above 0'),
-    gamma=(lambda v: 0 <= v < math.inf, '0 or more'),
+    gamma=NOT_BELOW_0,
     alpha=(lambda v: 0 <= v <= 1, '0 to 1'),
     by_hand=(lambda v: isinstance(v, dict) and all(o > 0 for o in v.values()), 'weights above 0 by finding'))
 

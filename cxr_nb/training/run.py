@@ -27,23 +27,22 @@ from ..data.opening import run_data
 from ..data.release_checks import is_phantom
 from ..data.run_checks import read_split
 from ..data.sources import ChestData
-from ..data.splits import fingerprint
+from ..data.splits import fingerprint, label_fingerprint
 
 # %% ../../nbs/api/training/07_run.ipynb #1c5f14b6
 from ..models.bundle import convert_bundle, load_bundle, save_bundle, save_weights
 from ..models.ensemble import Ensemble
 from ..models.nets import ChestModel, make_model
 from ..models.tabular import told
-from ..models.weights import check_arch, read_weights
+from ..models.weights import bare, read_weights
 from ..runs import RUN_FILES, RunError, clear_run, refuse_older, refuse_overwriting, refuse_resuming, run_lock
 from .callbacks import precision_callbacks
 from .distributed import best_device, is_main, main_alone, main_first
-from .folder import (checkpoint_here, has_labels, history_of, labels_fingerprint, plain_recipe, read_checkpoint,
+from .folder import (checkpoint_here, has_labels, history_of, plain_recipe, read_checkpoint,
                                     refuse_other_run, start_weights, without)
 from .parts import check_parts, kind_of_split, learnable, make_split, remarks_on, with_findings
 from .recipe import Recipe, change
 from .recipes import older_recipe
-from .state import below
 
 # %% ../../nbs/api/training/07_run.ipynb #c0102e88
 def pass_batch(
@@ -158,7 +157,7 @@ def run_config(
         data=run.data.name, caveat=run.data.caveat, remarks=run.remarks, left_out=run.left_out,
         recipe=plain_recipe(recipe), **start,
         parts=_parts(run), split=fingerprint(run.split), split_kind=_kind_of_split(run),
-        labels=labels_fingerprint(run.data.table, recipe.findings), skipped=skipped,
+        labels=label_fingerprint(run.data.table, recipe.findings), skipped=skipped,
         seed=recipe.seed, device=run.device.type, versions=_versions(),
         mean=MEAN, std=STD, in_chans=1,
         stages_done=run.done, date=time.strftime('%Y-%m-%d'))
@@ -214,7 +213,6 @@ def start_run(
 )->Run: # Ready for its first stage, or for the one after `done`
     """Split, cache and model of a new run. Raises `CxrError` if nothing usable is there, if the folder holds a run,
     or if the run to be resumed is another one"""
-    check_arch(recipe.arch)
     recipe = with_findings(recipe, data)
     path, device = Path(path), best_device(device)
     precision_callbacks(recipe.precision, device) # refuses what the device can't do
@@ -240,6 +238,7 @@ def _may_begin(path, recipe, data, resume, overwrite):
     if not resume: return refuse_overwriting(path)
     refuse_resuming(path)
     for folder in (path, path/'results', path/'results'/'tables'): clear_halves(folder, RUN_FILES)
+    clear_halves(path/'checkpoints', '*')
     left = checkpoint_here(path)
     if left: _refuse_early(path, left[1]['about'], recipe, data)
 
@@ -304,7 +303,7 @@ def restore(
     info:dict, # As of `read_checkpoint`
 ):
     "The network and the history of a state; what cannot change while a stage is on lies in a file beside it"
-    weights = below('model', tensors)
+    weights = bare(tensors, 'model.')
     start = run.path/'resume'/'start.safetensors'
     if len(weights) < len(run.model.state_dict()): weights = read_weights(start) | weights
     run.model.load_state_dict(weights)

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from ..data.sources import ChestData, fast, phantom_data
 from ..models.weights import read_weights
-from ..runs import clear_run, run_lock, runs_home, unfinished
+from ..runs import clear_run, config_of, run_lock, runs_home, unfinished
 from .distributed import best_device, is_main
 from .engine import run_stage
 from .judging import judge
 from .recipe import STAGED, Recipe, TrainError
 from .recipes import staged
-from .folder import (config_of, has_labels, history_of, plain_recipe, refuse_other_run,
+from .folder import (has_labels, history_of, plain_recipe, refuse_other_run,
                                     start_weights)
 from .parts import with_findings
 from .run import Run, new_run, open_run, start_run

@@ -7,7 +7,7 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/training/state.html.md"""
 # %% auto #0
 __all__ = ['ResumeError', 'write_state', 'read_state', 'room_to_train', 'differences', 'refuse_other', 'random_state',
            'set_random_state', 'optimiser_state', 'set_optimiser_state', 'StateFile', 'Pass', 'LateLearner', 'changing',
-           'prefixed', 'below', 'SaveState']
+           'prefixed', 'SaveState']
 
 # %% ../../nbs/api/training/04_state.ipynb #f8698276
 import json, os, random, shutil, time, zlib
@@ -21,6 +21,7 @@ from fastcore.basics import patch, store_attr
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from ..core import CxrError, disk_room, whole_file
+from ..models.weights import bare
 
 # %% ../../nbs/api/training/04_state.ipynb #957378ca
 class ResumeError(CxrError):
@@ -263,13 +264,6 @@ def prefixed(
     "Names below a common head"
     return {f'{head}.{k}': v for k, v in tensors.items()}
 
-def below(
-    head:str, # Such as 'model'
-    tensors:dict, # 'model.name', and others, to tensor
-)->dict: # Name to tensor
-    "What `prefixed` put below a head"
-    return {k[len(head) + 1:]: v for k, v in tensors.items() if k.startswith(head + '.')}
-
 # %% ../../nbs/api/training/04_state.ipynb #3844afe3
 class SaveState(Callback):
     "Saves all that a fit needs, after each epoch and whenever the interval is over; and goes on from such a state"
@@ -334,13 +328,13 @@ def _save(self:SaveState, epoch, batch, seen):
 @patch
 def _restore(self:SaveState, tensors, info):
     "Everything as it was, and the position"
-    self.net.load_state_dict(below('best', tensors), strict=False)
-    set_optimiser_state(self.opt.opt, {f'opt.{k}': v for k, v in below('best_opt', tensors).items()})
+    self.net.load_state_dict(bare(tensors, 'best.'), strict=False)
+    set_optimiser_state(self.opt.opt, prefixed('opt', bare(tensors, 'best_opt.')))
     self.keep.keep()
-    self.net.load_state_dict(below('model', tensors), strict=False)
+    self.net.load_state_dict(bare(tensors, 'model.'), strict=False)
     set_optimiser_state(self.opt.opt, tensors)
     for name, callback in self.carriers().items():
-        for k, v in below(name, tensors).items(): callback.carried[k].copy_(v)
+        for k, v in bare(tensors, f'{name}.').items(): callback.carried[k].copy_(v)
     self.opt.set_hypers(lr=info['lr'])
     if self.scaler and info['scaler']: self.scaler.load_state_dict(info['scaler'])
     smooth = self.recorder.smooth_loss
