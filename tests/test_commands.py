@@ -170,3 +170,23 @@ def test_demo_learns_its_first_weights_where_asked(run, tmp_path):
     assert said.returncode == 0, said.stderr
     assert 'first weights: learnt on 80 other synthetic images' in said.stdout
     assert 'pretrain: validation macro AUROC' in said.stdout and (tmp_path/'demo'/'pretrain'/'model.safetensors').is_file()
+
+@pytest.mark.parametrize('args, why', [
+    (('cxr-eval', '--predictions', 'theirs.csv', '--subset', 20, '--device', 'cpu'),
+     '--subset, --device: only for --run, not for --predictions'),
+    (('cxr-eval', '--run', 'runs/a', '--predictions', 'theirs.csv'), 'give one of them'),
+    (('cxr-eval', '--run', 'runs/a', '--labels', 'nih'), '--labels: only for --predictions'),
+    (('cxr-export', '--run', 'runs/a', '--out', 'a.onnx', '--public'), '--public: only for --push'),
+    (('cxr-export', '--run', 'runs/a', '--out', 'a.onnx', '--runtime', 'x'), '--runtime: only for --web'),
+    (('cxr-train', '--fast', '--folds', 3, '--weights', 'none'),
+     '--folds: only for a cross-validation; give --split folds too'),
+])
+def test_an_option_that_would_be_ignored_is_refused(run, args, why, trained):
+    said = run(*[trained if o == 'runs/a' else o for o in args])
+    assert said.returncode == 2 and why in said.stderr
+
+def test_a_file_that_cannot_be_written_is_called_by_its_name(capsys):
+    from cxr_nb.commands.parsing import command
+    def cxr_closed(): raise PermissionError(13, 'Permission denied', 'a.csv.28001.part')
+    assert command('cxr-closed')(cxr_closed)([]) == 2
+    assert capsys.readouterr().err == 'error: a.csv: Permission denied\n'

@@ -113,6 +113,8 @@ def test_predict(run, made, files, tmp_path, name):
     told = not np.allclose(tables['nothing'].iloc[0], tables['table'].iloc[0], atol=1e-7)
     assert told == (name == 'fusion')
     np.testing.assert_allclose(tables['nothing'].iloc[1], tables['table'].iloc[1], atol=1e-6)
+    noted = f'has no row for 1 of 2 files, for example {files/"film.dcm"}' in said.stdout
+    assert noted == (name == 'fusion')
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_gradcam(run, made, tmp_path, name):

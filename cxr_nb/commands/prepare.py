@@ -63,7 +63,8 @@ def _say_doubted(cache, n=5):
     from cxr_nb.data.gate import judge_cache
     odd = judge_cache(cache, progress=True).query('status != "ok"').sort_values('confidence', ascending=False)
     out = cache.path/'gate.csv'
-    odd.to_csv(out)
+    text = odd.to_csv()
+    if not out.is_file() or out.read_text() != text: write_whole(out, text) # a shared cache may be closed to writers
     if not len(odd): return
     say(f'{len(odd):,} images look turned, inverted or unlike a chest image; they stay in, but look at them: {out}')
     for o in odd.head(n).itertuples(): say(f'  {o.Index}: {o.codes} ({o.confidence:.0%})')

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..core import CxrError, read_json
 from .parsing import check_download, command, named_columns, named_findings, say, say_data, say_scores
-from .parsing import say_skipped
+from .parsing import refuse_options, say_skipped
 
 # %% ../../nbs/api/commands/03_train.ipynb #735b9a3d
 def typed_options(
@@ -64,7 +64,7 @@ def cxr_train(
     split:str=None, # official, random or folds, by patient; the recipe's if not given, or official where there is one
     val:float=None, # Share of patients for validation
     test:float=None, # Share of patients for test in a random split; 0 judges on validation, too kindly
-    folds:int=None, # Of a cross-validation
+    folds:int=None, # Of a cross-validation, as by --split folds or --recipe indiana
     train_subset:int=None, # Images to train on, class balance kept; all if not given
     val_subset:int=None, # Images to validate on; all if not given
     seed:int=None, # Of split, weights, order and augmentation; 0 if not given
@@ -92,6 +92,7 @@ def cxr_train(
                test=test, folds=folds, train_subset=train_subset, val_subset=val_subset, seed=seed, findings=names,
                split_seed=split_seed, precision=precision, compile=compile or None)
     r = make_recipe(recipe, epochs, lr, batch_size, fast, **own, **_others(typed_options(set), own))
+    if r.split.kind != 'folds': refuse_options('only for a cross-validation; give --split folds too', folds=folds)
     if not (resume or overwrite): refuse_overwriting(out)
     check_download(download, r.size)
     best_device(device) # meets the other processes, if there are any

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ..core import CxrError, read_json
 from ..labels import META, same_name
-from .parsing import check_positive, columns_of, command, run_folder, say, say_data, say_scores
+from .parsing import check_positive, columns_of, command, refuse_options, run_folder, say, say_data
+from .parsing import say_scores
 from .train import say_localisation
 
 # %% ../../nbs/api/commands/04_use.ipynb #11e53441
@@ -47,8 +48,13 @@ def cxr_eval(
         raise CxrError('--run or --predictions is missing; give a run folder, as in: --run runs/demo, or a file, '
                        'as in: --predictions theirs.csv --labels nih')
     if predictions:
+        if run: raise CxrError('--run and --predictions: give one of them')
+        refuse_options('only for --run, not for --predictions', data=data, csv_path=csv_path, img_root=img_root,
+                       image_col=image_col, patient_col=patient_col, label_col=label_col, weights=weights,
+                       subset=subset, device=device)
         folder = Path(out or Path('results')/Path(predictions).stem)
         return _eval_file(predictions, labels, folder, _renamed(names))
+    refuse_options('only for --predictions', labels=labels, names=names)
     check_positive('--subset', subset or None)
     d = _other_data(run, data, csv_path, img_root, columns_of(run, csv_path, image_col, patient_col, label_col))
     _eval_run(run, d, weights, subset, out, device)
@@ -150,7 +156,7 @@ def _say_drawn(run):
             cxr-gradcam --run runs/first --samples 24 --out heatmaps''')
 def cxr_gradcam(
     run:str=None, # The run folder
-    samples:int=8, # How many images to show
+    samples:int=8, # How many images to show, at most
     data:str=None, # Folder of the images, if they have moved
     csv_path:str=None, # Label file, if it has moved
     img_root:str=None, # Folder of the images, if they have moved
@@ -208,6 +214,7 @@ def cxr_predict(
     rate = len(df)/(time.perf_counter() - began)
     say(f'{n.ok + n.warning:,} of {len(df):,} files predicted, {rate:.0f} files/s: {out}')
     _say_predicted(clf, df, calibrated, known is not None or header)
+    if clf.model.net.tabular and table: _say_unknown(df, known, table)
     return 2 if n.refused == len(df) else 1 if n.refused else 3 if n.warning else 0
 
 def _say_predicted(clf, df, calibrated, told):
@@ -217,13 +224,20 @@ def _say_predicted(clf, df, calibrated, told):
         say(f'probabilities are calibrated ({c.method}, fitted on {c.n:,} validation images)')
     columns = clf.model.net.tabular
     if columns and not told: say(f'note: {", ".join(columns)} are unknown for all files; give them by --table')
-    if told and not columns: say('note: this network is told nothing beside the image, so the table was not used')
+    if told and not columns: say('note: this network is told only the image, so age, sex and view were not used')
     skipped = df.attrs['skipped']
     more = ' ...' if len(skipped) > 5 else ''
     if skipped:
         say(f'{len(skipped):,} other files in these folders are neither PNG, JPEG nor DICOM: '
             f'{", ".join(skipped[:5])}{more}')
     for kind in ('refused', 'warning'): _say_first(df[df.status == kind], kind)
+
+def _say_unknown(df, known, table):
+    "Say of how many files a table knows nothing"
+    without = [path for path in df.path if Path(path).name not in known.index]
+    if without:
+        say(f'note: {table} has no row for {len(without):,} of {len(df):,} files, for example {without[0]}; '
+            'its column image must hold their names')
 
 def _say_first(rows, kind, n=5):
     "The first few files of a kind, with their reasons"
@@ -246,6 +260,8 @@ def cxr_export(
 ):
     "A trained run as one ONNX file, gray bytes in and probabilities out, as a web page, or to the Hugging Face hub."
     folder = run_folder(run)
+    if not web: refuse_options('only for --web', runtime=runtime)
+    if not push: refuse_options('only for --push', public=public, revision=revision)
     if not (out or web or push):
         raise CxrError('--out, --web or --push is missing; give a file, as in: --out model.onnx, '
                        'a folder, as in: --web demo, or a name, as in: --push OWNER/NAME')

@@ -67,7 +67,8 @@ def write_published(
     from cxr_nb.models.peers import load_published
     from cxr_nb.models.registry import entry_of, start_sentence
     if (Path(out)/'config.json').exists(): raise CxrError(f'{out}: holds a run or a bundle; give another folder')
-    model = load_published(weights, findings or FINDINGS)
+    try: model = load_published(weights, findings or FINDINGS)
+    except CxrError as e: raise CxrError(str(e).replace('--weights', '--name')) from None # as it is called here
     entry = entry_of(weights)
     remark = start_sentence(entry.name).replace('The run began with the published', 'Published')
     return save_bundle(model, out, weights=entry.name, license=entry.licence.lower(), caveat=remark)

@@ -16,7 +16,7 @@ from ..core import CxrError
 
 # %% ../../nbs/api/data/00_image_files.ipynb #fbee1a3e
 MENDS = { # What to do, by the code of an `ImageError`
-    'missing': 'check the folder, or take it out of the table',
+    'missing': 'check its path, or take it out of the table',
     'unreadable': 'give the path of an image file that you may read',
     'empty': 'copy or download it again',
     'not_image': 'give PNG, JPEG or DICOM',

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ..core import CxrError
 from ..data.gate import admitted
 from .app import answer, answer_table
-from .predict import Classifier
+from .predict import Classifier, check_classifier
 from ..explain.sheet import draw_boxes, overlay
 from ..labels import none_name
 from ..report.plots import BLUE, INK, ORANGE
@@ -31,6 +31,7 @@ def plot_prediction(
     known:dict=None # Age, sex and view, for a network that is told them
 )->Figure: # The image, its heatmap, a chart; 9 x 3.4 inches
     "A prediction in one picture. Raises `CxrError` if the gate refuses the image, or for an unknown finding"
+    check_classifier(clf)
     judged = admitted(image)
     a = answer(clf, judged.pixels, judged.verdict, known=known)
     table = answer_table(a, clf)

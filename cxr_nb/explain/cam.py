@@ -249,6 +249,8 @@ def grad_cam(
     **known # For a network that is told them: age (years), sex ('F', 'M'), view ('PA', 'AP')
 )->np.ndarray: # float32 (S, S) in 0..1 of its own maximum, all 0 where nothing spoke for the finding
     "The heatmap of a finding in an image. Raises `CxrError` if the gate refuses it or the finding is unknown"
+    if not hasattr(clf, 'model'):
+        raise ExplainError(f'{type(clf).__name__}: no classifier; give one as of load_classifier')
     if not isinstance(finding, str): raise ExplainError(f'one finding at a time; gradcam draws {finding} in one pass')
     pixels = to_square(readable_pixels(image), clf.model.size)
     x = normalise(torch.from_numpy(pixels)[None, None])
