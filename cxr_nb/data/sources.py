@@ -351,6 +351,7 @@ def own_data(
     "Data from a table and a folder of your own. Raises `DataError` if no image of the table is there"
     if not isinstance(table, pd.DataFrame):
         raise DataError(f'the table is a {type(table).__name__}; read_table makes one of a CSV')
+    if not len(table): raise DataError('the table has no rows; give one with a row an image')
     if not isinstance(files, dict):
         root = root or files
         files = index_images(files)

@@ -6,8 +6,8 @@ Docs: https://cxr-nb.github.io/cxr_nb/api/deploy/export.html.md"""
 
 # %% auto #0
 __all__ = ['USE', 'SQUARE', 'FIXED', 'ROWS', 'TOLERANCE', 'BUNDLE', 'FROM_HUB', 'ExportError', 'Whole', 'WithRows',
-           'square_in_numpy', 'about', 'check_images', 'parity', 'Exported', 'export_onnx', 'OnnxClassifier',
-           'load_onnx', 'refuse_folders', 'stage', 'push_to_hub', 'fetch_bundle', 'from_pretrained']
+           'square_in_numpy', 'about', 'need_onnx', 'check_images', 'parity', 'Exported', 'export_onnx',
+           'OnnxClassifier', 'load_onnx', 'refuse_folders', 'stage', 'push_to_hub', 'fetch_bundle', 'from_pretrained']
 
 # %% ../../nbs/api/deploy/02_export.ipynb #1642a344
 import copy, io, json, logging, shutil, tempfile, warnings
@@ -24,7 +24,7 @@ from torch import nn
 # %% ../../nbs/api/deploy/02_export.ipynb #147fac72
 from .. import __version__
 from ..data.images import to_square
-from ..core import CxrError, as_json, need_file, read_json, whole_file, write_json, write_whole
+from ..core import CxrError, as_json, need_file, read_json, short_reason, whole_file, write_json, write_whole
 from ..data.augment import MEAN, STD, normalise
 from ..models.weights import ModelError
 from ..models.tabular import check_columns, fact_rows, known_rows
@@ -95,8 +95,10 @@ def about(
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in said.items() if v is not None}
 
 # %% ../../nbs/api/deploy/02_export.ipynb #378f5a6d
-def _need(name):
-    "A package of the extra. Raises `ExportError` if it is not installed"
+def need_onnx(
+    name='onnxscript' # A package of the extra `onnx`, or a module of it
+)->object: # The module
+    "What an export needs. Raises `ExportError` if it is not installed"
     try: return import_module(name)
     except ImportError: raise ExportError(f'{name} is not installed; pip install "cxr_nb[onnx]"') from None
 
@@ -113,11 +115,11 @@ def _quiet():
 
 def _reason(error):
     "Its kind, and the start of its first line"
-    return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:150]}'
+    return f'{type(error).__name__}: {short_reason(error, 150)}'
 
 def _traced(model, whole):
     "The ONNX program of a network in eval mode on the CPU, made whole, without the notes of the tracer"
-    _need('onnxscript')
+    need_onnx('onnxscript')
     images = torch.zeros(2, 1, model.size, model.size, dtype=torch.uint8)
     inputs = [images, torch.zeros(2, 2*len(model.net.tabular))][:len(whole.inputs)]
     n = torch.export.Dim('images_n')
@@ -129,7 +131,7 @@ def _traced(model, whole):
     except Exception as e:
         raise ExportError(f'{model.arch}: PyTorch cannot write it as ONNX ({_reason(e)}); '
                           'choose another network') from e
-    _need('onnx_ir.passes.common').ClearMetadataAndDocStringPass()(program.model)
+    need_onnx('onnx_ir.passes.common').ClearMetadataAndDocStringPass()(program.model)
     return program
 
 # %% ../../nbs/api/deploy/02_export.ipynb #869dcd44
@@ -171,7 +173,7 @@ class Exported:
     opset: int # Version of the ONNX operators
 
 def _classifier(run):
-    "A classifier on the CPU from a folder or another one. Raises `ExportError` for one that was scaled otherwise"
+    "A classifier on the CPU, from a folder or another one"
     if not isinstance(run, Classifier): run = load_classifier(run)
     return Classifier(copy.deepcopy(run.model).cpu().float().eval(), run.config, torch.device('cpu'))
 
@@ -195,7 +197,7 @@ TOLERANCE = 1e-4 # Largest difference of a probability that is let through
 
 def _checked(path, clf):
     "The difference, if it is small enough; NaN if nothing can run the file here"
-    try: _need('onnxruntime')
+    try: need_onnx('onnxruntime')
     except ExportError as e:
         warnings.warn(f'not compared with PyTorch: {e}', stacklevel=3)
         return np.nan
@@ -258,7 +260,7 @@ def load_onnx(
     providers=('CPUExecutionProvider',), # Where onnxruntime computes
 )->OnnxClassifier: # Ready to predict
     "An exported model. Raises `ExportError` if the file is none, or is not what it says"
-    onnxruntime, path = _need('onnxruntime'), Path(path)
+    onnxruntime, path = need_onnx('onnxruntime'), Path(path)
     need_file(path, 'cxr-export --run RUN --out model.onnx makes an ONNX file', ExportError)
     data = path.read_bytes() # from bytes, a model can name no other file
     try: session = onnxruntime.InferenceSession(data, providers=list(providers))

@@ -23,7 +23,7 @@ from ..data.image_files import MAX_ASPECT, MAX_BYTES, MAX_PIXELS, MENDS, MIN_SID
 from ..data.images import NOTES
 from ..data.phantom.anatomy import phantom_body
 from ..data.phantom.findings import phantom_image
-from .export import USE, Exported, Whole, check_images, export_onnx, refuse_folders
+from .export import USE, Exported, Whole, check_images, export_onnx, need_onnx, refuse_folders
 from .predict import load_classifier
 from ..explain.cam import as_map, pooled_linear
 from ..labels import none_name
@@ -126,6 +126,7 @@ def export_web(
 )->Exported: # The ONNX file in that folder
     """A page that shows what a run says of an image, computed in the browser.
     Raises `CxrError` if the folder holds something else, or the runtime cannot be had"""
+    need_onnx() # before anything is fetched and written
     run, dest = Path(run), Path(dest)
     begun = (dest/'gate.json').is_file() # a page, or one whose export failed
     if not begun: refuse_foreign(dest, ['runtime'], 'such a page')
