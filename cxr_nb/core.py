@@ -225,7 +225,8 @@ def short_reason(
     n:int=80, # Characters at most
 )->str: # Its first line; its name if it says nothing
     "What an error of another library says, short enough for a table"
-    return str(e).splitlines()[0][:n] if str(e) else type(e).__name__
+    said = str(e).strip()
+    return said.splitlines()[0][:n] if said else type(e).__name__
 
 def as_json(
     x # Anything of numbers, texts, lists, dictionaries and arrays

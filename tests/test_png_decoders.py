@@ -22,6 +22,16 @@ def _png(bits=8, extra=b'', squeeze=zlib.compress, filter=b'\0'):
     parts = [_chunk(b'IHDR', head), extra, _chunk(b'IDAT', squeeze(raw)), _chunk(b'IEND', b'')]
     return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
 
+def _interlaced():
+    "Black, white below the middle, in the seven passes of Adam7"
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    image = np.zeros((SIDE, SIDE), np.uint8)
+    image[SIDE//2:] = 255
+    parts = [image[y::dy, x::dx] for y, x, dy, dx in passes]
+    raw = b''.join(b'\0' + row.tobytes() for part in parts for row in part)
+    head = struct.pack('>IIBBBBB', SIDE, SIDE, 8, 0, 0, 0, 1)
+    return b'\x89PNG\r\n\x1a\n' + _chunk(b'IHDR', head) + _chunk(b'IDAT', zlib.compress(raw)) + _chunk(b'IEND', b'')
+
 def _another(data, at):
     "With one byte changed"
     data = bytearray(data)
@@ -38,6 +48,7 @@ WHOLE = {
     'gamma': _png(extra=_chunk(b'gAMA', struct.pack('>I', 45455))),
     'significant bits': _png(extra=_chunk(b'sBIT', b'\4')),
     'no end': _png()[:-12],
+    'interlaced': _interlaced(),
     'more behind the end': _png() + b'more',
 }
 BROKEN = {
@@ -54,10 +65,11 @@ def decoder(request, monkeypatch):
     else: monkeypatch.setattr(images, 'png_decode', None)
 
 @pytest.mark.parametrize('name', WHOLE)
-def test_same_pixels(decoder, name, tmp_path):
+def test_same_pixels(decoder, name, tmp_path, capfd):
     path = tmp_path/'a.png'
     path.write_bytes(WHOLE[name])
     assert np.array_equal(read_gray(path), np.asarray(Image.open(io.BytesIO(WHOLE[name]))))
+    assert not capfd.readouterr().err
 
 @pytest.mark.parametrize('name', BROKEN)
 def test_same_refusals(decoder, name, tmp_path):

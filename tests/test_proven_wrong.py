@@ -1,5 +1,5 @@
-"What a reviewer proved wrong once: names, numbers and files as people have them."
-import os, time
+"What was wrong once: names, numbers and files as people have them."
+import os, shutil, time
 from types import SimpleNamespace
 
 import numpy as np, pandas as pd, pytest
@@ -382,3 +382,15 @@ def test_an_interrupted_drawing_does_not_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(release, 'tqdm', interrupted)
     with pytest.raises(KeyboardInterrupt): release.make_phantom(tmp_path/'drawn', n_images=600, size=64, workers=2)
     assert len(drawn) < 300
+
+def test_labels_that_are_none_have_a_mark_too():
+    from cxr_nb.data.splits import label_fingerprint
+    marks = {label_fingerprint(pd.DataFrame({'Mass': o}, index=['a', 'b']), ['Mass'])
+             for o in ([100, 0], [1, 0], [1., 0.], [True, False], ['x', 0], [np.nan, 0], [-1, 0])}
+    assert len(marks) == 5
+
+def test_a_run_goes_on_with_the_folds_that_it_was_given(run, phantom, trained, tmp_path):
+    again = shutil.copytree(trained, tmp_path/'again')
+    said = run('cxr-train', '--data', phantom, '--out', again, '--arch', 'mobilenetv2_050', '--weights', 'none',
+               '--size', 64, '--epochs', 1, '--device', 'cpu', '--precision', 'float32', '--folds', 5, '--resume')
+    assert said.returncode == 0, said.stderr

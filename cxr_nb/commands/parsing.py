@@ -65,7 +65,7 @@ def command(
             asked = notes and {'-h', '--help'} & set(argv)
             args, unknown = parser(f, examples, notes() if asked else '').parse_known_intermixed_args(argv)
             if unknown: return _fail(CxrError(_not_known(f, unknown[0])))
-            if not together and int(os.environ.get('WORLD_SIZE', 1)) > 1: return _fail(CxrError(_alone(f)))
+            if not together and _several(): return _fail(CxrError(_alone(f)))
             words, options = _words_and_options(f, vars(args))
             return _run(f, _how_to_go_on(f, argv, goes_on), *words, **options)
         return main
@@ -81,6 +81,8 @@ def _not_known(f, word):
         return f'{word}: which option is it for? As in: {likely} {word}; {more}'
     near = get_close_matches(word.partition('=')[0], options, 1, cutoff=.7)
     return f'{word}: no such option; ' + (f'is {near[0]} meant?' if near else more)
+
+def _several(): return 'LOCAL_RANK' in os.environ and int(os.environ.get('WORLD_SIZE') or 1) > 1
 
 def _alone(f): return f'torchrun starts several processes, but {_shell_name(f)} is for one; run it without torchrun'
 
@@ -116,7 +118,7 @@ def _run(f, interrupted, *args, **kwargs):
 def _fail(e):
     "One line about an error"
     name = getattr(e, 'filename', None) or ''
-    name = re.sub(r'(\.\d+)?\.part$', '', str(name)) # as it was typed, not as it is called until it is whole
+    name = re.sub(r'\.\d+\.part$', '', str(name)) # as it was typed, not as it is called until it is whole
     what = f'{name}: {e.strerror}' if name else str(e)
     if disk_full(e):
         where = f'{name}: ' if name else ''

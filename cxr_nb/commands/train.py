@@ -92,7 +92,8 @@ def cxr_train(
                test=test, folds=folds, train_subset=train_subset, val_subset=val_subset, seed=seed, findings=names,
                split_seed=split_seed, precision=precision, compile=compile or None)
     r = make_recipe(recipe, epochs, lr, batch_size, fast, **own, **_others(typed_options(set), own))
-    if r.split.kind != 'folds': refuse_options('only for a cross-validation; give --split folds too', folds=folds)
+    if r.split.kind != 'folds' and not resume:
+        refuse_options('only for a cross-validation; give --split folds too', folds=folds)
     if not (resume or overwrite): refuse_overwriting(out)
     check_download(download, r.size)
     best_device(device) # meets the other processes, if there are any
@@ -144,6 +145,11 @@ def _drawn_and_gone(run):
     root = read_json(Path(run)/'data.json', default={}).get('root')
     return PHANTOM_CAVEAT in caveat and not (root and Path(root).is_dir())
 
+def _asked_of(run):
+    "The findings that a run was asked for, those included that could not be learnt"
+    config = read_json(Path(run)/'config.json')
+    return config['findings'] + config.get('left_out', [])
+
 def _training_data(recipe, data, csv_path, img_root, findings, download, columns, old=None):
     "The data that options name, else those of an old run; the first process makes or fetches them"
     from cxr_nb.data.indiana import load_indiana
@@ -151,7 +157,7 @@ def _training_data(recipe, data, csv_path, img_root, findings, download, columns
     from cxr_nb.data.sources import load_data
     from cxr_nb.training.distributed import main_first
     def load():
-        if old and not _drawn_and_gone(old): return run_data(old, findings)
+        if old and not _drawn_and_gone(old): return run_data(old, findings or _asked_of(old))
         if _is_indiana(recipe) and not (csv_path or img_root or download): return load_indiana(data)
         return load_data(data, csv_path, img_root, findings, download, columns, say)
     return say_data(main_first(load))

@@ -214,7 +214,7 @@ def cxr_predict(
     rate = len(df)/(time.perf_counter() - began)
     say(f'{n.ok + n.warning:,} of {len(df):,} files predicted, {rate:.0f} files/s: {out}')
     _say_predicted(clf, df, calibrated, known is not None or header)
-    if clf.model.net.tabular and table: _say_unknown(df, known, table)
+    if clf.model.net.tabular and table: _say_unknown(df, known, table, header)
     return 2 if n.refused == len(df) else 1 if n.refused else 3 if n.warning else 0
 
 def _say_predicted(clf, df, calibrated, told):
@@ -232,9 +232,10 @@ def _say_predicted(clf, df, calibrated, told):
             f'{", ".join(skipped[:5])}{more}')
     for kind in ('refused', 'warning'): _say_first(df[df.status == kind], kind)
 
-def _say_unknown(df, known, table):
-    "Say of how many files a table knows nothing"
-    without = [path for path in df.path if Path(path).name not in known.index]
+def _say_unknown(df, known, table, header):
+    "Say of how many files a table knows nothing; those are left out whose header is asked"
+    from cxr_nb.data.image_files import is_dicom
+    without = [path for path in df.path if Path(path).name not in known.index and not (header and is_dicom(path))]
     if without:
         say(f'note: {table} has no row for {len(without):,} of {len(df):,} files, for example {without[0]}; '
             'its column image must hold their names')

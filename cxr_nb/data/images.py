@@ -57,7 +57,7 @@ def _by_opencv(data):
 
 def _plain_gray(im, f):
     "uint8 (H, W) of a sound PNG file in gray, decoded faster than Pillow can; None of any other file"
-    special = {'exif', 'icc_profile', 'transparency'} & set(im.info)
+    special = {'exif', 'icc_profile', 'interlace', 'transparency'} & set(im.info)
     if im.format != 'PNG' or im.mode != 'L' or special: return None
     at = f.tell()
     f.seek(0)

@@ -46,7 +46,7 @@ def run_data(
     if not csv: raise CxrError(f'{run}: its table was made in Python; give it again, as in open_run(path, data)')
     if not Path(csv).is_file():
         raise CxrError(f'{run}: its label file is not where it was; give it as --csv-path, with --img-root')
-    findings = findings or config.get('findings', []) + config.get('left_out', [])
+    findings = findings or config.get('findings')
     if home and home.resolve() == Path(csv).resolve() and not where.get('columns'):
         return load_nih(root, findings, source)
     return load_data(csv_path=csv, img_root=root, findings=findings, columns=where.get('columns'))

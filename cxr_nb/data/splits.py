@@ -207,8 +207,9 @@ def label_fingerprint(
     findings:list, # Its columns
 )->str: # 16 hexadecimal digits, as under `labels` in a run's config.json
     "Which image has which labels, in one short string"
-    digits = table[findings].to_numpy(np.uint8) + ord('0')
-    return fingerprint(pd.Series([bytes(row).decode() for row in digits], table.index))
+    labels = table[findings]
+    if labels.isin([0, 1]).all(axis=None): labels = labels.astype(np.uint8) # whatever type they have
+    return fingerprint(labels.astype(str).sum(axis=1))
 
 # %% ../../nbs/api/data/03_splits.ipynb #bbbb874b
 class Page(str):

@@ -142,6 +142,7 @@ def _parsed(file):
     "The JSON of a configuration, looked through"
     if not file.is_file():
         raise ModelError(f'{file.parent}: no config.json there; is this the folder that cxr-train wrote with --out?')
+    if file.stat().st_size > 1 << 26: raise ModelError(f'{file}: larger than 64 MB; train again or restore it')
     return check_config(read_json(file, 'train again or restore it', error=ModelError), file)
 
 def _interrupted(file, sha):

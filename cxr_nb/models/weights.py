@@ -11,13 +11,15 @@ __all__ = ['OTHER_WEIGHTS', 'CLIP_MEAN', 'CLIP_STD', 'BIOMEDCLIP', 'OPEN_CLIP_FI
 
 # %% ../../nbs/api/models/01_weights.ipynb #84889681
 import json, os, re, socket, threading, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import timm, torch
-from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -168,11 +170,17 @@ OPEN_CLIP_FILES = ['open_clip_model.safetensors', 'open_clip_pytorch_model.safet
 def _from_hub(name):
     "Folder with what the hub has of a model in open_clip's layout"
     other = 'or give weights as a folder or file that was downloaded before'
-    files = ['open_clip_config.json', *OPEN_CLIP_FILES]
-    try: return Path(snapshot_download(name.removeprefix('hf-hub:'), allow_patterns=files))
+    get = partial(hf_hub_download, name.removeprefix('hf-hub:'))
+    try:
+        folder = Path(get('open_clip_config.json')).parent
+        for file in OPEN_CLIP_FILES: # one of them is enough
+            with suppress(EntryNotFoundError):
+                get(file)
+                return folder
     except Exception as e:
         said = type(e).__name__
         raise ModelError(f'{name}: could not be downloaded ({said}); check the connection, {other}') from None
+    raise ModelError(f'{name}: has none of {", ".join(OPEN_CLIP_FILES)}; choose another model, {other}')
 
 def _from_folder(path, arch):
     "State dict, mean and spread of a folder in open_clip's layout"

@@ -16,13 +16,13 @@ from fastcore.basics import store_attr
 from tqdm.auto import tqdm
 
 # %% ../../nbs/api/training/08_frozen.ipynb #2bdeec6d
-from ..core import nearest_folder, one_at_a_time, whole_file, write_json
+from ..core import clear_halves, nearest_folder, one_at_a_time, whole_file, write_json
 from ..data.batches import Batches, rank_world
-from ..data.cache import says
 from ..data.splits import fingerprint
 from ..models.inference import in_onnxruntime
 from ..models.nets import features, over_batches
 from ..models.tabular import told
+from ..runs import record_of
 from .callbacks import Scores
 from .distributed import main_first
 from .losses import FocalLoss, WeightedBCE
@@ -182,7 +182,7 @@ def keep_stem(
 def _kept(run, trainable, file, said):
     "The file of kept outputs, made if it is not there or of something else"
     about = file.with_suffix('.json')
-    def there(): return file.is_file() and says(about, said)
+    def there(): return file.is_file() and record_of(about) == said
     if not there():
         with one_at_a_time(file, 'these kept outputs'):
             if not there(): _make_stem(run, trainable, file, said)
@@ -190,6 +190,7 @@ def _kept(run, trainable, file, said):
 
 def _make_stem(run, trainable, file, said):
     "Compute what is kept into its file, which gets its name when it is whole"
+    clear_halves(file.parent, [file.name])
     _refuse_full_disk(nearest_folder(file), 2*int(np.prod(said['shape'])))
     with whole_file(file) as part, open(part, 'wb') as out: # row after row, which a network disk can do too
         np.lib.format.write_array_header_1_0(out, dict(descr='<f2', fortran_order=False, shape=tuple(said['shape'])))

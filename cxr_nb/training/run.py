@@ -238,7 +238,7 @@ def _may_begin(path, recipe, data, resume, overwrite):
     if not resume: return refuse_overwriting(path)
     refuse_resuming(path)
     for folder in (path, path/'results', path/'results'/'tables'): clear_halves(folder, RUN_FILES)
-    clear_halves(path/'checkpoints', '*')
+    clear_halves(path/'checkpoints', ['*.safetensors'])
     left = checkpoint_here(path)
     if left: _refuse_early(path, left[1]['about'], recipe, data)
 
