@@ -65,7 +65,7 @@ def command(
             asked = notes and {'-h', '--help'} & set(argv)
             args, unknown = parser(f, examples, notes() if asked else '').parse_known_intermixed_args(argv)
             if unknown: return _fail(CxrError(_not_known(f, unknown[0])))
-            if not together and _several(): return _fail(CxrError(_alone(f)))
+            if not together and _by_torchrun(): return _fail(CxrError(_alone(f)))
             words, options = _words_and_options(f, vars(args))
             return _run(f, _how_to_go_on(f, argv, goes_on), *words, **options)
         return main
@@ -82,7 +82,7 @@ def _not_known(f, word):
     near = get_close_matches(word.partition('=')[0], options, 1, cutoff=.7)
     return f'{word}: no such option; ' + (f'is {near[0]} meant?' if near else more)
 
-def _several(): return 'LOCAL_RANK' in os.environ and int(os.environ.get('WORLD_SIZE') or 1) > 1
+def _by_torchrun(): return 'LOCAL_RANK' in os.environ and int(os.environ.get('WORLD_SIZE') or 1) > 1
 
 def _alone(f): return f'torchrun starts several processes, but {_shell_name(f)} is for one; run it without torchrun'
 

@@ -66,10 +66,9 @@ def write_published(
     from cxr_nb.models.bundle import save_bundle
     from cxr_nb.models.peers import load_published
     from cxr_nb.models.registry import entry_of, start_sentence
-    from cxr_nb.models.weights import ModelError
+
     if (Path(out)/'config.json').exists(): raise CxrError(f'{out}: holds a run or a bundle; give another folder')
-    try: model = load_published(weights, findings or FINDINGS)
-    except ModelError as e: raise ModelError(str(e).replace('--weights', '--name')) from None # as it is called here
+    model = load_published(weights, findings or FINDINGS)
     entry = entry_of(weights)
     remark = start_sentence(entry.name).replace('The run began with the published', 'Published')
     return save_bundle(model, out, weights=entry.name, license=entry.licence.lower(), caveat=remark)

@@ -12,6 +12,7 @@ __all__ = ['FORMAT', 'OTHER_KINDS', 'RENAMED', 'save_weights', 'save_bundle', 'n
 import json, math, threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from itertools import zip_longest
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from safetensors.torch import save
 from torch import nn
 
 # %% ../../nbs/api/models/05_bundle.ipynb #ad0887be
-from hashlib import sha256
 from ..core import file_sha256, read_json, write_whole
 from ..data.augment import MEAN, STD
 from .weights import ModelError, read_weights

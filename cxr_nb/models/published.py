@@ -83,7 +83,7 @@ def check_start(
     else:
         near = get_close_matches(file or weights, entries(), n=3)
         hint = f'near it: {", ".join(near)}' if near else 'cxr-weights lists those with a name'
-        raise ModelError(f'{file or weights}: no such weight file; check --weights ({hint})')
+        raise ModelError(f'{file or weights}: no such weight file; check its path ({hint})')
 
 def _refuse_unreached(entry):
     "Raise `ModelError` if the file of an entry is neither here nor within reach"
@@ -93,7 +93,7 @@ def _refuse_unreached(entry):
 def _not_had(entry, why):
     "The error for a file that cannot be downloaded"
     return ModelError(f'weights {entry.name} cannot be downloaded: {why}; get {entry.file} from {entry.url} on another '
-                      f'machine, and give it as in --weights {entry.name}=FILE')
+                      f'machine, and give it as {entry.name}=FILE')
 
 # %% ../../nbs/api/models/015_published.ipynb #52239838
 def fetched(

@@ -80,7 +80,7 @@ def read_weights(
 )->dict: # Name to tensor
     "Tensors of a weight file; no code in it can run. Raises `ModelError` if it is missing or anything but tensors"
     path = Path(path)
-    if not path.is_file(): raise ModelError(f'{path}: no such weight file; check --weights')
+    if not path.is_file(): raise ModelError(f'{path}: no such weight file; check its path')
     try: tensors = _tensors(path, allow)
     except Exception as e: # whatever a broken or hostile file makes of its reader
         raise ModelError(f'{path}: not a file of plain tensors, refused ({_what_it_wants(e)}); '

@@ -22,7 +22,7 @@ from ..metrics.operating import confusion
 from ..metrics.evaluation import evaluate
 from ..metrics.thresholds import apply_thresholds, fit_thresholds, load_thresholds
 from .eda import plot_images
-from .plots import at_most, BLUE, GRAY, INK, ORANGE, figure_text, plot_confusion, plot_roc, styled_subplots
+from .plots import BLUE, GRAY, INK, ORANGE, at_most, figure_text, plot_confusion, plot_roc, styled_subplots
 from ..training.crossval import SET_SCORES, best_budget, epoch_search, fold_histories, out_of_fold
 from ..training.judging import predictions_of
 from ..training.run import Run

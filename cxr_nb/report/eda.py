@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 # %% ../../nbs/api/report/03_eda.ipynb #63eb5c19
 from ..labels import findings_of, label_counts, no_finding, none_name
-from .plots import at_most, BLUE, GRAY, INK, figure_text, styled_subplots
+from .plots import BLUE, GRAY, INK, at_most, figure_text, styled_subplots
 from .tables import pretty
 
 # %% ../../nbs/api/report/03_eda.ipynb #016a1797
